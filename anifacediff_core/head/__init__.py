@@ -1,0 +1,1 @@
+"""Head parameters to surface normals: FLAME-format model, camera, alignment, rasterizer."""

@@ -1,0 +1,172 @@
+"""FaceParameters: the one value that travels between the head stages."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import InputError
+
+POSE_JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
+POSE_SIZE = 3 * len(POSE_JOINTS)
+FORMAT = "anifacediff-face-parameters"
+TENSORS = ("shape", "expression", "pose", "camera", "valid")
+
+
+@dataclass(frozen=True)
+class FaceParameters:
+    """Parameters of one head over a number of frames (paper 3.1: β, ψ, θ and the camera c).
+
+    Attributes:
+        shape: (frames, shape modes) float, β.
+        expression: (frames, expressions) float, ψ.
+        pose: (frames, 15) float, θ: axis-angle in radians of the joints in ``POSE_JOINTS``, x right, y up, z to the camera.
+        camera: (frames, 3) float, ``[s, tx, ty]``, see :mod:`.camera`.
+        valid: (frames,) bool, False where no face was found.
+        head: name of the head model that β and ψ belong to.
+    """
+
+    shape: Tensor
+    expression: Tensor
+    pose: Tensor
+    camera: Tensor
+    valid: Tensor
+    head: str
+
+    def __post_init__(self) -> None:
+        frames = self.shape.shape[0]
+        expected = {"pose": (frames, POSE_SIZE), "camera": (frames, 3), "valid": (frames,)}
+        expected |= {"shape": (frames, self.shape.shape[-1]), "expression": (frames, self.expression.shape[-1])}
+        for name, size in expected.items():
+            found = tuple(getattr(self, name).shape)
+            if found != size:
+                raise InputError(f"Face parameters: {name} has shape {list(found)} where {list(size)} is expected.")
+
+    @classmethod
+    def neutral(cls, frames: int, head: str, n_shape: int, n_expression: int, scale: float = 6.0) -> FaceParameters:
+        """A neutral, average head looking straight ahead, on the CPU."""
+        camera = torch.tensor([scale, 0.0, 0.0]).expand(frames, 3).clone()
+        return cls(
+            shape=torch.zeros(frames, n_shape),
+            expression=torch.zeros(frames, n_expression),
+            pose=torch.zeros(frames, POSE_SIZE),
+            camera=camera,
+            valid=torch.ones(frames, dtype=torch.bool),
+            head=head,
+        )
+
+    def __len__(self) -> int:
+        return self.shape.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> FaceParameters:
+        """A part of the frames; the frame axis always stays."""
+        if isinstance(index, int):
+            index = [index]
+        if isinstance(index, (list, tuple, range)):
+            index = torch.as_tensor(list(index), dtype=torch.long, device=self.shape.device)
+        return replace(self, **{name: getattr(self, name)[index] for name in TENSORS})
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceParameters:
+        moved = {name: getattr(self, name).to(device=device, dtype=dtype) for name in TENSORS if name != "valid"}
+        return replace(self, valid=self.valid.to(device=device), **moved)
+
+    def expand(self, frames: int) -> FaceParameters:
+        """Repeat a single frame."""
+        if len(self) == frames:
+            return self
+        if len(self) != 1:
+            raise InputError(f"Face parameters of {len(self)} frames cannot be repeated to {frames} frames: give one frame.")
+        return self[[0] * frames]
+
+    @staticmethod
+    def concatenate(parts: Sequence[FaceParameters]) -> FaceParameters:
+        """Join parts in time; all must belong to the same head."""
+        if not parts:
+            raise InputError("There are no face parameters to join: give at least one.")
+        for part in parts[1:]:
+            parts[0].require_same_head(part, "the parts to join")
+        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS})
+
+    def interpolate(self, other: FaceParameters, weight: float | Tensor) -> FaceParameters:
+        """Blend frame by frame: 0 gives self, 1 gives ``other``. Rotations are blended along the shortest arc.
+
+        Args:
+            weight: a number or (frames,).
+        """
+        from .rotation import slerp
+
+        self.require_same_head(other, "the parameters to blend")
+        weight = torch.as_tensor(weight, dtype=self.shape.dtype, device=self.shape.device).reshape(-1, 1)
+        blended = {name: torch.lerp(getattr(self, name), getattr(other, name), weight) for name in ("shape", "expression")}
+        # Blending the scale in the logarithm zooms evenly, and x = s (x + t) means that s·t is what moves evenly.
+        scale = torch.exp(torch.lerp(self.camera[:, :1].log(), other.camera[:, :1].log(), weight))
+        shift = torch.lerp(self.camera[:, :1] * self.camera[:, 1:], other.camera[:, :1] * other.camera[:, 1:], weight)
+        pose = slerp(self.pose.unflatten(1, (-1, 3)), other.pose.unflatten(1, (-1, 3)), weight[..., None]).flatten(1)
+        camera = torch.cat([scale, shift / scale], dim=1)
+        return replace(self, **blended, pose=pose, camera=camera, valid=self.valid & other.valid)
+
+    def resample(self, times: Tensor) -> FaceParameters:
+        """Parameters at fractional frame positions.
+
+        Args:
+            times: (new frames,) positions in [0, frames - 1]; positions outside are clamped.
+        """
+        times = times.to(self.shape).clamp(0, len(self) - 1)
+        first = times.floor().long().clamp(max=max(len(self) - 2, 0))
+        second = (first + 1).clamp(max=len(self) - 1)
+        return self[first].interpolate(self[second], times - first)
+
+    def require_same_head(self, other: FaceParameters, what: str) -> None:
+        if self.head != other.head or self.shape.shape[1] != other.shape.shape[1]:
+            raise InputError(
+                f"Mismatched heads: {what} belong to the heads '{self.head}' and '{other.head}'; "
+                "extract both with the same head model."
+            )
+
+    def require_finite(self, what: str) -> FaceParameters:
+        """Refuse NaN and infinity, naming the first bad frame."""
+        for name in TENSORS[:-1]:
+            bad = ~torch.isfinite(getattr(self, name)).all(dim=1)
+            if bad.any():
+                frame = int(torch.nonzero(bad)[0])
+                raise InputError(f"{what} contains NaN or infinity in {name} at frame {frame}; extract the parameters again.")
+        return self
+
+    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+        """Write a safetensors file atomically."""
+        path = Path(path)
+        header = {"format": FORMAT, "version": "1", "head": self.head, **(metadata or {})}
+        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
+        temporary = path.with_name(path.name + ".part")
+        save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
+        os.replace(temporary, path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FaceParameters:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: the file is missing, damaged, or holds something else.
+        """
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
+                names = set(file.keys())
+                if header is None or not set(TENSORS) <= names:
+                    raise InputError(f"'{Path(path).name}' holds no face parameters; choose a file written by Save Face Parameters.")
+                tensors = {name: file.get_tensor(name) for name in TENSORS}
+        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            raise InputError(f"'{Path(path).name}' cannot be read as face parameters; the file is missing or damaged.") from error
+        parameters = {name: tensor.bool() if name == "valid" else tensor.float() for name, tensor in tensors.items()}
+        return cls(**parameters, head=str(header["head"])).require_finite(f"'{Path(path).name}'")
+
+
+assert {field.name for field in fields(FaceParameters)} == {*TENSORS, "head"}
