@@ -1,0 +1,34 @@
+"""Every shipped workflow, loaded and run in ComfyUI's real front-end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import install
+from harness.browser import Page
+from harness.server import workflow_names
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_the_front_end_knows_every_node(front_end: dict[str, Page], name: str) -> None:
+    assert front_end[name].unknown == []
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_the_front_end_queues_the_committed_api_graph(
+    front_end: dict[str, Page], name: str, request: pytest.FixtureRequest
+) -> None:
+    graph, file = front_end[name].graph, install.API_GRAPHS / f"{name}.json"
+    if request.config.getoption("--write-api-graphs"):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(graph, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert graph == install.load_graph(name), "write it anew: pytest tests/browser --write-api-graphs"
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_the_workflow_runs_from_the_front_end(front_end: dict[str, Page], name: str) -> None:
+    page = front_end[name]
+    assert page.outcome == "execution_success"
+    assert [error for error in page.errors if "reading 'id'" not in error] == []  # that one is the host's own

@@ -1,0 +1,1 @@
+"""Helpers of the tests: a running ComfyUI and a browser that looks at it."""

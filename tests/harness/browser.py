@@ -1,0 +1,84 @@
+"""ComfyUI's front-end in headless Chromium, driven by playwright-core from npm."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import install
+
+PLAYWRIGHT = "1.64.1"
+DRIVER = Path(__file__).with_name("drive.mjs")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the front-end made of one workflow."""
+
+    unknown: list[str]  # types of nodes that it marks as having errors
+    graph: dict[str, Any]  # the API form that it would queue
+    outcome: str  # "execution_success", or what went wrong
+    errors: list[str]  # uncaught errors of the page meanwhile
+    screenshot: Path
+
+
+def chromium() -> str | None:
+    """A Chromium or Chrome on this machine."""
+    named = os.environ.get("CHROMIUM_PATH")
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return named or next((path for path in map(shutil.which, names) if path), None)
+
+
+def driver_folder() -> Path:
+    """A folder with playwright-core, outside the repository; made on first use."""
+    folder = install.cache_folder() / f"playwright-core-{PLAYWRIGHT}"
+    if (folder / "node_modules" / "playwright-core").is_dir():
+        return folder
+    npm = shutil.which("npm")
+    if npm is None:
+        raise install.SetupError("no npm: install Node.js for the browser tests")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [
+        npm,
+        "install",
+        "--prefix",
+        str(folder),
+        "--no-save",
+        "--ignore-scripts",
+        f"playwright-core@{PLAYWRIGHT}",
+    ]
+    result = install.run_quietly(command)
+    if result.returncode:
+        raise install.SetupError(
+            f"playwright-core could not be installed: {install.last_line(result.stdout)}"
+        )
+    return folder
+
+
+def load_workflows(
+    server: install.Server, driver: Path, names: list[str], screenshots: Path, timeout: float = 900.0
+) -> dict[str, Page]:
+    """Open every workflow from the host's template list in one browser, queue it, and tell what happened."""
+    task = {
+        "address": f"http://{server.address}",
+        "chromium": chromium(),
+        "extension": "ComfyUI-AniFaceDiff",
+        "names": names,
+        "screenshots": str(screenshots),
+        "timeout": timeout * 1000,
+    }
+    # Node.js looks for packages beside the script, not in the current folder.
+    script = shutil.copy(DRIVER, driver / DRIVER.name)
+    result = subprocess.run(
+        ["node", str(script), json.dumps(task)],
+        capture_output=True, text=True, timeout=timeout * max(1, len(names)), check=False,
+    )  # fmt: skip
+    if result.returncode:
+        raise RuntimeError(f"the browser driver failed:\n{result.stderr[-3000:]}")
+    pages = json.loads(result.stdout.splitlines()[-1])
+    return {name: Page(**{**page, "screenshot": Path(page["screenshot"])}) for name, page in pages.items()}

@@ -1,0 +1,68 @@
+"""A real ComfyUI for the tests, and what can be asked of its runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+import install
+
+ROOT = install.ROOT
+
+
+@contextmanager
+def start(comfyui: Path, extension: Path = ROOT) -> Iterator[install.Server]:
+    """ComfyUI on the CPU with the extension and the example files, which the shipped workflows name."""
+    with install.running_server(comfyui, sys.executable, cpu=True, extension=extension) as server:
+        if install.EXAMPLES.is_dir():
+            shutil.copytree(install.EXAMPLES, server.base / "input", dirs_exist_ok=True)
+        yield server
+
+
+def workflow_names() -> list[str]:
+    """The shipped workflows, without .json."""
+    return sorted(file.stem for file in (ROOT / "workflows").glob("*.json"))
+
+
+def read_workflow(name: str) -> dict[str, Any]:
+    """A shipped workflow in the front-end's format."""
+    workflow: dict[str, Any] = json.loads((ROOT / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    return workflow
+
+
+def saved_files(server: install.Server, run: install.Run) -> list[Path]:
+    """The files that a run saved; they live as long as the server."""
+    folders = {"output": server.base / "output", "temp": server.base / "temp", "input": server.base / "input"}
+    return [folders[file["type"]] / file.get("subfolder", "") / file["filename"] for file in run.files()]
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    frames: int
+    rate: Fraction
+    width: int
+    height: int
+    audio_seconds: float  # 0 without audio
+
+
+def video_facts(file: Path) -> VideoFacts:
+    """Decode a video wholly and say what is in it."""
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        frames = sum(1 for _ in container.decode(stream))
+        rate, width, height = Fraction(stream.average_rate or 0), stream.width, stream.height
+    seconds = 0.0
+    with av.open(str(file)) as container:
+        if container.streams.audio:
+            sound = container.streams.audio[0]
+            seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(sound))
+    return VideoFacts(frames, rate, width, height, seconds)
