@@ -24,10 +24,9 @@ def _share_core() -> None:
     spec.loader.exec_module(core)
 
 
-# Tools that collect files (pytest, linters) import this file outside the host, where it has nothing to do.
-if __package__:
-    _share_core()
-    from .nodes import comfy_entrypoint
+_share_core()
 
-    WEB_DIRECTORY = "./web"
-    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
+from .nodes import comfy_entrypoint  # noqa: E402
+
+WEB_DIRECTORY = "./web"
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

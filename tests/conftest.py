@@ -40,6 +40,17 @@ from harness import browser, server  # noqa: E402
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 
+class RepositoryIsNoPackage:
+    """pytest would import the repository's __init__.py, which is ComfyUI's entry and needs ComfyUI."""
+
+    def pytest_collect_directory(self, path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+        return pytest.Dir.from_parent(parent, path=path) if path == ROOT else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(RepositoryIsNoPackage())
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write-api-graphs",
