@@ -41,10 +41,9 @@ async function inspect(page, name, errors) {
       api.addEventListener("execution_interrupted", () => resolve("interrupted"));
       setTimeout(() => resolve("no end in time"), timeout);
     });
-    const queued = await window.app.queuePrompt(0, 1);
-    const refused = window.app.lastNodeErrors;
-    if (queued === false || (refused && Object.keys(refused).length)) return `refused: ${JSON.stringify(refused)}`;
-    return await ended;
+    await window.app.queuePrompt(0, 1);
+    const refused = window.app.lastNodeErrors ?? {};
+    return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
   }, task.timeout);
   return { ...found, outcome, errors: errors.splice(0), screenshot };
 }
