@@ -1,0 +1,104 @@
+"""The lines between the rooms: who imports whom, what the core depends on; ruff and mypy over all of it."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from install import ROOT
+
+ALWAYS = {
+    "anifacediff_core",
+    "torch",
+    "numpy",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "einops",
+    "av",
+    "PIL",
+}
+ALWAYS |= {"yaml", "tqdm"}
+# What a room may import besides: the extras of pyproject.toml, and optional backends behind their own file.
+EXTRAS = {
+    "anifacediff_core/training": {"accelerate", "webdataset"},
+    "anifacediff_core/evaluation": {"scipy"},
+    "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},
+    "anifacediff_core/head/rasterize.py": {"pytorch3d"},
+    "anifacediff_core/capture/arkit.py": {"mediapipe"},
+}
+
+
+def run_tool(*command: str) -> None:
+    tool = Path(sys.executable).with_name(command[0])
+    if not tool.exists():
+        pytest.skip(f"no {command[0]}: install the extra dev, or use 'python3 install.py test'")
+    result = subprocess.run(
+        [str(tool), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def imports(folder: str) -> Iterator[tuple[str, int, str]]:
+    """Every absolute import below a folder, also those inside functions: (file, line, module)."""
+    for file in sorted((ROOT / folder).rglob("*.py")):
+        name = file.relative_to(ROOT).as_posix()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((name, node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                yield name, node.lineno, node.module
+
+
+def test_import_contracts() -> None:
+    run_tool("lint-imports", "--no-cache")
+
+
+def test_ruff() -> None:
+    run_tool("ruff", "check", "--no-cache", ".")
+
+
+def test_types() -> None:
+    run_tool("mypy")
+
+
+def test_core_imports_only_what_it_declares() -> None:
+    def allowed(file: str) -> set[str]:
+        extras = (names for room, names in EXTRAS.items() if file == room or file.startswith(f"{room}/"))
+        return ALWAYS.union(sys.stdlib_module_names, *extras)
+
+    undeclared = [
+        f"{file}:{line} imports {module}"
+        for file, line, module in imports("anifacediff_core")
+        if module.split(".")[0] not in allowed(file)
+    ]
+    assert undeclared == []
+
+
+def test_nodes_use_the_hosts_public_api() -> None:
+    outside = [entry for entry in imports("nodes") if not entry[0].startswith("nodes/host/")]
+    private = [
+        f"{file}:{line} imports {module}"
+        for file, line, module in outside
+        if module.startswith("comfy_api") and not module.startswith("comfy_api.latest")
+    ]
+    assert private == []
+
+
+def test_nothing_reaches_for_our_nodes_by_a_name_that_the_host_owns() -> None:
+    wrong = [entry for folder in ("nodes", "anifacediff_core") for entry in imports(folder)]
+    assert [f"{file}:{line}" for file, line, module in wrong if module.split(".")[0] == "nodes"] == []
+
+
+def test_requirements_and_project_agree() -> None:
+    """requirements.txt is the core's list without torch and numpy, which are the host's."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = ast.literal_eval(text.split("\ndependencies = ")[1].split("\n]")[0] + "\n]")
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = [line for line in lines if line and not line.startswith("#")]
+    assert set(declared) - set(listed) == {"torch", "numpy"}
+    assert set(listed) <= set(declared)
