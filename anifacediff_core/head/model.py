@@ -36,6 +36,7 @@ class HeadModel(nn.Module):
     parents              (5,)                         parent joint, -1 for the root
     landmarks            (68,), optional              vertex indices in iBUG's order
     occlusion            (vertices,), optional        ambient occlusion of the rest pose, 1 = open
+    chart                (vertices, 3), optional      each vertex on the unstylized head: fixed coordinates to paint in
     region.<name>        (n,), optional               vertex indices
     ===================  ===========================  ==========================================================
 
@@ -51,6 +52,7 @@ class HeadModel(nn.Module):
     skin_weights: Tensor
     landmarks: Tensor
     occlusion: Tensor
+    chart: Tensor
     joint_template: Tensor
     joint_basis: Tensor
 
@@ -65,6 +67,7 @@ class HeadModel(nn.Module):
         floats = {name: tensors[name].float() for name in ("template", "shape_basis", "joint_regressor", "skin_weights")}
         integers = {"faces": tensors["faces"].long(), "landmarks": tensors.get("landmarks", torch.zeros(0)).long()}
         optional = {"occlusion": tensors.get("occlusion", torch.ones(vertices)).float(), "pose_basis": tensors.get("pose_basis")}
+        optional["chart"] = tensors.get("chart", tensors["template"]).float()
         for name, tensor in {**floats, **integers, **optional, "expression_basis": expression}.items():
             self.register_buffer(name, tensor, persistent=False)
         # J(β) is linear: regress the template and the basis once instead of the shaped head at every call.
