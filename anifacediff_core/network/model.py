@@ -268,23 +268,29 @@ class AniFaceDiff(nn.Module):
 
     @torch.no_grad()
     def encode_conditioning(
-        self, source_latent: Tensor, source_pixels: Tensor, normals: Tensor, expression: Tensor
+        self,
+        source_latent: Tensor,
+        source_pixels: Tensor,
+        normals: Tensor | Iterable[Tensor],
+        expression: Tensor,
     ) -> Conditioning:
         """Everything that sampling needs, once per video.
 
         Arguments:
             source_latent: (1, 4, h, w).
             source_pixels: CLIP-normalized source (1, 3, i, i).
-            normals: aligned normals (frames, 3, H, W); the pose features stay on their device.
-            expression: (frames, n_expression).
+            normals: aligned normals (frames, 3, H, W), or parts of them in order; the pose features stay
+                on their device.
+            expression: (frames, n_expression); its tokens stay on their device.
         """
         weight = self.unet.conv_in.weight
+        parts = [normals] if torch.is_tensor(normals) else normals
         image = self.encode_image(source_pixels.to(weight))
         return Conditioning(
             reference=self.encode_reference(source_latent.to(weight), image),
             image=image,
-            pose=self.encode_pose(normals),
-            expression=self.encode_expression(expression.to(weight)).to(normals.device),
+            pose=torch.cat([self.encode_pose(part) for part in parts]),
+            expression=self.encode_expression(expression.to(weight)).to(expression.device),
         )
 
     def predict(

@@ -248,7 +248,7 @@ def test_configuration_round_trip() -> None:
 
 
 def test_full_configuration_is_stable_diffusion() -> None:
-    """Public facts of SD1.5 and AnimateDiff v2, of which diffusers keeps one position table a module, not two."""
+    """Public facts of SD1.5 and AnimateDiff v2; diffusers keeps one position table a module, not two."""
     with torch.device("meta"):
         model = AniFaceDiff(NetworkConfig.full(), motion=True)
     assert len(model.unet.state_dict()) == 686

@@ -1,0 +1,215 @@
+"""The method from source picture and face parameters to frames, without a host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.alignment import align
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.render import render_normals
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.encoders import clip_preprocess
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
+from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
+from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
+
+Progress = Callable[[int, int], None]
+
+
+class Pipeline:
+    """Source picture and driving parameters → video.
+
+    Arguments:
+        model: the network; without temporal modules it samples every frame for itself.
+        autoencoder: between pictures and latents.
+        head: the head model that draws the normals; the one that the network was trained on.
+        device, dtype: where and in which precision the networks run. Latents stay in float32.
+    """
+
+    def __init__(
+        self,
+        model: AniFaceDiff,
+        autoencoder: AutoEncoder,
+        head: HeadModel,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.device, self.dtype = torch.device(device), dtype
+        self.model = model.to(self.device, dtype).eval()
+        self.autoencoder = autoencoder.to(self.device, dtype).eval()
+        self.head = head.to(self.device)
+        self.schedule = NoiseSchedule.of(model.config)
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        head: HeadModel | None = None,
+    ) -> Pipeline:
+        """Load everything from one file; `head` is the bundled one by default."""
+        checkpoint = load_checkpoint(path)
+        head = head or HeadModel.bundled()
+        if head.name != checkpoint.head:
+            raise InputError(
+                f"{checkpoint.path.name} was trained on the head {checkpoint.head!r}, found {head.name!r}: "
+                "load that head model."
+            )
+        autoencoder = AutoEncoder(checkpoint.config.latent_channels)
+        checkpoint.load_into(autoencoder, "vae")
+        return cls(load_network(checkpoint), autoencoder, head, device, dtype)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Pictures (N, 3, H, W) in [0, 1] → UNet latents (N, 4, h, w)."""
+        return self.autoencoder.encode(images.to(self.device, self.dtype)) * self.model.config.latent_scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int = 8) -> Iterator[Tensor]:
+        """UNet latents (frames, 4, h, w) → pictures (chunk, 3, H, W) float32 in [0, 1] on the CPU."""
+        for part in latents.split(chunk):
+            images = self.autoencoder.decode(
+                part.to(self.device, self.dtype) / self.model.config.latent_scale
+            )
+            yield images.float().clamp(0, 1).cpu()
+
+    @torch.no_grad()
+    def conditioning(
+        self,
+        source: Tensor,
+        source_parameters: FaceParameters,
+        driving_parameters: FaceParameters,
+        *,
+        chunk: int = 16,
+        progress: Progress | None = None,
+    ) -> Conditioning:
+        """Align, draw the normals and run all encoders, `chunk` frames at a time.
+
+        Arguments:
+            source: portrait square (1, 3, size, size) in [0, 1]; the side a multiple of 8.
+            source_parameters: one frame.
+            driving_parameters: the driver's frames.
+        """
+        size = source.shape[-1]
+        if source.shape != (1, 3, size, size) or size % self.model.config.downsampling or not size:
+            raise InputError(
+                f"The source picture has shape {list(source.shape)}: "
+                f"expected one RGB square with a side that is a multiple of {self.model.config.downsampling}."
+            )
+        if not torch.isfinite(source).all():
+            raise InputError("The source picture has NaN or infinite values: load it again.")
+        aligned = align(source_parameters, driving_parameters)
+
+        def normals() -> Iterator[Tensor]:
+            for start in range(0, len(aligned), chunk):
+                yield render_normals(self.head, aligned[start : start + chunk], size)
+                if progress is not None:
+                    progress(min(start + chunk, len(aligned)), len(aligned))
+
+        pixels = clip_preprocess(source.float(), self.model.config.image_size)
+        return self.model.encode_conditioning(
+            self.encode(source), pixels, normals(), aligned.expression.cpu()
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditioning: Conditioning,
+        *,
+        steps: int = 20,
+        cfg: float = 2.0,
+        seed: int = 0,
+        window: int = 24,
+        overlap: int = 6,
+        expression_scale: float = 1.0,
+        shared_noise: float = 1.0,
+        noise: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Sample the latents of all frames of `conditioning`.
+
+        Arguments:
+            steps: Euler steps at trailing time steps.
+            cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former.
+            window, overlap: frames sampled together, and shared by neighbors; memory is one window's.
+            expression_scale: λ of eq. 3.
+            shared_noise: see `initial_noise`.
+            noise: (frames, 4, h, w) instead of that from `seed`.
+            progress: called after every window of every step.
+
+        Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
+        """
+        config = self.model.config
+        if self.model.motion is not None and window > config.motion_max_frames:
+            raise InputError(
+                f"Windows of {window} frames are longer than the {config.motion_max_frames} "
+                "that the temporal modules know: reduce the window."
+            )
+        windows = context_windows(len(conditioning), window, overlap)
+        weights = fuse_weights(len(windows[0]), overlap if len(windows) > 1 else 0).view(-1, 1, 1, 1)
+        if noise is None:
+            height, width = conditioning.pose.shape[-2:]
+            channels = config.latent_channels
+            noise = initial_noise(len(conditioning), channels, height, width, seed, shared_noise)
+        store = self.device if len(windows) == 1 else torch.device("cpu")
+        whole = conditioning.window(windows[0], self.device, self.dtype) if len(windows) == 1 else None
+
+        timesteps, sigmas = self.schedule.trailing(steps)
+        latents = self.schedule.noisy(noise.to(store), sigmas[0].to(store))
+        for step, timestep in enumerate(timesteps):
+            sigma = sigmas[step].to(store)
+            denoised, total = torch.zeros_like(latents), latents.new_zeros(len(latents), 1, 1, 1)
+            for index, frames in enumerate(windows):
+                part = whole
+                if part is None:
+                    part = conditioning.window(frames, self.device, self.dtype)
+                prediction = self._predict(part, latents[frames], timestep, sigma, cfg, expression_scale)
+                weighted = weights.to(store)
+                denoised[frames] += weighted * prediction.to(store)
+                total[frames] += weighted
+                if progress is not None:
+                    progress(step * len(windows) + index + 1, steps * len(windows))
+            latents = euler_step(latents, denoised / total, sigma, sigmas[step + 1].to(store))
+        return latents
+
+    def reenact(
+        self,
+        source: Tensor,
+        source_parameters: FaceParameters,
+        driving_parameters: FaceParameters,
+        *,
+        progress: Progress | None = None,
+        **sampling: float | int | Tensor | None,
+    ) -> Iterator[Tensor]:
+        """The whole method: see `conditioning` and `sample` for the arguments, `decode` for the result.
+
+        `progress` counts sampling, which takes nearly all of the time.
+        """
+        conditioning = self.conditioning(source, source_parameters, driving_parameters)
+        yield from self.decode(self.sample(conditioning, progress=progress, **sampling))  # type: ignore[arg-type]
+
+    def _predict(
+        self, part: Conditioning, latents: Tensor, timestep: Tensor, sigma: Tensor, cfg: float, scale: float
+    ) -> Tensor:
+        """Guided estimate of the clean latents of one window, (frames, 4, h, w) float32 on the device."""
+        latents, sigma = latents.to(self.device), sigma.to(self.device)
+        prediction = self.model.predict(
+            self.schedule.model_input(latents, sigma).to(self.dtype),
+            timestep.view(1).to(self.device),
+            part,
+            expression_scale=scale,
+            guided=cfg != 1,
+        ).float()
+        if cfg != 1:
+            conditional, unconditional = prediction.chunk(2)
+            prediction = unconditional + cfg * (conditional - unconditional)
+        return self.schedule.denoised(prediction, latents, sigma)

@@ -1,0 +1,80 @@
+"""Noise levels and the Euler step, in ComfyUI's parametrization, so that both samplers agree step by step.
+
+A noisy latent is z + σ n, with σ² = (1 - ᾱ) / ᾱ; the UNet gets it scaled to unit variance. Euler's method in
+σ is DDIM with η = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from anifacediff_core.network.config import NetworkConfig
+
+TIMESTEPS = 1000
+BETA_START, BETA_END = 0.00085, 0.012
+# ComfyUI's stand-in for ᾱ = 0 of the last time step, which keeps σ finite (4518.8).
+TERMINAL_ALPHA = 4.8973451890853435e-08
+
+
+def make_sigmas(zero_terminal_snr: bool) -> Tensor:
+    """σ of every time step, (1000,) float32, rising, of the betas "scaled_linear" ("linear" in ComfyUI).
+
+    With `zero_terminal_snr` the signal is rescaled to vanish at the last step (Lin et al. 2023, algorithm 1).
+    """
+    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    alphas = torch.cumprod(1 - betas, 0)
+    if zero_terminal_snr:
+        signal = alphas.sqrt()
+        first, last = signal[0].clone(), signal[-1].clone()
+        alphas = ((signal - last) * first / (first - last)) ** 2
+        alphas[-1] = TERMINAL_ALPHA
+    return ((1 - alphas) / alphas).sqrt().float()
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """The noise levels of a trained network and the meaning of its prediction.
+
+    Arguments:
+        sigmas: (1000,) σ of every time step.
+        prediction: "v_prediction" or "epsilon".
+    """
+
+    sigmas: Tensor
+    prediction: str
+
+    @classmethod
+    def of(cls, config: NetworkConfig) -> NoiseSchedule:
+        return cls(make_sigmas(config.zero_terminal_snr), config.prediction)
+
+    @property
+    def alphas(self) -> Tensor:
+        """ᾱ of every time step, (1000,): z_t = √ᾱ z_0 + √(1 - ᾱ) ε (eq. 4)."""
+        return 1 / (1 + self.sigmas**2)
+
+    def trailing(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Time steps (steps,) falling from 999, and their σ and a 0 (steps + 1,); "simple" in ComfyUI."""
+        stride = TIMESTEPS / steps
+        timesteps = torch.tensor([TIMESTEPS - 1 - int(step * stride) for step in range(steps)])
+        return timesteps, torch.cat([self.sigmas[timesteps], torch.zeros(1)])
+
+    def noisy(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Unit noise to the start of sampling at σ; at the highest level with the variance of the data."""
+        highest = torch.isclose(sigma, self.sigmas[-1], rtol=1e-5)
+        return noise * torch.where(highest, (1 + sigma**2).sqrt(), sigma)
+
+    def model_input(self, latents: Tensor, sigma: Tensor) -> Tensor:
+        return latents / (sigma**2 + 1).sqrt()
+
+    def denoised(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+        """The clean latents that a prediction of the UNet means, for noisy `latents` at σ."""
+        if self.prediction == "epsilon":
+            return latents - prediction * sigma
+        return latents / (sigma**2 + 1) - prediction * sigma / (sigma**2 + 1).sqrt()
+
+
+def euler_step(latents: Tensor, denoised: Tensor, sigma: Tensor, next_sigma: Tensor) -> Tensor:
+    return latents + (latents - denoised) / sigma * (next_sigma - sigma)

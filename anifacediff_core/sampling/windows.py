@@ -1,0 +1,58 @@
+"""Long videos in overlapping windows, whose memory does not grow with the video; and their initial noise."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from anifacediff_core.errors import InputError
+
+
+def context_windows(frames: int, length: int, overlap: int) -> list[list[int]]:
+    """Frame indices of each window, in order.
+
+    Windows have `length` frames and begin `length - overlap` frames apart; the last one is moved back to end
+    at the last frame. A video no longer than a window is one window.
+    """
+    if frames < 1:
+        raise InputError("The video has no frames: give at least one.")
+    if length < 1 or not 0 <= overlap < length:
+        raise InputError(
+            f"Windows of {length} frames cannot overlap by {overlap}: the overlap must be shorter."
+        )
+    if frames <= length:
+        return [list(range(frames))]
+    starts = [*range(0, frames - length, length - overlap), frames - length]
+    return [list(range(start, start + length)) for start in starts]
+
+
+def fuse_weights(length: int, overlap: int) -> Tensor:
+    """Weight of every frame of a window, (length,) in (0, 1]: ramps over the overlap, to hide seams.
+
+    The ramps of two neighbors sum to one. Where windows overlap by more, divide by the sum of the weights.
+    """
+    position = torch.arange(1, length + 1, dtype=torch.float32)
+    return torch.minimum(position, length + 1 - position).div(overlap + 1).clamp(max=1)
+
+
+def initial_noise(
+    frames: int, channels: int, height: int, width: int, seed: int, shared: float = 1.0
+) -> Tensor:
+    """Unit noise (frames, channels, height, width) on the CPU.
+
+    Arguments:
+        shared: share a of the variance that all frames have in common, √a common + √(1 - a) own: common noise
+            calms the video, own noise is what other samplers start from.
+
+    A frame's noise depends on the seed and its number only, not on the length of the video or the machine.
+    """
+    if not 0 <= shared <= 1:
+        raise InputError(f"The share of common noise is {shared}: give a number from 0 to 1.")
+    generator = torch.Generator().manual_seed(seed)
+    size = (channels, height, width)
+    common = torch.randn(size, generator=generator) * shared**0.5
+    noise = common.expand(frames, *size).clone()
+    if shared < 1:
+        for frame in noise:
+            frame += torch.randn(size, generator=generator) * (1 - shared) ** 0.5
+    return noise

@@ -1,0 +1,167 @@
+"""One safetensors file with all parts of the model under prefixes and their configuration in its header.
+
+The header's entry "anifacediff" is JSON: `version` of the format, `network` (the NetworkConfig), `head` (name
+of the head model that the parts were trained on) and `provenance` (how they came about; free form).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.model import PARTS as NETWORK_PARTS
+from anifacediff_core.network.model import AniFaceDiff
+
+VERSION = 1
+HEADER = "anifacediff"
+PARTS = (*NETWORK_PARTS, "vae", "face_encoder", "face_detector")
+
+
+def save_checkpoint(
+    path: str | Path,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    config: NetworkConfig,
+    *,
+    head: str,
+    provenance: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a checkpoint; a file that is there already stays whole until the new one is complete.
+
+    Arguments:
+        parts: state dict of each part, of those in `PARTS`.
+        dtype: floating-point weights are stored in this.
+    """
+    path = Path(path)
+    tensors = {}
+    for part, weights in parts.items():
+        if part not in PARTS:
+            raise InputError(f"A checkpoint has no part {part!r}: expected some of {', '.join(PARTS)}.")
+        for name, weight in weights.items():
+            weight = weight.detach().cpu()
+            stored = weight.to(dtype) if weight.is_floating_point() else weight
+            _require_finite(stored, f"{part}.{name}", path)
+            tensors[f"{part}.{name}"] = stored.contiguous().clone()
+    header = {"version": VERSION, "network": config.to_json(), "head": head, "provenance": provenance or {}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={HEADER: json.dumps(header), "format": "pt"})
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint's header; weights are read part by part when asked for."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint at {path}: choose another file.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata, names = file.metadata() or {}, list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path.name} is truncated or of another format ({error}): "
+            "expected a whole safetensors file, fetch it again."
+        ) from error
+    if HEADER not in metadata:
+        raise InputError(
+            f"{path.name} is not an AniFaceDiff checkpoint: expected a header {HEADER!r}, found none; "
+            f"its first tensor is {min(names, default='missing')}."
+        )
+    try:
+        header = json.loads(metadata[HEADER])
+        version, network, head = header["version"], header["network"], header["head"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path.name} has a damaged header ({error}): expected version, network and head."
+        ) from error
+    if version != VERSION:
+        raise InputError(f"{path.name} has version {version}, expected {VERSION}: update AniFaceDiff.")
+    found = {name.split(".", 1)[0] for name in names}
+    return Checkpoint(
+        path=path,
+        config=NetworkConfig.from_json(network),
+        head=head,
+        parts=tuple(part for part in PARTS if part in found),
+        provenance=header.get("provenance", {}),
+    )
+
+
+def load_network(checkpoint: Checkpoint) -> AniFaceDiff:
+    """The network with the checkpoint's weights, float32, on the CPU; with temporal modules if it has any."""
+    model = AniFaceDiff(checkpoint.config, motion="motion" in checkpoint.parts)
+    for part in NETWORK_PARTS:
+        module = getattr(model, part)
+        if module is not None:
+            checkpoint.load_into(module, part)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint.
+
+    Arguments:
+        path: the file.
+        config: sizes of the network.
+        head: name of the head model.
+        parts: names of the parts that it holds.
+        provenance: how the weights came about.
+    """
+
+    path: Path
+    config: NetworkConfig
+    head: str
+    parts: tuple[str, ...]
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def part(self, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The state dict of one part, on the CPU, as stored or in `dtype`."""
+        if name not in self.parts:
+            found = ", ".join(self.parts) or "nothing"
+            raise InputError(f"{self.path.name} has no {name}: expected that part, found {found}.")
+        prefix = f"{name}."
+        weights = {}
+        with safe_open(self.path, "pt") as file:
+            for key in filter(lambda key: key.startswith(prefix), file.keys()):
+                weight = file.get_tensor(key)
+                _require_finite(weight, key, self.path)
+                if dtype is not None and weight.is_floating_point():
+                    weight = weight.to(dtype)
+                weights[key[len(prefix) :]] = weight
+        return weights
+
+    def load_into(self, module: nn.Module, name: str) -> None:
+        """Load one part into its module, in the module's own precision; names and shapes must agree."""
+        weights = self.part(name)
+        expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+        found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+        for key in sorted(expected.keys() | found.keys()):
+            if expected.get(key) != found.get(key):
+                raise InputError(
+                    f"{self.path.name} does not fit: expected {name}.{key} {expected.get(key, 'absent')}, "
+                    f"found {found.get(key, 'absent')}."
+                )
+        module.load_state_dict(weights)
+
+
+def _require_finite(tensor: Tensor, name: str, path: Path) -> None:
+    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        raise InputError(f"{path.name} is damaged: expected finite weights, found NaN or infinity in {name}.")

@@ -1,0 +1,345 @@
+"""Schedule, windows and the headless pipeline."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.model import PARTS, AniFaceDiff
+from anifacediff_core.sampling.pipeline import Pipeline
+from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step, make_sigmas
+from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
+from anifacediff_core.weights.checkpoint import save_checkpoint
+
+CONFIG = NetworkConfig.tiny()
+
+
+def randomize(module: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.ndim > 1:
+                parameter.copy_(
+                    torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
+                )
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadModel:
+    return HeadModel.bundled()
+
+
+@pytest.fixture(scope="module")
+def pipeline(head: HeadModel) -> Pipeline:
+    model = AniFaceDiff(CONFIG, motion=True)
+    randomize(model)
+    return Pipeline(model, AutoEncoder(), head)
+
+
+@pytest.fixture(scope="module")
+def conditioning(pipeline: Pipeline) -> Conditioning:
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        return pipeline.model.encode_conditioning(
+            torch.randn(1, 4, 8, 8, generator=generator),
+            torch.randn(1, 3, 112, 112, generator=generator),
+            torch.rand(9, 3, 64, 64, generator=generator),
+            torch.rand(9, 52, generator=generator),
+        )
+
+
+@pytest.fixture
+def parameters(head: HeadModel) -> FaceParameters:
+    return FaceParameters.neutral(5, head.name, head.n_shape, head.n_expression)
+
+
+# --- schedule -------------------------------------------------------------------------------------------
+
+
+def ddim(steps: int, zero_terminal_snr: bool, prediction: str) -> DDIMScheduler:
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type=prediction,
+        timestep_spacing="trailing",
+        rescale_betas_zero_snr=zero_terminal_snr,
+        set_alpha_to_one=True,
+        clip_sample=False,
+    )
+    scheduler.set_timesteps(steps)
+    return scheduler
+
+
+@pytest.mark.parametrize("zero_terminal_snr", [False, True])
+def test_levels_are_those_of_diffusers_and_comfyui(zero_terminal_snr: bool) -> None:
+    sigmas = make_sigmas(zero_terminal_snr)
+    alphas = ddim(10, zero_terminal_snr, "v_prediction").alphas_cumprod
+    assert torch.allclose(1 / (1 + sigmas[:-1] ** 2), alphas[:-1], rtol=2e-3, atol=1e-6)
+    # the ends as in ComfyUI's ModelSamplingDiscrete().sigmas
+    assert sigmas[0].item() == pytest.approx(0.0291672, rel=1e-5)
+    assert sigmas[-1].item() == pytest.approx(4518.76 if zero_terminal_snr else 14.6146, rel=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 25, 30])
+def test_trailing_steps(steps: int) -> None:
+    timesteps, sigmas = NoiseSchedule.of(CONFIG).trailing(steps)
+    assert timesteps[0] == 999 and len(timesteps) == steps and sigmas[-1] == 0
+    assert (sigmas.diff() < 0).all()
+    if 1000 % steps == 0:
+        assert timesteps.tolist() == ddim(steps, True, "v_prediction").timesteps.tolist()
+
+
+@pytest.mark.parametrize(("zero_terminal_snr", "prediction"), [(True, "v_prediction"), (False, "epsilon")])
+def test_euler_is_ddim(zero_terminal_snr: bool, prediction: str) -> None:
+    """DDIM takes ᾱ = 0, ours 4.9e-8: a relative difference of √ᾱ = 2e-4 in the first step."""
+    schedule = NoiseSchedule(make_sigmas(zero_terminal_snr), prediction)
+    scheduler = ddim(20, zero_terminal_snr, prediction)
+    noise = torch.randn(2, 4, 8, 8)
+
+    def network(latents: torch.Tensor, timestep: int) -> torch.Tensor:
+        return torch.tanh(latents * (1 + timestep / 1000)) - 0.3 * latents.roll(1, -1)
+
+    expected = noise.clone()
+    for timestep in scheduler.timesteps:
+        expected = scheduler.step(network(expected, int(timestep)), timestep, expected, eta=0).prev_sample
+
+    timesteps, sigmas = schedule.trailing(20)
+    latents = schedule.noisy(noise, sigmas[0])
+    for step, timestep in enumerate(timesteps):
+        prediction_ = network(schedule.model_input(latents, sigmas[step]), int(timestep))
+        denoised = schedule.denoised(prediction_, latents, sigmas[step])
+        latents = euler_step(latents, denoised, sigmas[step], sigmas[step + 1])
+    assert (latents - expected).norm() / expected.norm() < 2e-3
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_true_prediction_gives_back_the_clean_latents(prediction: str) -> None:
+    schedule = NoiseSchedule(make_sigmas(False), prediction)
+    clean, noise = torch.randn(4, 8), torch.randn(4, 8)
+    for timestep in (0, 400, 999):
+        alpha, sigma = schedule.alphas[timestep], schedule.sigmas[timestep]
+        target = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        noisy = clean + sigma * noise
+        assert torch.allclose(
+            schedule.model_input(noisy, sigma), alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, atol=1e-4
+        )
+        assert torch.allclose(schedule.denoised(target, noisy, sigma), clean, atol=1e-4)
+
+
+# --- windows --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(24, 6), (24, 0), (16, 15), (5, 2), (1, 0)])
+def test_windows_cover_every_frame(length: int, overlap: int) -> None:
+    for frames in [*range(1, 60), 480]:
+        windows = context_windows(frames, length, overlap)
+        assert sorted({frame for window in windows for frame in window}) == list(range(frames))
+        assert all(window == list(range(window[0], window[0] + min(length, frames))) for window in windows)
+        starts = [window[0] for window in windows]
+        assert starts == sorted(set(starts))
+        for first, second in pairwise(windows):
+            assert len(set(first) & set(second)) >= overlap
+
+
+def test_number_of_windows_is_minimal() -> None:
+    assert len(context_windows(24, 24, 6)) == 1
+    assert len(context_windows(25, 24, 6)) == 2
+    assert len(context_windows(42, 24, 6)) == 2
+    assert len(context_windows(43, 24, 6)) == 3
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(24, 6), (24, 0), (16, 15), (5, 4)])
+def test_fuse_weights_fade_between_neighbors(length: int, overlap: int) -> None:
+    weights = fuse_weights(length, overlap)
+    assert weights.shape == (length,) and (weights > 0).all() and (weights <= 1).all()
+    assert torch.equal(weights, weights.flip(0))
+    if 2 * overlap < length:
+        total = weights[:overlap] + weights[length - overlap :]
+        assert torch.allclose(total, torch.ones(overlap))
+        assert (weights[overlap : length - overlap] == 1).all()
+    share = torch.zeros(3 * length)
+    for window in context_windows(3 * length, length, overlap):
+        share[window] += weights
+    assert (share > 0).all()
+
+
+def test_impossible_windows_are_refused() -> None:
+    for frames, length, overlap in ((0, 24, 6), (10, 4, 4), (10, 0, 0), (10, 4, -1)):
+        with pytest.raises(InputError):
+            context_windows(frames, length, overlap)
+
+
+def test_noise_of_a_frame_does_not_depend_on_the_length() -> None:
+    long, short = (initial_noise(frames, 4, 8, 8, seed=3, shared=0.5) for frames in (12, 5))
+    assert torch.equal(long[:5], short)
+    assert not torch.equal(long, initial_noise(12, 4, 8, 8, seed=4, shared=0.5))
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_noise_has_unit_variance_and_the_common_share(shared: float) -> None:
+    noise = initial_noise(16, 4, 32, 32, seed=0, shared=shared)
+    assert noise.var().item() == pytest.approx(1, abs=0.05)
+    assert (noise[0] * noise[9]).mean().item() == pytest.approx(shared, abs=0.06)
+    with pytest.raises(InputError):
+        initial_noise(1, 4, 8, 8, seed=0, shared=1.5)
+
+
+# --- pipeline -------------------------------------------------------------------------------------------
+
+
+def test_one_window_is_a_plain_sampling_loop(pipeline: Pipeline, conditioning: Conditioning) -> None:
+    noise = torch.randn(9, 4, 8, 8)
+    actual = pipeline.sample(conditioning, steps=3, cfg=2.0, noise=noise)
+    model, schedule = pipeline.model, pipeline.schedule
+    timesteps, sigmas = schedule.trailing(3)
+    latents = schedule.noisy(noise, sigmas[0])
+    for step in range(3):
+        with torch.no_grad():
+            both = model.predict(
+                schedule.model_input(latents, sigmas[step]),
+                timesteps[step : step + 1],
+                conditioning,
+                expression_scale=1.0,
+                guided=True,
+            )
+        conditional, unconditional = both.chunk(2)
+        guided = 2 * conditional - unconditional
+        denoised = schedule.denoised(guided, latents, sigmas[step])
+        latents = euler_step(latents, denoised, sigmas[step], sigmas[step + 1])
+    assert (actual - latents).norm() / latents.norm() < 1e-4
+
+
+def test_prediction_is_the_training_forward(pipeline: Pipeline) -> None:
+    """Sampling and training call the network alike: conditional rows of one source, then unconditional."""
+    model, frames = pipeline.model, 3
+    source, pixels = torch.randn(1, 4, 8, 8), torch.randn(1, 3, 112, 112)
+    normals, expression = torch.rand(frames, 3, 64, 64), torch.rand(frames, 52)
+    latents, timestep = torch.randn(frames, 4, 8, 8), torch.tensor([400])
+    with torch.no_grad():
+        conditioning = model.encode_conditioning(source, pixels, normals, expression)
+        sampled = model.predict(latents, timestep, conditioning, expression_scale=0.7, guided=True)
+        trained = model(
+            latents.repeat(2, 1, 1, 1),
+            timestep.expand(2 * frames),
+            source.repeat(2, 1, 1, 1),
+            pixels.repeat(2, 1, 1, 1),
+            normals.repeat(2, 1, 1, 1),
+            expression.repeat(2, 1),
+            frames,
+            torch.full((2 * frames, 1, 1), 0.7),
+        )
+    assert (sampled - trained).norm() / trained.norm() < 1e-5
+
+
+def test_without_guidance_only_the_conditional_half_runs(
+    pipeline: Pipeline, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    predict = pipeline.model.predict
+
+    def spy(*args: object, guided: bool, **kwargs: object) -> torch.Tensor:
+        asked.append(guided)
+        return predict(*args, guided=guided, **kwargs)
+
+    monkeypatch.setattr(pipeline.model, "predict", spy)
+    pipeline.sample(conditioning, steps=1, cfg=1.0)
+    pipeline.sample(conditioning, steps=1, cfg=1.5)
+    assert asked == [False, True]
+
+
+def test_windows_of_independent_frames_change_nothing(pipeline: Pipeline, conditioning: Conditioning) -> None:
+    """Frames are independent then, so any windows must give the same."""
+    still = Pipeline(AniFaceDiff(CONFIG), pipeline.autoencoder, pipeline.head)
+    still.model.load_state_dict({k: v for k, v in pipeline.model.state_dict().items() if "motion." not in k})
+    noise = torch.randn(9, 4, 8, 8)
+    whole = still.sample(conditioning, steps=2, noise=noise)
+    parts = still.sample(conditioning, steps=2, noise=noise, window=4, overlap=2)
+    assert (whole - parts).norm() / whole.norm() < 1e-4
+
+
+def test_network_never_sees_more_than_a_window(
+    pipeline: Pipeline, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = []
+    predict = pipeline.model.predict
+
+    def spy(latents: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        rows.append(len(latents))
+        return predict(latents, *args, **kwargs)
+
+    monkeypatch.setattr(pipeline.model, "predict", spy)
+    done = []
+    latents = pipeline.sample(
+        conditioning, steps=2, window=4, overlap=1, progress=lambda *counts: done.append(counts)
+    )
+    assert rows == [4] * 6 and latents.shape == (9, 4, 8, 8)
+    assert done == [(i, 6) for i in range(1, 7)]
+
+
+def test_seed_and_expression_scale(pipeline: Pipeline, conditioning: Conditioning) -> None:
+    first = pipeline.sample(conditioning, steps=1, seed=1)
+    assert torch.equal(first, pipeline.sample(conditioning, steps=1, seed=1))
+    assert not torch.allclose(first, pipeline.sample(conditioning, steps=1, seed=2))
+    assert not torch.allclose(first, pipeline.sample(conditioning, steps=1, seed=1, expression_scale=0.0))
+
+
+def test_cancelled_by_the_progress_callback(pipeline: Pipeline, conditioning: Conditioning) -> None:
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.sample(conditioning, steps=2, progress=cancel)
+
+
+def test_from_file_to_frames(pipeline: Pipeline, parameters: FaceParameters, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    parts = {name: getattr(pipeline.model, name).state_dict() for name in PARTS}
+    parts["vae"] = pipeline.autoencoder.state_dict()
+    save_checkpoint(path, parts, CONFIG, head=pipeline.head.name)
+    loaded = Pipeline.from_checkpoint(path)
+    frames = list(loaded.reenact(torch.rand(1, 3, 64, 64), parameters[0], parameters, steps=1, cfg=1.0))
+    video = torch.cat(frames)
+    assert (
+        video.shape == (5, 3, 64, 64)
+        and video.min() >= 0
+        and video.max() <= 1
+        and torch.isfinite(video).all()
+    )
+
+    save_checkpoint(path, parts, CONFIG, head="another")
+    with pytest.raises(InputError, match="'another'"):
+        Pipeline.from_checkpoint(path)
+
+
+def test_bad_sources_and_windows_are_refused(
+    pipeline: Pipeline, conditioning: Conditioning, parameters: FaceParameters
+) -> None:
+    for shape in ((1, 3, 64, 72), (1, 4, 64, 64), (2, 3, 64, 64), (1, 3, 60, 60)):
+        with pytest.raises(InputError, match="expected one RGB square"):
+            pipeline.conditioning(torch.rand(shape), parameters[0], parameters)
+    with pytest.raises(InputError, match="NaN"):
+        pipeline.conditioning(torch.full((1, 3, 64, 64), float("nan")), parameters[0], parameters)
+    with pytest.raises(InputError, match="reduce the window"):
+        pipeline.sample(conditioning, window=40, overlap=6)
+
+
+@pytest.mark.slow
+def test_bfloat16_runs(pipeline: Pipeline, conditioning: Conditioning) -> None:
+    model = AniFaceDiff(CONFIG, motion=True)
+    model.load_state_dict(pipeline.model.state_dict())
+    low = Pipeline(model, AutoEncoder(), pipeline.head, dtype=torch.bfloat16)
+    noise = torch.randn(9, 4, 8, 8)
+    expected = pipeline.sample(conditioning, steps=2, noise=noise)
+    actual = low.sample(conditioning, steps=2, noise=noise)
+    assert actual.dtype == torch.float32 and (actual - expected).norm() / expected.norm() < 0.2
