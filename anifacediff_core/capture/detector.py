@@ -42,8 +42,8 @@ class Detection:
 def face_square(head: HeadModel, params: FaceParameters) -> Tensor:
     """The square around a face, from its parameters.
 
-    Centered on the mean of the 68 landmarks, its side twice the mean of width and height of their box. The expression
-    is left out, so that the square stays where it is while the person talks.
+    Centered on the mean of the 68 landmarks, its side twice the mean of width and height of their box. The
+    expression is left out, so that the square stays where it is while the person talks.
 
     Args:
         head: the head model that ``params`` belong to.
@@ -67,7 +67,7 @@ def face_square(head: HeadModel, params: FaceParameters) -> Tensor:
 
 
 def letterbox(frames: Tensor, size: int = CANVAS) -> Tensor:
-    """Scale pictures (frames, 3, height, width) to a ``size``² canvas, at its top left, the rest middle gray."""
+    """Scale pictures (frames, 3, height, width) to a ``size``² canvas, at its top left, the rest gray."""
     height, width = frames.shape[-2:]
     scale = size / max(height, width)
     target = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -83,8 +83,9 @@ def _enlarge(frames: Tensor, target: tuple[int, int]) -> Tensor:
 class PortraitDetector(nn.Module):
     """0.3 M parameters. Input (frames, 3, 128, 128) in [0, 1], letterboxed.
 
-    ``forward`` gives a map (frames, 4, 16, 16): the logit that a face's center lies in the cell, the center's offset
-    from the middle of the cell in cells (x, y), and the logarithm of the square's side over half the canvas.
+    ``forward`` gives a map (frames, 4, 16, 16): the logit that a face's center lies in the cell, the center's
+    offset from the middle of the cell in cells (x, y), and the logarithm of the square's side over half the
+    canvas.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,8 @@
 """The face encoder: pixels of a face square to shape, expression, pose and camera (paper 3.1).
 
-It has DECA's form at a tenth of the size. Unlike DECA's ResNet-50 it keeps the place of things: the last 7 x 7 map is
-projected and flattened, not averaged, since lids and irises are a few pixels at known places of the crop.
+It has DECA's form at a tenth of the size. Unlike DECA's ResNet-50 it keeps the place of things: the last 7 x
+7 map is projected and flattened, not averaged, since lids and irises are a few pixels at known places of the
+crop.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def downsample(inputs: int, outputs: int, kernel: int = 3) -> nn.Sequential:
 class FaceEncoder(nn.Module):
     """2.5 M parameters. Input (crops, 3, 224, 224) RGB in [0, 1].
 
-    ``forward`` gives the normalized vector that training compares with ``normalize(...)`` of the truth; ``read``
-    gives parameters. Means and deviations are buffers, saved with the weights.
+    ``forward`` gives the normalized vector that training compares with ``normalize(...)`` of the truth;
+    ``read`` gives parameters. Means and deviations are buffers, saved with the weights.
 
     Args:
         n_shape: number of shape modes of the head.
