@@ -1,0 +1,58 @@
+"""The nodes of ComfyUI-AniFaceDiff, one file per stage."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def _use_core_of_this_folder() -> None:
+    """Make `anifacediff_core` beside this folder importable.
+
+    By itself, not by way of sys.path: there our folder `nodes` would hide the host's module `nodes`.
+    """
+    folder = Path(__file__).resolve().parent.parent / "anifacediff_core"
+    if "anifacediff_core" in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(
+        "anifacediff_core", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    assert spec is not None and spec.loader is not None
+    package = importlib.util.module_from_spec(spec)
+    sys.modules["anifacediff_core"] = package
+    spec.loader.exec_module(package)
+
+
+_use_core_of_this_folder()
+
+from comfy_api.latest import ComfyExtension, io  # noqa: E402
+
+from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
+from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
+from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
+from .head import FacialShapeAlign, RenderNormals  # noqa: E402
+from .host.folders import register_folders  # noqa: E402
+from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
+from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
+
+NODES: list[type[io.ComfyNode]] = [
+    LoadAniFaceDiff,
+    ExpressionAdapterLoader,
+    DECAExtract,
+    ParametersFromFaceLandmarks,
+    FacialShapeAlign,
+    RenderNormals,
+    PoseEncode,
+    ReferenceNetEncode,
+    ApplyAniFaceDiff,
+    AniFaceDiffSampler,
+    SaveFaceParameters,
+    LoadFaceParameters,
+]
+
+
+class AniFaceDiffExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        register_folders()
+        return NODES

@@ -1,0 +1,115 @@
+"""What guides the sampler: Pose Encode and ReferenceNet Encode."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from anifacediff_core.errors import InputError
+
+from .host.clip_vision import image_embedding
+from .host.parts import encode_pose, encode_reference
+from .host.runtime import ModelPatcher, Progress, show_text
+from .images import square_of, to_core, to_host
+from .sockets import (
+    Pose,
+    PoseEncoderSocket,
+    PoseSocket,
+    Reference,
+    ReferenceNetSocket,
+    ReferenceSocket,
+    connected,
+    make_schema,
+    size_input,
+)
+
+
+class PoseEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffPoseEncode",
+            display_name="Pose Encode",
+            description="Turn normals into the pose features that steer every frame of the video.",
+            search_aliases=["pose guider", "normals"],
+            inputs=[
+                PoseEncoderSocket.Input("pose_encoder", tooltip="Pose encoder of Load AniFaceDiff."),
+                io.Image.Input(
+                    "normals", tooltip="Pictures of Render Normals, one per frame of the video to make."
+                ),
+            ],
+            outputs=[
+                PoseSocket.Output(
+                    display_name="pose", tooltip="Pose features of every frame, for the sampler."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, pose_encoder: ModelPatcher | None, normals: torch.Tensor) -> io.NodeOutput:
+        encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
+        pictures = to_core(normals, "normals picture")
+        height, width = pictures.shape[-2:]
+        if height != width:
+            raise InputError(
+                f"The normals are {width}×{height} pixels: they have to be square, as Render Normals makes "
+                f"them."
+            )
+        return io.NodeOutput(Pose(encode_pose(encoder, pictures, progress=Progress(len(pictures)))))
+
+
+class ReferenceNetEncode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffReferenceNetEncode",
+            display_name="ReferenceNet Encode",
+            description="Read the source picture's identity and appearance once, for every frame of the "
+            "video.",
+            search_aliases=["identity", "appearance", "source image"],
+            inputs=[
+                ReferenceNetSocket.Input("reference_net", tooltip="ReferenceNet of Load AniFaceDiff."),
+                io.Vae.Input(
+                    "vae", tooltip="VAE of Load AniFaceDiff; the same one later decodes the result."
+                ),
+                io.ClipVision.Input("clip_vision", tooltip="CLIP_VISION of Load AniFaceDiff."),
+                io.Image.Input(
+                    "image",
+                    display_name="source image",
+                    tooltip="Portrait square of the source, as DECA Extract cuts it. Of several pictures "
+                    "the first is taken; "
+                    "of a picture that isn't square, the middle.",
+                ),
+                size_input(
+                    "Side in pixels at which the source is read, and of the video; the same as in Render "
+                    "Normals. "
+                    "The bundled model was trained at 256."
+                ),
+            ],
+            outputs=[
+                ReferenceSocket.Output(
+                    display_name="reference",
+                    tooltip="Identity and appearance of the source, for the sampler.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, reference_net: ModelPatcher | None, vae: Any, clip_vision: Any, image: torch.Tensor, size: int
+    ) -> io.NodeOutput:
+        network = connected(reference_net, "ReferenceNet", "load a checkpoint that has one")
+        vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
+        clip_vision = connected(clip_vision, "CLIP_VISION", "load a checkpoint that has an image encoder")
+        pictures = to_core(image, "source image")
+        if len(pictures) > 1:
+            notice = f"The source image has {len(pictures)} pictures: the first is taken."
+            logging.info("AniFaceDiff: %s", notice)
+            show_text(notice)
+        picture = to_host(square_of(pictures[:1], size))
+        latent = vae.encode(picture)
+        embedding = image_embedding(clip_vision, picture)
+        return io.NodeOutput(Reference(encode_reference(network, latent, embedding), embedding, latent))

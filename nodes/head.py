@@ -1,0 +1,111 @@
+"""Face parameters to surface normals: Facial Shape Align and Render Normals."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.alignment import align
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.render import render_normals
+
+from .host.folders import BUNDLED, FLAME, file_names, file_path
+from .host.runtime import Progress, device
+from .images import to_host
+from .sockets import FaceParametersSocket, make_schema, size_input
+
+CHUNK = 8
+
+
+class FacialShapeAlign(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffFacialShapeAlign",
+            display_name="Facial Shape Align",
+            description="Give the source's face shape to the driving motion, so that the result keeps the "
+            "source's "
+            "identity and takes pose, expression and framing from the driver.",
+            search_aliases=["identity", "shape", "retarget"],
+            inputs=[
+                FaceParametersSocket.Input(
+                    "source",
+                    display_name="source parameters",
+                    tooltip="Face parameters of the source picture; their shape is kept. Of several frames "
+                    "the first is "
+                    "taken.",
+                ),
+                FaceParametersSocket.Input(
+                    "driving",
+                    display_name="driving parameters",
+                    tooltip="Face parameters of the driving video; their pose, expression and camera are "
+                    "kept.",
+                ),
+            ],
+            outputs=[
+                FaceParametersSocket.Output(
+                    display_name="parameters",
+                    tooltip="The driver's motion on the source's face, one set of parameters per driving "
+                    "frame.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, source: FaceParameters, driving: FaceParameters) -> io.NodeOutput:
+        # one face has one shape: that of another frame would make it breathe
+        source = source[:1]
+        if not source.valid.all():
+            raise InputError(
+                "No face was found in the source picture: extract its parameters from one that shows a face."
+            )
+        return io.NodeOutput(align(source, driving))
+
+
+class RenderNormals(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffRenderNormals",
+            display_name="Render Normals",
+            description="Draw the surface normals of the head, frame by frame: the picture that tells the "
+            "model where "
+            "every part of the face is and which way it looks.",
+            search_aliases=["normal map", "mesh", "snapshot"],
+            inputs=[
+                FaceParametersSocket.Input(
+                    "parameters", tooltip="Face parameters to draw, usually those of Facial Shape Align."
+                ),
+                size_input(
+                    "Side of the square pictures in pixels; the same as in ReferenceNet Encode. "
+                    "The bundled model was trained at 256."
+                ),
+                io.Combo.Input(
+                    "head",
+                    options=file_names(FLAME, bundled=True),
+                    default=BUNDLED,
+                    tooltip="Head model that the parameters belong to: the bundled one, or a converted "
+                    "file in "
+                    "models/flame.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="normals",
+                    tooltip="One picture per frame: colors are directions, black is background.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, parameters: FaceParameters, size: int, head: str) -> io.NodeOutput:
+        model = HeadModel.bundled() if head == BUNDLED else HeadModel.load(file_path(FLAME, head))
+        model.require(parameters)
+        model = model.to(device())
+        progress, parts = Progress(len(parameters)), []
+        for start in range(0, len(parameters), CHUNK):
+            parts.append(render_normals(model, parameters[start : start + CHUNK], size, batch=CHUNK))
+            progress.show(min(start + CHUNK, len(parameters)), len(parameters), picture=parts[-1][-1])
+        return io.NodeOutput(to_host(torch.cat(parts)))

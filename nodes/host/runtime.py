@@ -1,0 +1,60 @@
+"""What the host lends a running node: a device, a progress bar with previews, a line of text, cancelling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.model_management
+import comfy.utils
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_execution.utils import get_executing_context
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["ModelPatcher", "Progress", "device", "show_text"]
+
+PREVIEW_SIDE = 512
+
+
+def device() -> torch.device:
+    """Where the host computes."""
+    return comfy.model_management.get_torch_device()
+
+
+class Progress:
+    """The bar on the node that runs, callable as the core's `progress(done, total)`.
+
+    Every call also looks whether the user has cancelled the run.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.bar = comfy.utils.ProgressBar(total)
+
+    def __call__(self, done: int, total: int) -> None:
+        self.show(done, total)
+
+    def show(self, done: int, total: int, picture: Tensor | None = None) -> None:
+        """Move the bar and, where there is one, show a picture (3, height, width) in [0, 1] on the node."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        preview = None if picture is None else ("JPEG", _to_pillow(picture), PREVIEW_SIDE)
+        self.bar.update_absolute(done, total, preview)
+
+
+def show_text(text: str) -> None:
+    """Write a line onto the node that runs, where there is a front-end to show it."""
+    context = get_executing_context()
+    if context is None:
+        return
+    from server import PromptServer
+
+    server: PromptServer | None = getattr(PromptServer, "instance", None)
+    send: Callable[[str, str], None] | None = getattr(server, "send_progress_text", None)
+    if send is not None:
+        send(text, context.node_id)
+
+
+def _to_pillow(picture: Tensor) -> Image.Image:
+    pixels = picture.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(np.ascontiguousarray(pixels.movedim(0, -1).numpy()))

@@ -1,0 +1,267 @@
+"""Reenactment itself: Apply AniFaceDiff for the stock samplers, and AniFaceDiff Sampler."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.parameters import FaceParameters
+
+from .host.apply import apply_anifacediff, image_conditioning
+from .host.runtime import ModelPatcher
+from .host.sampling import SAMPLERS, SCHEDULERS, sample
+from .loading import origin_of
+from .sockets import FaceParametersSocket, Pose, PoseSocket, Reference, ReferenceSocket, make_schema
+
+WINDOW, OVERLAP = 24, 6
+
+
+def _video_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "model",
+            tooltip="MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else "
+            "behind it.",
+        ),
+        ReferenceSocket.Input("reference", tooltip="The source, from ReferenceNet Encode."),
+        PoseSocket.Input(
+            "pose", tooltip="The motion, from Pose Encode; it says how many frames the video has."
+        ),
+        FaceParametersSocket.Input(
+            "parameters",
+            tooltip="Face parameters that the normals were rendered from; the expression adapter reads the "
+            "expression.",
+        ),
+    ]
+
+
+def _window_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "window",
+            default=WINDOW,
+            min=1,
+            max=128,
+            tooltip="Frames that are sampled together. Memory grows with it, not with the length of the "
+            "video; the bundled "
+            "model knows up to 32.",
+        ),
+        io.Int.Input(
+            "overlap",
+            default=OVERLAP,
+            min=0,
+            max=127,
+            tooltip="Frames that neighboring windows share and blend; more hides seams better and takes "
+            "longer.",
+        ),
+    ]
+
+
+def _apply(
+    model: ModelPatcher,
+    reference: Reference,
+    pose: Pose,
+    parameters: FaceParameters,
+    window: int,
+    overlap: int,
+) -> ModelPatcher:
+    if reference.size != pose.size:
+        raise InputError(
+            f"The source was encoded at {reference.size} pixels (ReferenceNet Encode) but the normals were "
+            f"rendered at "
+            f"{pose.size} (Render Normals): set both to the same size."
+        )
+    frames = len(pose.features)
+    if len(parameters) != frames:
+        raise InputError(
+            f"The face parameters have {len(parameters)} frames but the pose has {frames}: connect the "
+            f"parameters that the "
+            "normals were rendered from."
+        )
+    origin = origin_of(model)
+    if origin is not None and origin.checkpoint.head != parameters.head:
+        raise InputError(
+            f"The MODEL was trained on the head '{origin.checkpoint.head}' but the face parameters belong to "
+            f"'{parameters.head}': extract them for the MODEL's head."
+        )
+    return apply_anifacediff(
+        model,
+        reference=reference.tokens,
+        pose=pose.features,
+        expression=parameters.expression,
+        motion=None if origin is None else origin.motion,
+        window=window,
+        overlap=overlap,
+    )
+
+
+class ApplyAniFaceDiff(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffApply",
+            display_name="Apply AniFaceDiff",
+            description="Put source and motion onto the MODEL, for KSampler, SamplerCustomAdvanced and "
+            "every other sampler. "
+            "AniFaceDiff Sampler does the same and samples at once.",
+            search_aliases=["ksampler", "conditioning"],
+            inputs=[*_video_inputs(), *_window_inputs()],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="For the sampler; it reenacts this one video."),
+                io.Conditioning.Output(display_name="positive", tooltip="The source's image embedding."),
+                io.Conditioning.Output(display_name="negative", tooltip="Its absence, for guidance."),
+                io.Latent.Output(
+                    display_name="latent",
+                    tooltip="Empty, of the right size, with one entry per driving frame.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        reference: Reference,
+        pose: Pose,
+        parameters: FaceParameters,
+        window: int,
+        overlap: int,
+    ) -> io.NodeOutput:
+        model = _apply(model, reference, pose, parameters, window, overlap)
+        positive, negative = image_conditioning(reference.embedding)
+        frames, _, height, width = pose.features.shape
+        return io.NodeOutput(model, positive, negative, {"samples": torch.zeros(frames, 4, height, width)})
+
+
+class AniFaceDiffSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffSampler",
+            display_name="AniFaceDiff Sampler",
+            description="Make the video: the source's face with the driver's motion, as LATENT for VAE "
+            "Decode.",
+            search_aliases=["ksampler", "face reenactment"],
+            inputs=[
+                *_video_inputs(),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=True,
+                    tooltip="Number from which the noise is made; the same number gives the same video.",
+                ),
+                io.Int.Input(
+                    "steps",
+                    default=10,
+                    min=1,
+                    max=1000,
+                    tooltip="Steps of denoising; more take longer and show finer detail.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.5,
+                    min=1.0,
+                    max=30.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Guidance: how much further than asked to go towards the source. 1 is off and "
+                    "twice as fast.",
+                ),
+                io.Combo.Input(
+                    "sampler_name", options=SAMPLERS, default="euler", tooltip="Algorithm of sampling."
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=SCHEDULERS,
+                    default="simple",
+                    tooltip="How the noise falls from step to step.",
+                ),
+                io.Float.Input(
+                    "denoise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Below 1, sampling starts part of the way from the latent, or from the still "
+                    "source if there is none.",
+                ),
+                *_window_inputs(),
+                io.Float.Input(
+                    "shared_noise",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="Share of the initial noise that all frames have in common: more calms the "
+                    "video.",
+                ),
+                io.Latent.Input(
+                    "latent",
+                    optional=True,
+                    tooltip="Video to start from with a denoise below 1, one entry per driving frame.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    display_name="latent", tooltip="The video, one entry per driving frame, for VAE Decode."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        reference: Reference,
+        pose: Pose,
+        parameters: FaceParameters,
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        denoise: float,
+        window: int,
+        overlap: int,
+        shared_noise: float,
+        latent: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        model = _apply(model, reference, pose, parameters, window, overlap)
+        positive, negative = image_conditioning(reference.embedding)
+        frames = len(pose.features)
+        if latent is None and denoise < 1:
+            latent = {"samples": reference.latent.repeat(frames, 1, 1, 1)}
+        if latent is not None:
+            _require_fit(latent["samples"], pose)
+        return io.NodeOutput(
+            sample(
+                model,
+                positive,
+                negative,
+                latent,
+                seed=seed,
+                steps=steps,
+                cfg=cfg,
+                sampler=sampler_name,
+                scheduler=scheduler,
+                denoise=denoise,
+                window=window,
+                overlap=overlap,
+                shared_noise=shared_noise,
+            )
+        )
+
+
+def _require_fit(samples: torch.Tensor, pose: Pose) -> None:
+    frames, _, height, width = pose.features.shape
+    if samples.ndim != 4 or (samples.shape[0], *samples.shape[2:]) != (frames, height, width):
+        sizes = "×".join(str(side) for side in samples.shape)
+        raise InputError(
+            f"The latent ({sizes}) doesn't fit the video of {frames} frames at {8 * width} pixels "
+            f"({frames}×4×{height}×{width}): connect one of that size."
+        )

@@ -1,0 +1,73 @@
+"""Socket types of our own and what travels through them; everything else is the host's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
+
+import torch
+from comfy_api.latest import io
+
+from anifacediff_core.errors import InputError
+
+FaceParametersSocket = io.Custom("FACE_PARAMETERS")
+FaceLandmarksSocket = io.Custom("FACE_LANDMARKS")  # the host's own, in releases that have a face landmarker
+ReferenceNetSocket = io.Custom("ANIFACEDIFF_REFERENCE_NET")
+PoseEncoderSocket = io.Custom("ANIFACEDIFF_POSE_ENCODER")
+FaceCaptureSocket = io.Custom("ANIFACEDIFF_FACE_CAPTURE")
+ReferenceSocket = io.Custom("ANIFACEDIFF_REFERENCE")
+PoseSocket = io.Custom("ANIFACEDIFF_POSE")
+
+CATEGORY = "AniFaceDiff"
+SIZE = 256  # side of the pictures that the bundled model was trained on
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The source as the sampler needs it.
+
+    Attributes:
+        tokens: features of the ReferenceNet (1, tokens, channels) by the name of the transformer block.
+        embedding: CLIP's image embedding (1, channels).
+        latent: the source's latent as in the host's LATENT, (1, 4, height / 8, width / 8).
+    """
+
+    tokens: dict[str, torch.Tensor]
+    embedding: torch.Tensor
+    latent: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """Side of the source picture in pixels."""
+        return 8 * self.latent.shape[-1]
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Features of the pose encoder (frames, channels, height / 8, width / 8)."""
+
+    features: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """Side of the normals in pixels."""
+        return 8 * self.features.shape[-1]
+
+
+def make_schema(**values: Any) -> io.Schema:
+    """A schema in our category; what the host's release does not know yet is left out."""
+    known = {field.name for field in fields(io.Schema)}
+    return io.Schema(category=CATEGORY, **{name: value for name, value in values.items() if name in known})
+
+
+def connected(value: Value | None, name: str, maker: str) -> Value:
+    """Refuse what a node before us could not provide."""
+    if value is None:
+        raise InputError(f"There is no {name}: {maker}.")
+    return value
+
+
+def size_input(tooltip: str) -> io.Int.Input:
+    return io.Int.Input("size", default=SIZE, min=64, max=2048, step=8, tooltip=tooltip)
