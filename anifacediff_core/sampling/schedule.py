@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
 
 TIMESTEPS = 1000
@@ -57,6 +58,8 @@ class NoiseSchedule:
 
     def trailing(self, steps: int) -> tuple[Tensor, Tensor]:
         """Time steps (steps,) falling from 999, and their σ and a 0 (steps + 1,); "simple" in ComfyUI."""
+        if not 1 <= steps <= TIMESTEPS:
+            raise InputError(f"The number of steps is {steps}: give a number from 1 to {TIMESTEPS}.")
         stride = TIMESTEPS / steps
         timesteps = torch.tensor([TIMESTEPS - 1 - int(step * stride) for step in range(steps)])
         return timesteps, torch.cat([self.sigmas[timesteps], torch.zeros(1)])

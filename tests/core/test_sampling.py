@@ -100,6 +100,12 @@ def test_trailing_steps(steps: int) -> None:
         assert timesteps.tolist() == ddim(steps, True, "v_prediction").timesteps.tolist()
 
 
+@pytest.mark.parametrize("steps", [0, 1001])
+def test_impossible_numbers_of_steps_are_refused(steps: int) -> None:
+    with pytest.raises(InputError, match="from 1 to 1000"):
+        NoiseSchedule.of(CONFIG).trailing(steps)
+
+
 @pytest.mark.parametrize(("zero_terminal_snr", "prediction"), [(True, "v_prediction"), (False, "epsilon")])
 def test_euler_is_ddim(zero_terminal_snr: bool, prediction: str) -> None:
     """DDIM takes ᾱ = 0, ours 4.9e-8: a relative difference of √ᾱ = 2e-4 in the first step."""
