@@ -1,0 +1,45 @@
+"""Where models lie: the host's model folders, what extra_model_paths.yaml adds, and the core's assets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import folder_paths
+
+import anifacediff_core
+from anifacediff_core.errors import InputError
+
+CHECKPOINTS = "anifacediff"
+DECA = "deca"
+FLAME = "flame"
+_SUFFIXES = {
+    CHECKPOINTS: {".safetensors"},
+    DECA: {".safetensors", ".tar", ".pth", ".pt", ".ckpt"},
+    FLAME: {".safetensors", ".pkl", ".npz"},
+}
+BUNDLED = "bundled"
+
+
+def register_folders() -> None:
+    """Add models/anifacediff, models/deca and models/flame to the host's folders."""
+    for name, suffixes in _SUFFIXES.items():
+        folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
+        paths, known = folder_paths.folder_names_and_paths[name]
+        folder_paths.folder_names_and_paths[name] = (paths, set(known) | suffixes)
+
+
+def file_names(folder: str, bundled: bool = False) -> list[str]:
+    """Names for a drop-down: the bundled file first, if wanted, then what lies in the host's folders."""
+    return ([BUNDLED] if bundled else []) + folder_paths.get_filename_list(folder)
+
+
+def file_path(folder: str, name: str, bundled: str | None = None) -> Path:
+    """The file behind a name of `file_names`; `bundled` is that of the bundled file in the core's assets."""
+    if name == BUNDLED and bundled is not None:
+        return Path(anifacediff_core.__file__).parent / "assets" / bundled
+    path = folder_paths.get_full_path(folder, name)
+    if path is None:
+        raise InputError(
+            f"There is no file {name} among the models: put it into models/{folder} or choose another."
+        )
+    return Path(path)

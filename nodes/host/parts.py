@@ -1,0 +1,125 @@
+"""The networks beside the UNet: built from a checkpoint's weights for the host, and run there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.latent_formats
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.network.attention import (
+    Conditions,
+    install_processors,
+    transformer_block_names,
+)
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder
+from anifacediff_core.network.model import make_motion, make_unet, run_unet, trim_reference
+
+from .auxiliary import manage, run, unwrap
+
+Weights = dict[str, Tensor]
+
+
+def load_reference(config: NetworkConfig, weights: Weights) -> ModelPatcher:
+    """The ReferenceNet, without what follows its last features."""
+    reference = _without_init(make_unet, config)
+    trim_reference(reference)
+    install_processors(reference)
+    live = reference.state_dict()
+    # a ReferenceNet that was saved whole carries weights that nothing depends on
+    return manage(
+        _filled(reference, {name: weight for name, weight in weights.items() if name in live}, "ReferenceNet")
+    )
+
+
+def load_pose_encoder(config: NetworkConfig, weights: Weights) -> ModelPatcher:
+    return manage(_filled(_without_init(make_pose_encoder, config), weights, "pose encoder"))
+
+
+def load_expression_adapter(config: NetworkConfig, weights: Weights) -> ModelPatcher:
+    blocks = _block_channels(config)
+    return manage(_filled(_without_init(ExpressionAdapter, config, blocks), weights, "expression adapter"))
+
+
+def load_motion(config: NetworkConfig, weights: Weights) -> ModelPatcher:
+    """The temporal modules. Their positions are sines, which files may leave out."""
+    motion = make_motion(config)
+    positions = dict(motion.named_buffers())
+    return manage(_filled(motion, positions | weights, "motion modules"))
+
+
+def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor) -> dict[str, Tensor]:
+    """Run the ReferenceNet once, at t = 0 (section 3.2).
+
+    Arguments:
+        samples: the source's latent as in the host's LATENT, (1, 4, height / 8, width / 8).
+        embedding: image embedding (1, D) or (1, 1, D).
+
+    Returns: tokens (1, tokens, channels) by the name of the transformer block, on the CPU.
+    """
+
+    def record(unet: nn.Module, latents: Tensor, context: Tensor) -> dict[str, Tensor]:
+        features: dict[str, Tensor] = {}
+        timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
+        run_unet(unet, latents, timesteps, context, conditions=Conditions(record=features))
+        return {name: tokens.cpu() for name, tokens in features.items()}
+
+    latents = comfy.latent_formats.SD15().process_in(samples[:1])
+    return run(reference, record, latents, embedding.reshape(1, 1, -1))
+
+
+def encode_pose(
+    encoder: ModelPatcher,
+    normals: Tensor,
+    chunk: int = 16,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Normals (frames, 3, height, width) in [0, 1] → features (frames, C, height / 8, width / 8), on the CPU.
+
+    Works through `chunk` frames at a time, so that a long video never lies on the accelerator at once.
+    """
+    height, width = normals.shape[-2:]
+    if height % 8 or width % 8:
+        raise InputError(f"The normals are {width}×{height}: render them at a size that is a multiple of 8.")
+    features = []
+    for part in normals.split(chunk):
+        features.append(run(encoder, lambda module, images: module(images).cpu(), part))
+        if progress is not None:
+            progress(min(chunk * len(features), len(normals)), len(normals))
+    return torch.cat(features)
+
+
+def n_expression(adapter: ModelPatcher) -> int:
+    """Length of the expression vector that an expression adapter takes."""
+    return unwrap(adapter).mlp[0].in_features
+
+
+def _without_init(make: Callable[..., nn.Module], *arguments: object) -> nn.Module:
+    """Build a module without spending time on random weights: all are loaded or refused afterwards."""
+    with torch.device("meta"):
+        module = make(*arguments)
+    return module.to_empty(device="cpu")
+
+
+def _block_channels(config: NetworkConfig) -> dict[str, int]:
+    with torch.device("meta"):
+        unet = make_unet(config)
+    return {name: unet.get_submodule(name).attn1.to_q.out_features for name in transformer_block_names(unet)}
+
+
+def _filled(module: nn.Module, weights: Weights, part: str) -> nn.Module:
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    misfits = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if misfits:
+        raise InputError(
+            f"The weights of the {part} don't fit its config (first misfit: {misfits[0]}): "
+            "load an intact checkpoint."
+        )
+    module.load_state_dict(weights)
+    return module

@@ -1,0 +1,26 @@
+"""The host's VAE from the bundled autoencoder."""
+
+from __future__ import annotations
+
+import comfy.sd
+import torch
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.network.config import NetworkConfig
+
+# Factor from the host's LATENT to what the UNet sees.
+SD15_LATENT_SCALE = 0.18215
+
+
+def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.sd.VAE:
+    """Build the VAE from TAESD-shaped weights, keys `encoder.N...` and `decoder.N...`."""
+    if not any(name.startswith("decoder.") for name in weights):
+        raise InputError(
+            "The checkpoint has no autoencoder: connect the VAE of Stable Diffusion 1.5 instead."
+        )
+    host = {f"taesd_{name}": weight for name, weight in weights.items()}
+    host["vae_scale"] = torch.tensor(SD15_LATENT_SCALE / network.latent_scale)
+    host["vae_shift"] = torch.tensor(0.0)
+    vae = comfy.sd.VAE(sd=host)
+    vae.throw_exception_if_invalid()
+    return vae

@@ -1,0 +1,198 @@
+"""The host's MODEL, VAE, CLIP_VISION and managed networks, and how they behave in the host's hands."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+torch.set_grad_enabled(False)
+
+
+def configs() -> dict:
+    from anifacediff_core.network.config import NetworkConfig
+
+    tiny = NetworkConfig.tiny()
+    # Stable Diffusion 1.5's levels and layers, only narrow
+    narrow = replace(
+        tiny,
+        block_out_channels=(32, 64, 64, 64),
+        attention_levels=(True, True, True, False),
+        layers_per_block=2,
+        attention_heads=(8, 8, 8, 8),
+        motion_heads=(8, 8, 8, 8),
+    )
+    return {"tiny": tiny, "narrow": narrow}
+
+
+def randomize(module: nn.Module, seed: int) -> nn.Module:
+    """Weights of a trained size everywhere, so that no zero initialization hides an error."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(noise / parameter[0].numel() ** 0.5)
+        else:
+            parameter.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
+    return module.eval().requires_grad_(False)
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.fixture(params=["tiny", "narrow"])
+def config(request: pytest.FixtureRequest, host: SimpleNamespace):
+    return configs()[request.param]
+
+
+@pytest.fixture
+def unet(config) -> nn.Module:
+    from anifacediff_core.network.model import make_unet
+
+    return randomize(make_unet(config), 0)
+
+
+def test_model_equals_diffusers(host: SimpleNamespace, config, unet: nn.Module) -> None:
+    model = host.model.load_model(unet.state_dict(), config)
+    generator = torch.Generator().manual_seed(1)
+    latents = torch.randn(3, 4, 8, 8, generator=generator)
+    context = torch.randn(3, 2, config.cross_attention_dim, generator=generator)
+    timesteps = torch.tensor([0, 500, 999])
+    found = model.model.diffusion_model(latents, timesteps, context)
+    expected = unet(latents, timesteps, context).sample
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_every_weight_arrives(
+    host: SimpleNamespace, config, unet: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    from anifacediff_core.network.attention import transformer_block_names
+
+    with caplog.at_level(logging.WARNING):
+        model = host.model.load_model(unet.state_dict(), config)
+    assert not caplog.records
+    assert len(model.model.diffusion_model.state_dict()) == len(unet.state_dict())
+    assert list(host.apply.block_names(model).values()) == transformer_block_names(unet)
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
+def test_prediction_is_native(host: SimpleNamespace, comfy: ModuleType, prediction: str) -> None:
+    from anifacediff_core.network.model import make_unet
+
+    config = replace(configs()["tiny"], prediction=prediction, zero_terminal_snr=prediction == "v_prediction")
+    model = host.model.load_model(make_unet(config).state_dict(), config)
+    sampling = model.get_model_object("model_sampling")
+    kind = comfy.model_sampling.V_PREDICTION if prediction == "v_prediction" else comfy.model_sampling.EPS
+    assert isinstance(sampling, kind)
+    assert float(sampling.sigma_max) == pytest.approx(
+        4518.8 if prediction == "v_prediction" else 14.61, rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(host: SimpleNamespace, unet: nn.Module, config, dtype: torch.dtype) -> None:
+    weights = {name: weight.half() for name, weight in unet.state_dict().items()}
+    model = host.model.load_model(weights, config, dtype=dtype)
+    assert model.model_dtype() == dtype
+    assert {weight.dtype for weight in model.model.diffusion_model.state_dict().values()} == {dtype}
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "misshapen", "foreign"])
+def test_damaged_unet_is_refused(host: SimpleNamespace, damage: str) -> None:
+    from anifacediff_core.errors import InputError
+    from anifacediff_core.network.model import make_unet
+
+    config = configs()["tiny"]
+    weights = make_unet(config).state_dict()
+    if damage == "missing":
+        del weights["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
+    elif damage == "unknown":
+        weights["mid_block.attentions.7.norm.weight"] = torch.zeros(1)
+    elif damage == "misshapen":
+        weights["time_embedding.linear_2.weight"] = torch.zeros(3, 3)
+    else:
+        weights = {"double_blocks.0.img_attn.qkv.weight": torch.zeros(3, 3)}
+    with pytest.raises(InputError):
+        host.model.load_model(weights, config)
+
+
+def test_vae_equals_autoencoder(host: SimpleNamespace) -> None:
+    from anifacediff_core.network.autoencoder import AutoEncoder
+
+    autoencoder = randomize(AutoEncoder(), 2)
+    vae = host.vae.load_vae(autoencoder.state_dict(), configs()["tiny"])
+    images = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(3))
+    latents = autoencoder.encode(images.movedim(-1, 1))
+    assert relative_error(vae.encode(images) * 0.18215, latents) < 1e-5
+    decoded = autoencoder.decode(latents).clamp(0, 1).movedim(1, -1)
+    assert relative_error(vae.decode(latents / 0.18215), decoded) < 1e-5
+
+
+def test_clip_vision_equals_transformers(host: SimpleNamespace) -> None:
+    from anifacediff_core.network.encoders import clip_preprocess, make_image_encoder
+
+    config = configs()["tiny"]
+    # the host keeps such encoders in half precision, as checkpoints do
+    encoder = randomize(make_image_encoder(config), 4).half().float()
+    clip_vision = host.clip_vision.load_clip_vision(encoder.state_dict(), config)
+    image = torch.rand(1, 60, 48, 3, generator=torch.Generator().manual_seed(5))
+    found = host.clip_vision.image_embedding(clip_vision, image)
+    expected = encoder(clip_preprocess(image.movedim(-1, 1), config.image_size)).image_embeds
+    assert found.shape == (1, config.cross_attention_dim)
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_parts_survive_partial_loading(host: SimpleNamespace, config) -> None:
+    """The reference features and pose features stay the same when the host loads only some layers."""
+    from anifacediff_core.network.model import AniFaceDiff
+
+    core = randomize(AniFaceDiff(config), 6)
+    reference = host.parts.load_reference(config, core.reference.state_dict())
+    pose_encoder = host.parts.load_pose_encoder(config, core.pose_encoder.state_dict())
+    generator = torch.Generator().manual_seed(7)
+    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    embedding = torch.randn(1, 1, config.cross_attention_dim, generator=generator)
+    normals = torch.rand(3, 3, 64, 64, generator=generator)
+    expected = core.encode_reference(latents, embedding)
+    for patcher in (reference, pose_encoder):
+        patcher.patch_model(device_to=patcher.load_device, lowvram_model_memory=patcher.model_size() // 2)
+        assert patcher.model.model_lowvram
+    found = host.parts.encode_reference(reference, latents / 0.18215, embedding)
+    assert list(found) == list(expected)
+    assert max(relative_error(found[name], expected[name]) for name in expected) < 1e-5
+    pose = host.parts.encode_pose(pose_encoder, normals, chunk=2)
+    assert relative_error(pose, core.encode_pose(normals)) < 1e-5
+
+
+def test_host_layers_leave_nothing_behind(host: SimpleNamespace) -> None:
+    class Loose(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+    with pytest.raises(TypeError, match="Loose"):
+        host.auxiliary.use_host_layers(nn.Sequential(nn.Linear(2, 2), Loose()))
+
+
+def test_folders(host: SimpleNamespace, tmp_path) -> None:
+    import folder_paths
+
+    from anifacediff_core.errors import InputError
+
+    # what extra_model_paths.yaml does, before extensions load
+    folder_paths.add_model_folder_path("anifacediff", str(tmp_path))
+    host.folders.register_folders()
+    host.folders.register_folders()
+    (tmp_path / "mine.safetensors").touch()
+    (tmp_path / "notes.txt").touch()
+    assert host.folders.file_names("anifacediff", bundled=True) == ["bundled", "mine.safetensors"]
+    assert host.folders.file_path("anifacediff", "mine.safetensors") == tmp_path / "mine.safetensors"
+    assert host.folders.file_path("anifacediff", "bundled", "x.safetensors").parent.name == "assets"
+    with pytest.raises(InputError):
+        host.folders.file_path("anifacediff", "other.safetensors")
+    folder_paths.folder_names_and_paths.pop("anifacediff")
