@@ -235,7 +235,7 @@ def test_fixed_rows_takes_tensors_only(model: AniFaceDiff, batch: dict) -> None:
 
 
 def test_forward_and_backward_touch_one_device_only(batch: dict) -> None:
-    """What CUDA graphs need: no value is read back, nothing comes from the CPU. Meta tensors have no values."""
+    """What CUDA graphs need: no value is read back and nothing comes from the CPU."""
     strangers = []
 
     class Watch(TorchDispatchMode):
