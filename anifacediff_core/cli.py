@@ -1,0 +1,361 @@
+"""The command line: python -m anifacediff_core <command>. Heavy modules are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Progress = Callable[[int, int], None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command. Bad input ends with one sentence on standard error and code 2."""
+    options = make_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except InputError as error:
+        print(f"anifacediff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("anifacediff: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+# ---- parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="anifacediff",
+        description="Face reenactment: one source picture and one driving video give a video of the source that moves "
+        "like the driver.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    _add_reenact(commands)
+    _add_capture(commands)
+    _add_render_normals(commands)
+    _add_evaluate(commands)
+    _add_train(commands)
+    _add_avatars(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(
+        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto for the best that is there")
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="weights; the bundled ones when left out")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=_positive, default=20, help="sampling steps")
+    parser.add_argument("--cfg", type=float, default=2.0, help="guidance; 1 is none and twice as fast")
+
+
+def _add_reenact(commands: Any) -> None:
+    parser = _command(commands, "reenact", reenact, "let a source picture move like a driving video")
+    parser.add_argument("--source", type=Path, required=True, help="picture with one face")
+    parser.add_argument("--driving", type=Path, required=True, help="video with one face")
+    parser.add_argument("--out", type=Path, required=True, help="the mp4 to write; rate and sound are the driver's")
+    parser.add_argument("--size", type=_positive, default=256, help="side of the result in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
+    parser.add_argument("--window", type=_positive, default=24, help="frames sampled together")
+    parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
+    parser.add_argument("--expression-scale", type=float, default=1.0, help="strength of the expression adapter")
+    parser.add_argument("--max-frames", type=_positive, help="use only the first frames of the driving video")
+    _add_sampling(parser)
+    _add_checkpoint(parser)
+    _add_device(parser)
+
+
+def _add_capture(commands: Any) -> None:
+    parser = _command(commands, "capture", capture, "read face parameters from a video or picture")
+    parser.add_argument("--input", type=Path, required=True, help="video or picture with one face")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file of face parameters")
+    _add_checkpoint(parser)
+    _add_device(parser)
+
+
+def _add_render_normals(commands: Any) -> None:
+    parser = _command(commands, "render-normals", render_normals, "draw the head's normals of face parameters")
+    parser.add_argument("--parameters", type=Path, required=True, help="face parameters, as capture writes them")
+    parser.add_argument("--shape-from", type=Path, help="parameters whose face shape to use (facial shape alignment)")
+    parser.add_argument("--out", type=Path, required=True, help="mp4, or a folder for PNG files")
+    parser.add_argument("--size", type=_positive, default=256, help="side in pixels")
+    parser.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate of the mp4, e.g. 30000/1001")
+    _add_device(parser)
+
+
+def _add_evaluate(commands: Any) -> None:
+    group = commands.add_parser("evaluate", help="measure a checkpoint", description="Measure a checkpoint.")
+    kinds = group.add_subparsers(title="benchmarks", required=True, metavar="benchmark")
+    parser = _command(
+        kinds, "avatars", evaluate_avatars, "cross-identity reenactment of unseen avatars, against the exact truth"
+    )
+    parser.add_argument("--pairs", type=_positive, default=16, help="pairs of source and driver")
+    parser.add_argument("--seed", type=int, default=0, help="of identities, motion and noise")
+    parser.add_argument("--frames", type=_positive, default=24, help="frames of each clip")
+    parser.add_argument("--batch", type=_positive, default=4, help="pairs handled at once")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these: full, no_adapter, driver_shape, …")
+    parser.add_argument("--json", type=Path, help="write the report here")
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here (png or jpg)")
+    parser.add_argument("--sheet-rows", type=_positive, default=12, help="pairs on the contact sheet")
+    _add_sampling(parser)
+    _add_checkpoint(parser)
+    _add_device(parser)
+
+
+def _add_train(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "train",
+        train,
+        "train an experiment: all phases on all GPUs, or one phase in this process (under accelerate launch: in all)",
+    )
+    parser.add_argument("--config", required=True, help="a YAML file, or bundled, or smoke")
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and pictures")
+    parser.add_argument("--phase", help="train only this phase, here")
+    parser.add_argument("--devices", type=int, help="number of GPUs to use; all when left out, 0 for the CPU")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. "
+                        "phases.stage1.loop.seconds=60")
+
+
+def _add_avatars(commands: Any) -> None:
+    group = commands.add_parser("avatars", help="render avatars", description="Render avatars with the studio.")
+    kinds = group.add_subparsers(title="kinds", required=True, metavar="kind")
+
+    def kind(name: str, run: Callable[[argparse.Namespace], None], text: str, out: str) -> argparse.ArgumentParser:
+        parser = _command(kinds, name, run, text)
+        parser.add_argument("--out", type=Path, required=True, help=out)
+        parser.add_argument("--size", type=_positive, default=256, help="side in pixels")
+        parser.add_argument("--seed", type=int, default=0, help="of identities and motion")
+        _add_device(parser)
+        return parser
+
+    gallery = kind("gallery", avatar_gallery, "a sheet of different avatars", "png or jpg")
+    gallery.add_argument("--rows", type=_positive, default=4)
+    gallery.add_argument("--columns", type=_positive, default=6)
+    clips = kind("clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters")
+    clips.add_argument("--count", type=_positive, default=2, help="number of clips")
+    clips.add_argument("--frames", type=_positive, default=48, help="frames of each")
+    clips.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate")
+    data = kind("data", avatar_data, "pictures, normals and parameters of random avatars", "folder")
+    data.add_argument("--count", type=_positive, default=16, help="number of avatars")
+    data.add_argument("--frames", type=_positive, default=4, help="pictures of each")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+# ---- helpers
+
+
+def bar(text: str) -> Progress:
+    """A progress callback that draws a bar on the terminal."""
+    from tqdm import tqdm
+
+    drawn = tqdm(desc=text, leave=True)
+
+    def progress(done: int, total: int) -> None:
+        drawn.total = total
+        drawn.update(done - drawn.n)
+        if done >= total:
+            drawn.close()
+
+    return progress
+
+
+def pick_device(name: str) -> torch.device:
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(f"The device {name} is not there; use cpu or auto.") from error
+    return device
+
+
+def checkpoint_path(options: argparse.Namespace) -> Path:
+    """The checkpoint named, or the bundled one."""
+    if options.checkpoint is not None:
+        return options.checkpoint
+    bundled = Path(__file__).parent / "assets" / "anifacediff.safetensors"
+    if not bundled.is_file():
+        raise InputError("This installation has no bundled checkpoint; name one with --checkpoint.")
+    return bundled
+
+
+# ---- commands
+
+
+def train(options: argparse.Namespace) -> None:
+    from .training.settings import read_experiment
+
+    experiment = read_experiment(options.config, options.set)
+    if options.phase is not None:
+        from .training.phases import run_phase
+
+        run_phase(options.phase, experiment, options.out)
+        return
+    from .training.conductor import Conductor
+
+    Conductor(options.config, experiment, options.set, options.out, options.devices).run()
+
+
+def evaluate_avatars(options: argparse.Namespace) -> None:
+    from .evaluation.avatars import VARIANTS, Protocol, table
+    from .evaluation.report import evaluate_checkpoint
+
+    variants = tuple(options.variants or VARIANTS)
+    unknown = [name for name in variants if name not in VARIANTS]
+    if unknown:
+        raise InputError(f"There is no variant {', '.join(unknown)}; choose from {', '.join(VARIANTS)}.")
+    protocol = Protocol(
+        pairs=options.pairs,
+        seed=options.seed,
+        frames=options.frames,
+        steps=options.steps,
+        cfg=options.cfg,
+        batch=options.batch,
+        variants=variants,
+    )
+    found = evaluate_checkpoint(
+        checkpoint_path(options),
+        protocol,
+        json_path=options.json,
+        sheet=options.sheet,
+        device=pick_device(options.device),
+        sheet_rows=options.sheet_rows,
+        progress=bar("pairs"),
+    )
+    if found is not None:
+        print(table(found))
+
+
+def render_normals(options: argparse.Namespace) -> None:
+    from .head.alignment import align
+    from .head.model import HeadModel
+    from .head.parameters import FaceParameters
+    from .head.render import render_normals as draw
+    from .video import VideoWriter, write_image
+
+    head = HeadModel.bundled().to(pick_device(options.device))
+    params = FaceParameters.load(options.parameters)
+    if options.shape_from is not None:
+        params = align(FaceParameters.load(options.shape_from)[0], params)
+    pictures = draw(head, params, options.size, progress=bar("normals"))
+    if options.out.suffix.lower() == ".mp4":
+        with VideoWriter(options.out, options.fps) as video:
+            video.write(pictures)
+        return
+    for index, picture in enumerate(pictures):
+        write_image(options.out / f"{index:05d}.png", picture)
+
+
+def avatar_gallery(options: argparse.Namespace) -> None:
+    import torch
+    from einops import rearrange
+
+    from .video import write_image
+
+    studio, head, identities, generator = _studio(options, options.rows * options.columns)
+    from .avatars.poses import random_frames
+
+    params = random_frames(len(identities), generator, head)
+    pictures = _render(studio, identities, params, options.size, bar("avatars"))
+    pictures = torch.cat(pictures)
+    write_image(options.out, rearrange(pictures, "(y x) c h w -> c (y h) (x w)", x=options.columns))
+
+
+def avatar_clips(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from .avatars.tracks import random_tracks
+    from .video import VideoWriter
+
+    studio, head, identities, generator = _studio(options, options.count)
+    tracks = random_tracks(options.count, options.frames, float(options.fps), generator, head)
+    for clip in range(options.count):
+        identity = identities[clip].repeat_interleave(options.frames)
+        params = tracks[clip * options.frames : (clip + 1) * options.frames]
+        params = replace(params, shape=identity.shape)
+        with VideoWriter(options.out / f"clip_{clip:04d}.mp4", options.fps) as video:
+            for pictures in _render(studio, identity, params, options.size, bar(f"clip {clip + 1}")):
+                video.write(pictures)
+        params.to("cpu").save(options.out / f"clip_{clip:04d}.safetensors")
+
+
+def avatar_data(options: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from .avatars.poses import random_frames
+    from .head.render import render_normals as draw
+    from .video import write_image
+
+    studio, head, identities, generator = _studio(options, options.count)
+    identities = identities.repeat_interleave(options.frames)
+    params = replace(random_frames(len(identities), generator, head), shape=identities.shape)
+    normals = draw(head, params, options.size, progress=bar("normals"))
+    index = 0
+    for pictures in _render(studio, identities, params, options.size, bar("avatars")):
+        for picture in pictures:
+            name = f"{index // options.frames:05d}_{index % options.frames:02d}"
+            write_image(options.out / f"{name}.png", picture)
+            write_image(options.out / f"{name}_normals.png", normals[index])
+            index += 1
+    params.to("cpu").save(options.out / "parameters.safetensors")
+    names = {"head": head.name, "expression": head.expression_names, "frames_per_avatar": options.frames}
+    (options.out / "data.json").write_text(json.dumps(names, indent=1))
+
+
+def _studio(options: argparse.Namespace, count: int) -> tuple[Any, Any, Any, torch.Generator]:
+    import torch
+
+    from .avatars.identity import Identity
+    from .avatars.studio import Studio
+    from .head.model import HeadModel
+
+    head = HeadModel.bundled().to(pick_device(options.device))
+    generator = torch.Generator().manual_seed(options.seed)
+    identities = Identity.random(count, generator, head)
+    return Studio(head), head, identities, generator
+
+
+def _render(studio: Any, identities: Any, params: Any, size: int, progress: Progress) -> Any:
+    """Pictures in batches, on the CPU."""
+    from dataclasses import replace
+
+    params = replace(params, shape=identities.shape.to(params.shape))
+    for start in range(0, len(params), 8):
+        part = slice(start, start + 8)
+        yield studio.render(identities[part], params[part], size=size).cpu()
+        progress(min(start + 8, len(params)), len(params))

@@ -1,0 +1,1 @@
+"""Measures of a reenactment and the protocols that apply them."""

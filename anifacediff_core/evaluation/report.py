@@ -1,0 +1,110 @@
+"""Running the avatar benchmark on a checkpoint, on one process or many, and writing its report."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..avatars.studio import Studio
+from ..head.model import HeadModel
+from ..network.autoencoder import AutoEncoder
+from ..video import contact_sheet, write_image
+from ..weights.checkpoint import Checkpoint, load_checkpoint, load_network
+from .avatars import FaceReader, Progress, Protocol, Record, Reenactor, evaluate, sheet_columns, summarize
+
+
+def run(
+    reenact: Reenactor,
+    head: HeadModel,
+    studio: Studio,
+    protocol: Protocol,
+    *,
+    read_face: FaceReader | None = None,
+    sheet: Path | None = None,
+    sheet_rows: int = 12,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The benchmark in this process alone."""
+    record = evaluate(
+        reenact, head, studio, protocol, read_face=read_face, sheet_rows=sheet_rows, progress=progress
+    )
+    if sheet is not None:
+        write_image(sheet, contact_sheet(sheet_columns([record], sheet_rows)))
+    return summarize([record], head, protocol)
+
+
+def evaluate_checkpoint(
+    path: Path,
+    protocol: Protocol,
+    *,
+    json_path: Path | None,
+    sheet: Path | None,
+    device: torch.device,
+    sheet_rows: int = 12,
+    progress: Progress | None = None,
+) -> dict[str, Any] | None:
+    """The benchmark of a checkpoint. When launched as several processes, they divide the pairs among them.
+
+    Returns:
+        the report on the main process, None on the others.
+    """
+    started = time.monotonic()
+    checkpoint = load_checkpoint(path)
+    head = HeadModel.bundled().to(device)
+    rank, world = _processes()
+    edges = [round(i * protocol.pairs / world) for i in range(world + 1)]
+    record = evaluate(
+        load_reenactor(checkpoint, device),
+        head,
+        Studio(head),
+        protocol,
+        read_face=face_reader(checkpoint, head),
+        share=(edges[rank], edges[rank + 1]),
+        sheet_rows=sheet_rows,
+        progress=progress,
+    )
+    records = _gather(record, world)
+    if rank:
+        return None
+    found = summarize(records, head, protocol)
+    found["checkpoint"] = path.name
+    found["seconds"] = round(time.monotonic() - started, 1)
+    found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(found, indent=1))
+    if sheet is not None:
+        write_image(sheet, contact_sheet(sheet_columns(records, sheet_rows)))
+    return found
+
+
+def load_reenactor(checkpoint: Checkpoint, device: torch.device) -> Reenactor:
+    autoencoder = AutoEncoder(checkpoint.config.latent_channels)
+    checkpoint.load_into(autoencoder, "vae")
+    return Reenactor(load_network(checkpoint).to(device), autoencoder.to(device).eval())
+
+
+def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
+    """The checkpoint's own face encoder, or None when it has none."""
+    if "face_encoder" not in checkpoint.parts or "face_detector" not in checkpoint.parts:
+        return None
+    raise NotImplementedError
+
+
+def _processes() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def _gather(record: Record, world: int) -> list[Record]:
+    if world == 1:
+        return [record]
+    from accelerate.utils import gather_object
+
+    return gather_object([record])

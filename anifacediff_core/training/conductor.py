@@ -1,0 +1,187 @@
+"""Runs a whole experiment: its phases one after the other or side by side, each as processes of its own.
+
+A phase is launched with one process per device, as `accelerate launch` or `torchrun` would. So each starts
+with empty devices, leaves its weights in the folder, and a phase that fails or is killed takes nothing else
+with it. A second run into the same folder goes on after the phases that were finished.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ..errors import InputError
+
+GRACE = 240.0  # seconds beyond its budget after which a phase is ended
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Phases that run in turn on the same devices; no devices means the CPU."""
+
+    phases: tuple[str, ...]
+    devices: tuple[int, ...]
+
+    @property
+    def processes(self) -> int:
+        return max(len(self.devices), 1)
+
+
+def divide(row: dict[str, int | str], devices: int) -> list[list[Lane]]:
+    """Give the lanes of one row of the plan their devices.
+
+    Args:
+        row: "phase, phase" -> number of devices, or "rest".
+        devices: how many there are; with too few for all lanes, they take turns on all of them. 0 is the CPU.
+
+    Returns:
+        groups that run one after the other; the lanes of a group run side by side.
+    """
+    names = {key: tuple(phase.strip() for phase in key.split(",")) for key in row}
+    fixed = sum(count for count in row.values() if isinstance(count, int))
+    greedy = sum(count == "rest" for count in row.values())
+    if devices < fixed + greedy:
+        return [[Lane(names[key], tuple(range(devices)))] for key in row]
+    left = list(range(devices))
+    lanes = []
+    for key, count in row.items():
+        take = count if isinstance(count, int) else (devices - fixed) // greedy
+        lanes.append(Lane(names[key], tuple(left[:take])))
+        left = left[take:]
+    return [lanes]
+
+
+def launch_command(arguments: list[str], processes: int) -> list[str]:
+    """The command that runs `python -m anifacediff_core <arguments>` in `processes` processes of one machine.
+    """
+    launcher = [sys.executable, "-u"]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    return [*launcher, "-m", "anifacediff_core", *arguments]
+
+
+class Job:
+    """A running phase whose output goes to the terminal and to `<phase>.log`."""
+
+    def __init__(self, phase: str, lane: Lane, arguments: list[str], folder: Path, seconds: float) -> None:
+        self.limit = time.monotonic() + seconds + GRACE
+        environment = dict(os.environ)
+        if lane.devices:
+            visible = environment.get("CUDA_VISIBLE_DEVICES")
+            names = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[i] for i in lane.devices)
+        environment.setdefault("OMP_NUM_THREADS", str(max((os.cpu_count() or 1) // lane.processes // 2, 1)))
+        self.process = subprocess.Popen(
+            launch_command(arguments, lane.processes),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=environment,
+        )
+        assert self.process.stdout is not None
+        self.relay = threading.Thread(
+            target=_relay, args=(self.process.stdout, folder / f"{phase}.log"), daemon=True
+        )
+        self.relay.start()
+
+    def wait(self) -> int:
+        """Return the exit code; a phase that outstays its budget is ended."""
+        try:
+            code = self.process.wait(max(self.limit - time.monotonic(), 1))
+        except subprocess.TimeoutExpired:
+            self.stop()
+            code = 124
+        self.relay.join(timeout=10)
+        return code
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+def _relay(source: IO[str], path: Path) -> None:
+    with path.open("a") as log:
+        for line in source:
+            log.write(line)
+            log.flush()
+            sys.stdout.write(line)
+            sys.stdout.flush()
+
+
+class Conductor:
+    """Runs the phases of an experiment that are not finished yet.
+
+    Args:
+        config, overrides: as on the command line; every phase reads them again.
+        devices: number of GPUs to use, None for all.
+    """
+
+    def __init__(
+        self, config: str, experiment: dict[str, Any], overrides: list[str], folder: Path, devices: int | None
+    ) -> None:
+        present = torch.cuda.device_count()
+        self.devices = present if devices is None else devices
+        if self.devices > present:
+            raise InputError(f"{devices} GPUs were asked for and {present} are present.")
+        self.config, self.experiment, self.overrides, self.folder = config, experiment, overrides, folder
+        self.jobs: list[Job] = []
+        self.failed: list[str] = []
+
+    def run(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for row in self.experiment["plan"]:
+                for lanes in divide(row, self.devices):
+                    threads = [
+                        threading.Thread(target=self._run_lane, args=(lane,), daemon=True) for lane in lanes
+                    ]
+                    for thread in threads:
+                        thread.start()
+                    for thread in threads:
+                        thread.join()
+                if self.failed:
+                    failed = ", ".join(self.failed)
+                    raise InputError(f"Training stopped at {failed}; the reason is in the .log of that name.")
+        finally:
+            for job in self.jobs:
+                if job.process.poll() is None:
+                    job.stop()
+
+    def _run_lane(self, lane: Lane) -> None:
+        for phase in lane.phases:
+            if self._done(phase).exists():
+                continue
+            job = Job(phase, lane, self._arguments(phase), self.folder, self._budget(phase))
+            self.jobs.append(job)
+            code = job.wait()
+            if code == 0:
+                self._done(phase).touch()
+                continue
+            print(f"Phase {phase} ended with code {code}; see {phase}.log.", flush=True)
+            # Go on when it left a snapshot: a shorter training beats none.
+            if not (self.folder / f"{phase}.safetensors").exists():
+                self.failed.append(phase)
+                return
+
+    def _done(self, phase: str) -> Path:
+        return self.folder / f"{phase}.done"
+
+    def _arguments(self, phase: str) -> list[str]:
+        settings = [part for override in self.overrides for part in ("--set", override)]
+        return ["train", "--config", self.config, "--phase", phase, "--out", str(self.folder), *settings]
+
+    def _budget(self, phase: str) -> float:
+        settings = self.experiment["phases"].get(phase) or {}
+        return float(settings.get("loop", {}).get("seconds") or settings.get("seconds") or 1e7)

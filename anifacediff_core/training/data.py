@@ -1,0 +1,304 @@
+"""Avatar pools: pictures with exact normals and parameters, rendered by the studio into the device's memory.
+
+Every process renders its own identities. A pool answers with batches of `Pairs`, which is all that the
+reenactment tasks know of their data: another source of `Pairs` (videos, shards) can stand in its place.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from ..avatars.identity import Identity
+from ..avatars.poses import random_frames
+from ..avatars.studio import Studio
+from ..avatars.tracks import random_tracks
+from ..evaluation.regions import SPOTS, face_spots
+from ..head.camera import project, to_pixels
+from ..head.model import HeadModel
+from ..head.parameters import FaceParameters
+from ..head.rasterize import interpolate, rasterize
+from ..head.render import vertex_normals
+from ..network.autoencoder import AutoEncoder
+from ..network.encoders import CLIP_MEAN, CLIP_STD, clip_preprocess
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """What to render.
+
+    Arguments:
+        identities: number of avatars, of each process.
+        stills: independent frames of each avatar: any pose, expression, gaze and camera.
+        track: consecutive frames of each avatar, from a motion track; they come before the stills.
+        fps: frame rate of the tracks; about 1 gives frames that differ.
+        size: side of the pictures in pixels.
+        batch: frames rendered at once.
+        seconds: stop rendering after so long, even if the pool is not full.
+        normals: also render normals, and coarse normals of half the size whose expression is partly missing.
+        renew_every: batches drawn before one render batch of the oldest avatars is replaced by new ones; 0 is
+        never.
+    """
+
+    identities: int
+    stills: int = 6
+    track: int = 0
+    fps: float = 24.0
+    size: int = 256
+    batch: int = 144
+    seconds: float = 1e9
+    normals: bool = True
+    renew_every: int = 0
+
+    @property
+    def frames(self) -> int:
+        return self.stills + self.track
+
+
+def quantize(image: Tensor) -> Tensor:
+    return image.clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def clip_pixels(image: Tensor, size: int) -> Tensor:
+    """What CLIP's preprocessing keeps of a picture, before its normalization: in [0, 1], so that 8 bits hold
+    it.
+    """
+    mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return clip_preprocess(image, size) * std + mean
+
+
+def clip_normalize(pixels: Tensor) -> Tensor:
+    """uint8 thumbnails (..., 3, i, i) to the image encoder's input."""
+    mean, std = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return (pixels.float().div(255) - mean) / std
+
+
+def random_motion(
+    plan: PoolPlan, identities: int, head: HeadModel, generator: torch.Generator
+) -> FaceParameters:
+    """Poses, expressions and cameras for `identities` avatars, identity-major, tracks before stills."""
+    parts: list[FaceParameters] = []
+    if plan.track:
+        parts.append(random_tracks(identities, plan.track, plan.fps, generator, head))
+    if plan.stills:
+        parts.append(random_frames(identities * plan.stills, generator, head))
+    joined = FaceParameters.concatenate(parts)
+    order = [torch.arange(len(part)).view(identities, -1) for part in parts]
+    if len(order) == 2:
+        order[1] = order[1] + len(parts[0])
+    return joined[torch.cat(order, dim=1).flatten()]
+
+
+def weaken_expression(params: FaceParameters, generator: torch.Generator) -> FaceParameters:
+    """The same head with little or nothing of its expression, jaw and gaze: what a coarse mesh would show."""
+    strength = torch.rand(len(params), 1, generator=generator) * 0.6
+    strength = torch.where(strength < 0.2, torch.zeros_like(strength), strength).to(params.pose)
+    pose = torch.cat([params.pose[:, :6], params.pose[:, 6:] * strength], dim=1)
+    return replace(params, expression=params.expression * strength, pose=pose)
+
+
+@torch.no_grad()
+def draw_normals(head: HeadModel, params: FaceParameters, size: int) -> Tensor:
+    """As `head.render.render_normals`, but the pictures (frames, 3, size, size) stay on the head's device."""
+    vertices = head(params)
+    fragments = rasterize(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
+    normals = F.normalize(interpolate(fragments, head.faces, vertex_normals(vertices, head.faces)), dim=-1)
+    return rearrange((normals * 0.5 + 0.5) * fragments.covered[..., None], "f h w c -> f c h w")
+
+
+class Pool:
+    """Avatars on the device, identity-major with `plan.frames` frames each (N = identities * frames).
+
+    Attributes:
+        params: true parameters of all N frames.
+        spots: (N, 4, 3), where the face's parts are (`evaluation.regions`).
+        images: (N, 3, size, size) uint8, unless latents are kept in their place.
+        normals: (N, 3, size, size) uint8.
+        coarse: (N, 3, size / 2, size / 2) uint8, normals of the same head with a weakened expression.
+        latents: (N, 4, size / 8, size / 8) float16.
+        thumbnails: (N, 3, i, i) uint8, what the image encoder sees.
+        identities: how many have been rendered.
+
+    Args:
+        seed: identities follow from it alone.
+        autoencoder: when given, latents and thumbnails are kept and the pictures are not.
+        image_size: side of the thumbnails.
+    """
+
+    def __init__(
+        self,
+        studio: Studio,
+        head: HeadModel,
+        plan: PoolPlan,
+        seed: int,
+        autoencoder: AutoEncoder | None = None,
+        image_size: int = 0,
+    ) -> None:
+        self.studio, self.head, self.plan = studio, head, plan
+        self.autoencoder, self.image_size = autoencoder, image_size
+        self.generator = torch.Generator().manual_seed(seed)
+        self.identities = 0
+        self.oldest = 0
+        self.drawn = 0
+        device, total, size = head.template.device, plan.identities * plan.frames, plan.size
+        self.params = head.neutral(1).expand(total).to(device)
+        self.spots = torch.zeros(total, len(SPOTS), 3, device=device)
+
+        def empty(needed: bool, *shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+            return torch.empty(total if needed else 0, *shape, dtype=dtype, device=device)
+
+        encoded = autoencoder is not None
+        self.images = empty(not encoded, 3, size, size)
+        self.latents = empty(encoded, 4, size // 8, size // 8, dtype=torch.float16)
+        self.thumbnails = empty(encoded, 3, image_size, image_size)
+        self.normals = empty(plan.normals, 3, size, size)
+        self.coarse = empty(plan.normals, 3, size // 2, size // 2)
+
+    def __len__(self) -> int:
+        return self.identities * self.plan.frames
+
+    def fill(self, progress: Progress | None = None) -> Pool:
+        """Render all identities, or as many as the plan's seconds allow."""
+        started = time.monotonic()
+        while self.identities < self.plan.identities:
+            if self.identities and time.monotonic() - started > self.plan.seconds:
+                break
+            count = min(max(self.plan.batch // self.plan.frames, 1), self.plan.identities - self.identities)
+            self._render(self.identities, count)
+            self.identities += count
+            if progress is not None:
+                progress(self.identities, self.plan.identities)
+        return self
+
+    def tick(self) -> None:
+        """Count a batch drawn from the pool, and renew a part of it when that is due."""
+        self.drawn += 1
+        if self.plan.renew_every and self.drawn % self.plan.renew_every == 0:
+            self.renew()
+
+    def renew(self) -> None:
+        """Put new identities in the place of the oldest: one batch of frames."""
+        count = min(max(self.plan.batch // self.plan.frames, 1), self.identities - self.oldest)
+        self._render(self.oldest, count)
+        self.oldest = (self.oldest + count) % self.identities
+
+    @torch.no_grad()
+    def _render(self, first: int, count: int) -> None:
+        frames, device = self.plan.frames, self.spots.device
+        identity = Identity.random(count, self.generator, self.head).repeat_interleave(frames).to(device)
+        motion = random_motion(self.plan, count, self.head, self.generator).to(device)
+        motion = replace(motion, shape=identity.shape)
+        weak = weaken_expression(motion, self.generator)
+        for start in range(0, len(motion), self.plan.batch):
+            part = slice(start, min(start + self.plan.batch, len(motion)))
+            where = slice(first * frames + part.start, first * frames + part.stop)
+            self._store(where, self.studio.render(identity[part], motion[part], size=self.plan.size))
+            if self.plan.normals:
+                self.normals[where] = quantize(draw_normals(self.head, motion[part], self.plan.size))
+                self.coarse[where] = quantize(draw_normals(self.head, weak[part], self.plan.size // 2))
+        where = slice(first * frames, (first + count) * frames)
+        for name in ("shape", "expression", "pose", "camera"):
+            getattr(self.params, name)[where] = getattr(motion, name)
+        self.spots[where] = face_spots(self.head, motion, self.plan.size)
+
+    def _store(self, where: slice, image: Tensor) -> None:
+        if self.autoencoder is None:
+            self.images[where] = quantize(image)
+            return
+        self.latents[where] = self.autoencoder.encode(image).half()
+        self.thumbnails[where] = quantize(clip_pixels(image, self.image_size))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Sources and the frames that drive them: S sources, R = S * frames rows, source-major.
+
+    Arguments:
+        source_latents: (S, 4, h, w).
+        source_pixels: (S, 3, i, i), CLIP-normalized.
+        latents: (R, 4, h, w), the truth.
+        normals: (R, 3, H, W) in [0, 1].
+        expression: (R, E).
+        spots: (R, 4, 3), in pixels.
+    """
+
+    source_latents: Tensor
+    source_pixels: Tensor
+    latents: Tensor
+    normals: Tensor
+    expression: Tensor
+    spots: Tensor
+
+
+@dataclass(frozen=True)
+class NormalsNoise:
+    """Shares of the rows whose normals are made to tell less, so that the expression adapter has something to
+    add.
+
+    Arguments:
+        weakened: rows that get normals of half the size with a weakened expression.
+        blurred: rows whose normals are reduced to an eighth of their size and enlarged again.
+    """
+
+    weakened: float = 0.2
+    blurred: float = 0.15
+
+
+def draw_pairs(pool: Pool, rows: int, noise: NormalsNoise, dtype: torch.dtype) -> Pairs:
+    """Two different frames of one identity each: the first is the source, the second drives."""
+    device = pool.spots.device
+    frames = pool.plan.frames
+    identity = torch.randint(pool.identities, (rows,), device=device) * frames
+    first = torch.randint(frames, (rows,), device=device)
+    second = (first + torch.randint(1, frames, (rows,), device=device)) % frames
+    return _pairs(pool, identity + first, identity + second, noise, dtype)
+
+
+def draw_clips(pool: Pool, clips: int, noise: NormalsNoise, dtype: torch.dtype) -> Pairs:
+    """Whole tracks with a source of the same identity: a still, or for one clip in four a frame of the track.
+    """
+    device = pool.spots.device
+    plan = pool.plan
+    identity = torch.randint(pool.identities, (clips, 1), device=device) * plan.frames
+    still = plan.track + torch.randint(max(plan.stills, 1), (clips, 1), device=device)
+    inside = torch.randint(plan.track, (clips, 1), device=device)
+    use_still = (torch.rand(clips, 1, device=device) < 0.75) & (plan.stills > 0)
+    source = identity + torch.where(use_still, still, inside)
+    driving = identity + torch.arange(plan.track, device=device)
+    return _pairs(pool, source.flatten(), driving.flatten(), noise, dtype)
+
+
+def _pairs(pool: Pool, source: Tensor, driving: Tensor, noise: NormalsNoise, dtype: torch.dtype) -> Pairs:
+    return Pairs(
+        source_latents=pool.latents[source].float(),
+        source_pixels=clip_normalize(pool.thumbnails[source]),
+        latents=pool.latents[driving].float(),
+        normals=_normals(pool, driving, noise, len(driving) // len(source), dtype),
+        expression=pool.params.expression[driving],
+        spots=pool.spots[driving],
+    )
+
+
+def _normals(pool: Pool, index: Tensor, noise: NormalsNoise, frames: int, dtype: torch.dtype) -> Tensor:
+    """Normals of the driving frames; the first rows are weakened, the next blurred, whole clips at a time."""
+    clips = len(index) // frames
+    weakened = round(noise.weakened * clips) * frames
+    blurred = weakened + round(noise.blurred * clips) * frames
+    normals = torch.empty(len(index), *pool.normals.shape[1:], device=index.device, dtype=dtype)
+    full = pool.normals[index[weakened:]].to(dtype).div(255)
+    normals[weakened:] = full
+    if weakened:
+        coarse = pool.coarse[index[:weakened]].to(dtype).div(255)
+        normals[:weakened] = F.interpolate(coarse, scale_factor=2, mode="bilinear")
+    if blurred > weakened:
+        small = F.avg_pool2d(full[: blurred - weakened], 8)
+        normals[weakened:blurred] = F.interpolate(small, scale_factor=8, mode="bilinear")
+    return normals

@@ -1,0 +1,217 @@
+"""Pictures and videos on disk, as float RGB tensors in [0, 1] with axes (frames, 3, height, width).
+
+Videos are read and written as streams, so that memory does not grow with their length. The frame rate stays
+the exact fraction that the file holds, and sound is copied packet by packet when the container allows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.error import FFmpegError
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from .errors import InputError
+
+MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file says about itself; `frames` is 0 when the container does not tell."""
+
+    width: int
+    height: int
+    rate: Fraction
+    frames: int
+    has_audio: bool
+
+
+def _open(path: str | Path) -> Any:
+    if not Path(path).is_file():
+        raise InputError(f"There is no video file {path}.")
+    try:
+        container = av.open(str(path))
+    except FFmpegError as error:
+        raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
+    if not container.streams.video:
+        container.close()
+        raise InputError(f"{path} has no video stream; give a video file as the driving video.")
+    return container
+
+
+def probe(path: str | Path) -> VideoInfo:
+    """Size, exact frame rate and number of frames of a video file."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        frames = stream.frames
+        if not frames and container.duration:
+            frames = round(container.duration / av.time_base * rate)
+        return VideoInfo(stream.width, stream.height, Fraction(rate), frames, bool(container.streams.audio))
+
+
+def to_tensor(pixels: np.ndarray) -> Tensor:
+    """(height, width, 3) uint8 -> (3, height, width) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).float().div(255)
+
+
+def to_pixels(image: Tensor) -> np.ndarray:
+    """(3, height, width) in [0, 1] -> (height, width, 3) uint8."""
+    pixels = image.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
+    return pixels.permute(1, 2, 0).contiguous().numpy()
+
+
+def read_frames(path: str | Path) -> Iterator[Tensor]:
+    """Frames of a video one after the other, each (3, height, width)."""
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        empty = True
+        try:
+            for frame in container.decode(stream):
+                empty = False
+                yield to_tensor(frame.to_ndarray(format="rgb24"))
+        except FFmpegError as error:
+            raise InputError(f"{path} is damaged and could not be decoded to its end ({error}).") from error
+        if empty:
+            raise InputError(f"{path} holds no frame; give a video with at least one.")
+
+
+def read_image(path: str | Path) -> Tensor:
+    """A picture file as (1, 3, height, width); transparency is laid over middle grey."""
+    if not Path(path).is_file():
+        raise InputError(f"There is no picture file {path}.")
+    try:
+        with Image.open(path) as opened:
+            picture = ImageOps.exif_transpose(opened)
+            if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+                layer = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", layer.size, (128, 128, 128, 255)), layer)
+            pixels = np.asarray(picture.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} could not be read as a picture ({error}).") from error
+    return to_tensor(pixels)[None]
+
+
+def write_image(path: str | Path, image: Tensor, quality: int = 92) -> None:
+    """Write (3, height, width) as PNG or JPEG, by the name's ending."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_pixels(image)).save(path, quality=quality)
+
+
+def contact_sheet(columns: Iterable[Tensor]) -> Tensor:
+    """Columns of equally sized pictures (rows, 3, height, width) side by side -> (3, rows*height,
+    columns*width).
+    """
+    strips = [column.detach().float().cpu().clamp(0, 1) for column in columns]
+    return torch.cat([torch.cat(list(strip), dim=1) for strip in strips], dim=2)
+
+
+class VideoWriter:
+    """Writes an H.264 mp4; with `audio_from`, the sound of that file is copied beside the pictures.
+
+    Use it as a context manager. When the body raises, the unfinished file is removed.
+    """
+
+    def __init__(
+        self, path: str | Path, rate: Fraction, audio_from: str | Path | None = None, crf: int = 16
+    ) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.rate = Fraction(rate).limit_denominator(1_000_000)
+        self.crf = crf
+        self.frames = 0
+        self._stream: Any = None
+        self._container = av.open(str(path), "w", format="mp4")
+        self._sound = _open(audio_from) if audio_from is not None else None
+        self._sound_packets: Iterator[Any] = iter(())
+        self._pending: Any = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None or self._stream is None:
+            self._container.close()
+            if self._sound is not None:
+                self._sound.close()
+            self.path.unlink(missing_ok=True)
+            return
+        self.close()
+
+    def write(self, frames: Tensor) -> None:
+        """Append frames (count, 3, height, width); all of one size, an odd edge is repeated to make it even.
+        """
+        for frame in frames:
+            pixels = to_pixels(frame)
+            pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
+            if self._stream is None:
+                self._start(pixels.shape[1], pixels.shape[0])
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            picture.pts = self.frames
+            picture.time_base = 1 / self.rate
+            self._container.mux(self._stream.encode(picture))
+            self.frames += 1
+            self._copy_sound(float(self.frames / self.rate))
+
+    def close(self) -> None:
+        self._container.mux(self._stream.encode())
+        self._copy_sound(float("inf"))
+        self._container.close()
+        if self._sound is not None:
+            self._sound.close()
+
+    def _start(self, width: int, height: int) -> None:
+        self._stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self.crf)})
+        self._stream.width, self._stream.height = width, height
+        self._stream.pix_fmt = "yuv420p"
+        if self._sound is not None and self._sound.streams.audio:
+            source = self._sound.streams.audio[0]
+            if source.codec_context.name in MP4_AUDIO_CODECS:
+                self._sound_packets = self._copied_packets(source)
+            else:
+                self._sound_packets = self._encoded_packets(source)
+
+    def _copied_packets(self, source: Any) -> Iterator[Any]:
+        target = self._container.add_stream_from_template(source)
+
+        def packets() -> Iterator[Any]:
+            for packet in self._sound.demux(source):
+                if packet.dts is not None:
+                    packet.stream = target
+                    yield packet
+
+        return packets()
+
+    def _encoded_packets(self, source: Any) -> Iterator[Any]:
+        target = self._container.add_stream("aac", rate=source.codec_context.sample_rate)
+
+        def packets() -> Iterator[Any]:
+            for frame in self._sound.decode(source):
+                yield from target.encode(frame)
+            yield from target.encode()
+
+        return packets()
+
+    def _copy_sound(self, until: float) -> None:
+        """Interleave: hand over the sound up to `until` seconds."""
+        while True:
+            if self._pending is None:
+                self._pending = next(self._sound_packets, None)
+            packet = self._pending
+            if packet is None or (packet.pts is not None and float(packet.pts * packet.time_base) > until):
+                return
+            self._container.mux(packet)
+            self._pending = None
