@@ -67,8 +67,8 @@ Table = dict[str, float]
 
 
 class Mood(NamedTuple):
-    """A gesture of the face: relative frequency, seconds held (from, to) and taken to rise, pitch and roll of the
-    head in radians, coefficients at full strength; a name without a side stands for both."""
+    """A gesture of the face: relative frequency, seconds held (from, to), seconds to rise, pitch and roll of
+    the head in radians, coefficients at full strength; a name without a side stands for both."""
 
     often: float
     held: tuple[float, float]
@@ -85,7 +85,8 @@ MOODS: dict[str, Mood] = {
         "mouthLowerDown": 0.2, "jawOpen": 0.12}),
     "laugh": Mood(1.1, (0.7, 2.2), 0.28, (-0.12, 0.04), {
         "mouthSmile": 0.88, "cheekSquint": 0.75, "eyeSquint": 0.6, "mouthUpperUp": 0.32,
-        "mouthLowerDown": 0.24, "jawOpen": 0.3, "noseSneer": 0.14, "browInnerUp": 0.12, "mouthStretch": 0.12}),
+        "mouthLowerDown": 0.24, "jawOpen": 0.3, "noseSneer": 0.14, "browInnerUp": 0.12,
+        "mouthStretch": 0.12}),
     "surprise": Mood(1.0, (0.3, 1.2), 0.16, (-0.05, 0.0), {
         "browInnerUp": 0.85, "browOuterUp": 0.72, "eyeWide": 0.75, "jawOpen": 0.3, "mouthFunnel": 0.16}),
     "frown": Mood(1.0, (0.5, 1.8), 0.3, (0.04, 0.02), {
@@ -364,7 +365,9 @@ def _moods(
     envelope = minimum_jerk(after / rise[..., None])
     envelope = envelope * (1 - minimum_jerk((after - (rise + hold)[..., None]) / (1.5 * rise)[..., None]))
     strength = draw.uniform(0.3, 1.2, clips, count) * active * amount
-    envelope = envelope * strength[..., None]  # (clips, moods, frames)
+    # Nobody holds a face perfectly still.
+    unrest = 1 + 0.10 * _sway(draw, clips, time, count).transpose(1, 2)
+    envelope = envelope * unrest.clamp(min=0.6) * strength[..., None]  # (clips, moods, frames)
 
     shapes = _table([mood.face for mood in MOODS.values()], names, device)[kind]
     shapes = shapes * draw.around(1.0, 0.25, clips, count, len(names))
@@ -377,7 +380,12 @@ def _moods(
     laugh = (envelope * laughing[..., None]).sum(1).clamp(0, 1)
     # "Ha ha ha": about five bursts a second in the jaw and, weaker, in the head.
     phase = 2 * math.pi * (draw.uniform(4.2, 5.4, clips, 1) * time + draw.uniform(0, 1, clips, 1))
-    burst = laugh * (0.5 + 0.5 * torch.sin(phase))
+    swing = _sway(draw, clips, time, 2)
+    burst = (
+        laugh
+        * (0.5 + 0.5 * torch.sin(phase + 0.9 * swing[..., 0]))
+        * (1 + 0.3 * swing[..., 1]).clamp(0.2, 1.6)
+    )
     face[..., _columns(names, "jawOpen")] += 0.24 * burst[..., None]
     angles[..., 0] = angles[..., 0] + 0.018 * burst
     return face, angles, laugh

@@ -1,0 +1,303 @@
+"""Pictures to face parameters: detect, follow, crop, read, return to the portrait's camera (paper 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import InputError
+from ..head.camera import crop_camera, uncrop_camera
+from ..head.model import HeadModel
+from ..head.motion import look_along
+from ..head.parameters import FaceParameters
+from .detector import Detection, face_square
+from .encoder import CROP, Reading
+from .tracker import Tracker, portrait_square, smooth_parameters
+
+MODES = ("auto", "portrait", "whole")
+SMOOTHING = 0.3
+LEAST_PIXELS = 16
+PIXELS_AT_ONCE = 32 * 512 * 512
+FRAMES_AT_ONCE = 16
+BACKGROUND = 128 / 255  # behind transparent pixels, as in `video.read_image`
+
+Progress = Callable[[int, int], None]
+
+
+class Detects(Protocol):
+    """What :class:`.detector.PortraitDetector` does for :func:`capture`."""
+
+    def detect(self, frames: Tensor) -> list[list[Detection]]: ...
+
+
+class Reads(Protocol):
+    """What :class:`.encoder.FaceEncoder` does for :func:`capture`."""
+
+    def read(self, pixels: Tensor) -> Reading: ...
+
+
+@dataclass(frozen=True)
+class CaptureModels:
+    """The networks and the head that their parameters belong to, all on one device."""
+
+    detector: Detects
+    encoder: Reads
+    head: HeadModel
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What was read from pictures.
+
+    Attributes:
+        parameters: (frames) on the CPU, camera of the portrait square; ``valid`` is False where no face was
+        found, such
+            frames are filled from their neighbors.
+        square: (3,) left, top, side of the portrait square, as fractions of the picture's longer side.
+        frames_without_face: their indices.
+        note: one or two sentences for people.
+    """
+
+    parameters: FaceParameters
+    square: Tensor
+    frames_without_face: list[int]
+    note: str
+
+
+@torch.no_grad()
+def capture(
+    frames: Tensor | Iterable[Tensor],
+    models: CaptureModels,
+    mode: str = "auto",
+    *,
+    face: int = 0,
+    smoothing: float = SMOOTHING,
+    what: str = "the picture",
+    total: int | None = None,
+    progress: Progress | None = None,
+) -> Captured:
+    """Read the face of a picture or a video.
+
+    Args:
+        frames: (frames, channels, height, width) in [0, 1], or such chunks, or single frames, one after the
+        other; only
+            one chunk is held. One channel is gray, a fourth is transparency.
+        models: detector, encoder and head.
+        mode: which part of the pictures is the portrait, see :func:`.tracker.portrait_square`.
+        face: 0 for the most prominent one, 1 for the first from the left, and so on.
+        smoothing: 0 to 1, see :func:`.tracker.smooth_parameters`; has no effect on a single frame.
+        what: name of the input in messages, for example "the driving video".
+        total: number of frames, for the progress of an iterator.
+        progress: called with frames (done, total).
+
+    Raises:
+        InputError: no face at all, or pictures that cannot be read.
+    """
+    if mode not in MODES:
+        raise InputError(f"The capture mode '{mode}' is unknown; choose one of {', '.join(MODES)}.")
+    total = len(frames) if isinstance(frames, Tensor) else total or 0
+    tracker = Tracker(face=face)
+    readings: list[FaceParameters] = []
+    done, size = 0, (0, 0)
+    for chunk in _chunks(frames, what):
+        if readings and chunk.shape[-2:] != size:
+            raise InputError(f"The frames of {what} differ in size; scale them to one size first.")
+        size = (int(chunk.shape[-2]), int(chunk.shape[-1]))
+        readings.append(_read(chunk, tracker, models))
+        done += len(chunk)
+        if progress is not None:
+            progress(done, max(total, done))
+    if not readings:
+        raise InputError(f"{what[:1].upper()}{what[1:]} has no frame; give at least one picture.")
+    raw = FaceParameters.concatenate(readings)
+    if not raw.valid.any():
+        which = (
+            f"face number {face} from the left was not found"
+            if face and tracker.most
+            else "no face was found"
+        )
+        raise InputError(
+            f"In {what} {which}; use pictures that show a face from the front, large and well lit."
+        )
+    params = smooth_parameters(raw, models.head.expression_names, smoothing)
+    return in_portrait(params, models.head, size, mode, _notes(raw.valid, tracker, what))
+
+
+def in_portrait(
+    params: FaceParameters, head: HeadModel, size: tuple[int, int], mode: str, notes: list[str]
+) -> Captured:
+    """Choose the portrait square of a clip and express its cameras in it.
+
+    Args:
+        params: camera of the picture, made square at its right or bottom.
+        size: height and width of the pictures in pixels.
+        notes: sentences to tell.
+    """
+    params = look_along(params, head.expression_names).to("cpu")
+    longer = max(size)
+    squares = face_square(head, params).cpu()
+    square = portrait_square(squares, params.valid, size[1] / longer, size[0] / longer, mode)
+    params = replace(params, camera=crop_camera(params.camera, square))
+    missing = torch.nonzero(~params.valid).squeeze(1).tolist()
+    return Captured(params, square, missing, " ".join(notes))
+
+
+def crop_portrait(frames: Tensor, square: Tensor, size: int) -> Tensor:
+    """The portrait's pixels.
+
+    Args:
+        frames: (frames, 3, height, width).
+        square: (3,) or (frames, 3), as fractions of the longer side; what lies outside repeats the border.
+        size: side of the result in pixels.
+
+    Returns:
+        (frames, 3, size, size) in [0, 1].
+    """
+    squares = square.to(frames).expand(len(frames), 3)
+    per_frame = max(1, PIXELS_AT_ONCE // (frames.shape[-1] * frames.shape[-2]))
+    parts = zip(frames.split(per_frame), squares.split(per_frame), strict=True)
+    return torch.cat([_sample(part, where, size, "bicubic").clamp(0, 1) for part, where in parts])
+
+
+def prepare(frames: Tensor, what: str) -> Tensor:
+    """Pictures of any usual form to RGB (frames, 3, height, width) float32 in [0, 1].
+
+    Raises:
+        InputError: wrong number of channels, too small, NaN or infinity.
+    """
+    if frames.dim() == 3:
+        frames = frames[None]
+    name = what[:1].upper() + what[1:]
+    if frames.dim() != 4 or frames.shape[1] not in (1, 2, 3, 4):
+        raise InputError(
+            f"{name} has the shape {list(frames.shape)}; give frames, channels (1 to 4), height and width."
+        )
+    height, width = frames.shape[-2:]
+    if min(height, width) < LEAST_PIXELS:
+        least = f"{LEAST_PIXELS} x {LEAST_PIXELS}"
+        raise InputError(f"{name} has only {width} x {height} pixels; give at least {least}.")
+    frames = frames.float()
+    if not torch.isfinite(frames).all():
+        raise InputError(f"{name} contains NaN or infinite pixels; check the node that made it.")
+    if frames.shape[1] in (2, 4):
+        color, alpha = frames[:, :-1], frames[:, -1:].clamp(0, 1)
+        frames = color * alpha + BACKGROUND * (1 - alpha)
+    return frames.expand(-1, 3, -1, -1).clamp(0, 1)
+
+
+def _chunks(frames: Tensor | Iterable[Tensor], what: str) -> Iterator[Tensor]:
+    """Prepared frames in pieces of bounded memory. Single frames of an iterator are gathered."""
+    if isinstance(frames, Tensor):
+        if frames.dim() == 3:
+            frames = frames[None]
+        count = _at_once(frames)
+        for start in range(0, len(frames), count):
+            yield prepare(frames[start : start + count], what)
+        return
+    waiting: list[Tensor] = []
+    for frame in frames:
+        if frame.dim() == 4:
+            yield from _chunks(frame, what)
+            continue
+        if waiting and (len(waiting) >= _at_once(frame) or frame.shape != waiting[0].shape):
+            yield prepare(torch.stack(waiting), what)
+            waiting = []
+        waiting.append(frame)
+    if waiting:
+        yield prepare(torch.stack(waiting), what)
+
+
+def _at_once(frames: Tensor) -> int:
+    pixels = max(int(frames.shape[-1] * frames.shape[-2]), 1)
+    return max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // pixels))
+
+
+def _read(frames: Tensor, tracker: Tracker, models: CaptureModels) -> FaceParameters:
+    """Parameters of a chunk, camera of the whole picture; frames without a face are neutral and not valid."""
+    device = models.head.template.device
+    frames = frames.to(device)
+    height, width = frames.shape[-2:]
+    longer = max(height, width)
+    squares, valid = torch.zeros(len(frames), 3), torch.zeros(len(frames), dtype=torch.bool)
+    for index, faces in enumerate(models.detector.detect(frames)):
+        found = tracker.follow(faces, width / longer, height / longer)
+        if found is not None:
+            squares[index] = torch.tensor(tracker.crop(found.square))
+            valid[index] = True
+    neutral = models.head.neutral(len(frames))
+    result = replace(neutral, valid=valid.to(device))
+    if not valid.any():
+        return result.to("cpu")
+    seen = torch.nonzero(valid).squeeze(1).to(device)
+    first = _encode(frames[seen], squares[valid].to(device), models)
+    # Read once more from the square that the first reading says; the encoder is best at a centered face.
+    better = face_square(models.head, first)
+    trusted = _overlap(better, squares[valid].to(device)) > 0.35
+    second = _encode(frames[seen], torch.where(trusted[:, None], better, squares[valid].to(device)), models)
+    for name in ("shape", "expression", "pose", "camera"):
+        getattr(result, name)[seen] = getattr(second, name).to(getattr(result, name))
+    return result.to("cpu")
+
+
+def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParameters:
+    """Read crops at ``squares`` (frames, 3); the camera is that of the whole picture."""
+    reading = models.encoder.read(_sample(frames, squares, CROP))
+    neutral = models.head.neutral(len(frames))
+    pose = torch.cat([neutral.pose[:, :3], reading.neck.to(neutral.pose), neutral.pose[:, 6:]], dim=1)
+    # A camera behind the head has no meaning, whatever an untrained network says.
+    scale = reading.camera[:, :1].clamp(min=0.5)
+    camera = uncrop_camera(torch.cat([scale, reading.camera[:, 1:]], dim=1), squares)
+    return replace(neutral, shape=reading.shape, expression=reading.expression, pose=pose, camera=camera)
+
+
+def _sample(frames: Tensor, squares: Tensor, size: int, mode: str = "bilinear") -> Tensor:
+    """Cut squares (frames, 3) out of frames, scaled to ``size``²; outside of a picture its border repeats."""
+    height, width = frames.shape[-2:]
+    longer = max(height, width)
+    # Average blocks first where the crop is reduced by two or more, or it would alias.
+    block = max(1, min(int(float(squares[:, 2].min()) * longer / size), min(height, width) // 2))
+    if block > 1:
+        # A last incomplete block is left out; the fraction of the picture that remains changes the mapping.
+        frames = F.avg_pool2d(frames, block)
+    covered_x, covered_y = frames.shape[-1] * block / longer, frames.shape[-2] * block / longer
+    steps = (torch.arange(size, device=frames.device, dtype=frames.dtype) + 0.5) / size
+    left, top, side = squares.to(frames).unbind(-1)
+    x = (left[:, None] + side[:, None] * steps) / covered_x * 2 - 1
+    y = (top[:, None] + side[:, None] * steps) / covered_y * 2 - 1
+    grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
+    return F.grid_sample(frames, grid, mode=mode, padding_mode="border", align_corners=False)
+
+
+def _overlap(first: Tensor, second: Tensor) -> Tensor:
+    """Intersection over union of squares (faces, 3)."""
+    low = torch.maximum(first[:, :2], second[:, :2])
+    high = torch.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    return shared / (first[:, 2].square() + second[:, 2].square() - shared)
+
+
+def _notes(valid: Tensor, tracker: Tracker, what: str) -> list[str]:
+    frames, missing = len(valid), torch.nonzero(~valid).squeeze(1).tolist()
+    notes = [f"A face was found in {frames - len(missing)} of {frames} frames of {what}."]
+    if missing:
+        notes.append(f"It was filled in from the neighbors at frame {listed(missing)}.")
+    if tracker.crowded:
+        taken = f"number {tracker.face} from the left" if tracker.face else "the most prominent one"
+        notes.append(f"There are up to {tracker.most} faces; {taken} is followed.")
+    return notes
+
+
+def listed(numbers: list[int]) -> str:
+    """Ascending numbers with runs shortened: "3-7, 12"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -1,0 +1,367 @@
+"""Capture: the square, the networks, following a face, reading it back, landmarks and ARKit coefficients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait, listed, prepare
+from anifacediff_core.capture.detector import (
+    CANVAS,
+    Detection,
+    PortraitDetector,
+    choose,
+    decode,
+    encode,
+    face_square,
+    letterbox,
+)
+from anifacediff_core.capture.encoder import CROP, FaceEncoder, Reading
+from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square, smooth, smooth_parameters
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.camera import crop_camera, project
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadModel:
+    return HeadModel.bundled()
+
+
+def moving_head(head: HeadModel, frames: int, scale: float = 2.5) -> FaceParameters:
+    """A head that turns, talks and wanders through the picture."""
+    time = torch.linspace(0, 1, frames)
+    params = head.neutral(frames)
+    params.pose[:, 4] = 0.4 * torch.sin(6 * time)
+    params.expression[:, head.expression_names.index("jawOpen")] = time
+    params.camera[:, 0] = scale * (1 + 0.1 * time)
+    params.camera[:, 1] = 0.05 * time
+    params.camera[:, 2] = 0.03 * torch.cos(4 * time)
+    return params
+
+
+class Truth:
+    """Stands for trained networks: it knows every frame's parameters and reads the crop's place from the pixels."""
+
+    def __init__(
+        self, head: HeadModel, params: FaceParameters, missing: tuple[int, ...] = (), jitter: float = 0.0
+    ):
+        self.head, self.params, self.missing = head, params, missing
+        self.squares = face_square(head, params)
+        noise = torch.randn(len(params), 3, generator=torch.Generator().manual_seed(0))
+        self.squares = self.squares + jitter * noise * self.squares[:, 2:]
+        self.seen = 0
+
+    def frames(self, height: int, width: int) -> Tensor:
+        """Red tells x, green y, blue the frame's number."""
+        longer = max(height, width)
+        x = ((torch.arange(width) + 0.5) / longer).expand(height, width)
+        y = ((torch.arange(height) + 0.5) / longer)[:, None].expand(height, width)
+        return torch.stack(
+            [torch.stack([x, y, torch.full_like(x, i / 255)]) for i in range(len(self.params))]
+        )
+
+    def detect(self, frames: Tensor) -> list[list[Detection]]:
+        indices = (frames[:, 2, 0, 0] * 255).round().int().tolist()
+        square = [tuple(self.squares[i].tolist()) for i in indices]
+        return [[] if i in self.missing else [Detection(0.9, s)] for i, s in zip(indices, square)]
+
+    def read(self, pixels: Tensor) -> Reading:
+        assert pixels.shape[1:] == (3, CROP, CROP)
+        self.seen += len(pixels)
+        index = (pixels[:, 2, 112, 112] * 255).round().long()
+        # The middle half of the crop lies inside the picture, where the colors are linear.
+        first, last = pixels[:, :2, 56, 56], pixels[:, :2, 167, 167]
+        step = (last - first).mean(1, keepdim=True) / 111
+        square = torch.cat([first - 56.5 * step, step * CROP], dim=1)
+        params = self.params[index]
+        camera = crop_camera(params.camera, square)
+        return Reading(params.shape, params.expression, params.pose[:, 3:6], camera)
+
+    def models(self) -> CaptureModels:
+        return CaptureModels(self, self, self.head)
+
+
+# ---- the face square and the networks
+
+
+def test_face_square_holds_the_face_and_ignores_speech(head):
+    params = moving_head(head, 5)
+    square = face_square(head, params)
+    points = project(head(params)[:, head.landmarks], params.camera)[..., :2] / 2 + 0.5
+    inside = (points > square[:, None, :2]) & (points < square[:, None, :2] + square[:, None, 2:])
+    assert inside.all()
+    silent = replace(params, expression=torch.zeros_like(params.expression))
+    torch.testing.assert_close(face_square(head, silent), square)
+
+
+def test_face_square_follows_the_camera(head):
+    params = moving_head(head, 4)
+    part = torch.tensor([0.2, 0.1, 0.5])
+    inner = face_square(head, replace(params, camera=crop_camera(params.camera, part)))
+    outer = torch.cat([part[:2] + inner[:, :2] * part[2], inner[:, 2:] * part[2]], dim=1)
+    torch.testing.assert_close(outer, face_square(head, params), atol=1e-5, rtol=0)
+
+
+def test_encoder_sizes_and_normalization():
+    encoder = FaceEncoder()
+    assert 2.0e6 < sum(p.numel() for p in encoder.parameters()) < 2.6e6
+    reading = Reading(torch.randn(9, 100), torch.rand(9, 52), torch.randn(9, 3) * 0.2, torch.randn(9, 3) + 7)
+    encoder.set_statistics(reading)
+    vector = encoder.normalize(reading)
+    assert vector.shape == (9, 158)
+    torch.testing.assert_close(vector.mean(0), torch.zeros(158), atol=1e-4, rtol=0)
+    with torch.no_grad():
+        encoder.answer.weight.zero_()
+    torch.testing.assert_close(encoder.read(torch.rand(1, 3, CROP, CROP)).camera[0], reading.camera.mean(0))
+
+
+def test_networks_come_back_from_half_precision_weights():
+    encoder, detector = FaceEncoder(7, 5), PortraitDetector()
+    again = FaceEncoder.from_weights({name: tensor.half() for name, tensor in encoder.state_dict().items()})
+    pixels = torch.rand(1, 3, CROP, CROP)
+    assert again(pixels).shape == (1, 7 + 5 + 6) and not again.training
+    torch.testing.assert_close(again(pixels), encoder(pixels), atol=2e-2, rtol=0)
+    assert sum(p.numel() for p in detector.parameters()) < 0.3e6
+    PortraitDetector.from_weights({name: tensor.half() for name, tensor in detector.state_dict().items()})
+
+
+def test_eyes_can_be_told_apart_by_the_encoder():
+    """The last map is flattened: the same mark at another place gives another answer."""
+    encoder = FaceEncoder().eval()
+    left, right = torch.full((1, 3, CROP, CROP), 0.5), torch.full((1, 3, CROP, CROP), 0.5)
+    left[..., 90:100, 60:80], right[..., 90:100, 144:164] = 0.0, 0.0
+    assert (encoder(left) - encoder(right)).abs().max() > 1e-4
+
+
+def test_detector_targets_are_decoded_to_the_same_squares():
+    squares = torch.tensor([[[0.10, 0.20, 0.30], [0.60, 0.52, 0.22]], [[0.1, 0.1, 0.85], [0.0, 0.0, 0.0]]])
+    heat, values = encode(squares)
+    assert heat.amax((1, 2)).tolist() == [1.0, 1.0]
+    answer = torch.cat([torch.logit(heat * 0.98 + 0.01)[:, None], values], dim=1)
+    found = [decode(answer[i], 0.3) for i in range(2)]
+    assert [len(faces) for faces in found] == [2, 1]
+    for truth in squares[0]:
+        nearest = min((torch.tensor(face.square) - truth).abs().max() for face in found[0])
+        assert nearest < 1e-4
+    assert encode(torch.zeros(1, 2, 3))[0].max() == 0
+
+
+def test_letterbox_keeps_places():
+    picture = torch.zeros(1, 3, 90, 160)
+    picture[..., 40:50, 120:130] = 1.0
+    canvas = letterbox(picture)
+    assert canvas.shape == (1, 3, CANVAS, CANVAS)
+    y, x = divmod(int(canvas[0, 0, :72].argmax()), CANVAS)
+    assert abs((x + 0.5) / CANVAS - 125 / 160) < 0.03 and abs((y + 0.5) / CANVAS - 45 / 160) < 0.03
+    assert (canvas[..., 80:, :] == 0.5).all()
+
+
+def test_the_large_central_face_is_chosen():
+    small, large, edge = (Detection(0.9, s) for s in ((0.45, 0.4, 0.1), (0.3, 0.3, 0.4), (0.0, 0.0, 0.42)))
+    assert choose([small, large, edge], 1, 1) is large
+    assert choose([], 1, 1) is None
+
+
+# ---- tracking
+
+
+def test_tracker_stays_with_its_face():
+    tracker = Tracker()
+    for step in range(20):
+        own = Detection(0.8, (0.20 + 0.01 * step, 0.3, 0.3))
+        other = Detection(0.99, (0.65 - 0.01 * step, 0.3, 0.28 + 0.01 * step))
+        found = tracker.follow([other, own] if step else [own], 1, 1)
+        assert found is own
+    assert tracker.crowded == 19 and tracker.most == 2
+
+
+def test_tracker_takes_faces_from_the_left():
+    faces = [Detection(0.9, (x, 0.3, 0.2)) for x in (0.7, 0.1, 0.4)]
+    assert Tracker(face=1).follow(faces, 1, 1) is faces[1]
+    assert Tracker(face=3).follow(faces, 1, 1) is faces[0]
+    assert Tracker(face=4).follow(faces, 1, 1) is None
+
+
+def test_tracker_survives_a_gap_and_refuses_a_jump():
+    tracker = Tracker()
+    near, far = Detection(0.9, (0.1, 0.1, 0.2)), Detection(0.9, (0.75, 0.7, 0.2))
+    assert tracker.follow([near], 1, 1) is near
+    assert tracker.follow([far], 1, 1) is None, "another face is not taken for the lost one at once"
+    for _ in range(3):
+        tracker.follow([], 1, 1)
+    assert tracker.follow([near], 1, 1) is near
+
+
+def test_steadied_crop_is_calmer_but_follows():
+    generator = torch.Generator().manual_seed(1)
+    tracker, steadied, raw = Tracker(), [], []
+    for step in range(60):
+        noise = 0.01 * torch.randn(1, generator=generator).item()
+        raw.append(0.2 + 0.002 * step + noise)
+        steadied.append(tracker.crop((raw[-1], 0.3, 0.4))[0])
+    trembling = [torch.tensor(values).diff(n=2).std() for values in (steadied, raw)]
+    assert trembling[0] < 0.5 * trembling[1]
+    assert abs(steadied[-1] - (0.2 + 0.002 * 59)) < 0.03
+    assert tracker.crop((0.8, 0.3, 0.4))[0] == 0.8, "a jump is followed at once"
+
+
+def test_gaps_are_filled_from_their_neighbors():
+    values = torch.tensor([9.0, 1.0, 9.0, 9.0, 4.0, 9.0])[:, None]
+    valid = torch.tensor([False, True, False, False, True, False])
+    torch.testing.assert_close(fill_gaps(values, valid)[:, 0], torch.tensor([1.0, 1, 2, 3, 4, 4]))
+
+
+def test_smoothing_has_no_lag_and_keeps_lines():
+    time = torch.arange(80.0)
+    line = torch.stack([time, -2 * time], 1)
+    torch.testing.assert_close(smooth(line, 3.0), line, atol=1e-3, rtol=0)
+    wave = torch.sin(2 * math.pi * time / 40)[:, None]
+    calm = smooth(wave, 2.0)
+    lags = [(wave[20 + lag : 60 + lag] * calm[20:60]).sum() for lag in range(-4, 5)]
+    assert int(torch.tensor(lags).argmax()) == 4
+    noise = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
+    assert smooth(noise, 2.0).std() < 0.45 * noise.std()
+    assert smooth(noise[:1], 2.0).shape == (1, 1)
+
+
+def test_smoothing_parameters_calms_the_head_but_keeps_blinks(head):
+    params = moving_head(head, 48)
+    blink = head.expression_names.index("eyeBlinkLeft")
+    params.expression[20:24, blink] = torch.tensor([0.5, 1.0, 0.7, 0.2])
+    noise = torch.randn(48, 3, generator=torch.Generator().manual_seed(0)) * 0.02
+    noisy = replace(
+        params, pose=torch.cat([params.pose[:, :3], params.pose[:, 3:6] + noise, params.pose[:, 6:]], 1)
+    )
+    calm = smooth_parameters(noisy, head.expression_names, 0.6)
+    assert (calm.pose - params.pose).std() < 0.6 * (noisy.pose - params.pose).std()
+    assert calm.expression[21, blink] > 0.85
+    untouched = smooth_parameters(noisy, head.expression_names, 0.0)
+    assert torch.equal(untouched.pose, noisy.pose) and torch.equal(untouched.camera, noisy.camera)
+
+
+def test_portrait_square_is_stable_and_holds_all_heads(head):
+    params = moving_head(head, 30)
+    faces, valid = face_square(head, params), torch.ones(30, dtype=torch.bool)
+    left, top, side = portrait_square(faces, valid, 1.0, 0.75).tolist()
+    assert side < 1 and left >= 0 and top >= 0 and top + side <= 0.75 + 1e-6
+    low, high = faces[:, :2], faces[:, :2] + faces[:, 2:]
+    margin = torch.tensor([left, top])
+    assert (low > margin - 0.02).all() and (high < margin + side + 0.02).all()
+    large = faces.new_tensor([[0.17, 0.2, 0.66]]).expand(30, 3)
+    assert portrait_square(large, valid, 1.0, 1.0).tolist() == [0, 0, 1]
+    assert portrait_square(large, valid, 1.0, 1.0, "portrait")[2] > 0.9
+    assert portrait_square(faces, valid, 1.0, 0.75, "whole").tolist() == [0, 0, 1]
+
+
+# ---- the whole way
+
+
+@pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (320, 320)])
+def test_capture_reads_back_what_is_in_the_pictures(head, height, width):
+    params = moving_head(head, 12)
+    if height < width:
+        params = replace(params, camera=params.camera + torch.tensor([0.0, 0.0, 0.1]))
+    truth = Truth(head, params, jitter=0.03)
+    steps: list[tuple[int, int]] = []
+    found = capture(
+        truth.frames(height, width), truth.models(), smoothing=0.0, progress=lambda *at: steps.append(at)
+    )
+    assert steps[-1] == (12, 12) and found.frames_without_face == []
+    expected = crop_camera(params.camera, found.square)
+    torch.testing.assert_close(found.parameters.camera, expected, atol=2e-2, rtol=2e-3)
+    torch.testing.assert_close(found.parameters.expression, params.expression)
+    torch.testing.assert_close(found.parameters.pose[:, 3:6], params.pose[:, 3:6])
+    # The cut-out portrait shows the head where its camera says.
+    portrait = crop_portrait(truth.frames(height, width), found.square, 128)
+    nose = project(head(found.parameters)[:, head.landmarks[30:31]], found.parameters.camera)[:, 0, :2]
+    column, row = ((nose + 1) * 64).long().clamp(0, 127).unbind(-1)
+    shown = portrait[torch.arange(12), :2, row, column]
+    there = project(head(params)[:, head.landmarks[30:31]], params.camera)[:, 0, :2] / 2 + 0.5
+    torch.testing.assert_close(shown, there, atol=0.012, rtol=0)
+
+
+def test_capture_takes_iterators_and_fills_missing_frames(head):
+    params = moving_head(head, 10)
+    truth = Truth(head, params, missing=(0, 4, 5))
+    frames = truth.frames(320, 320)
+    whole = capture(frames, truth.models(), smoothing=0.0)
+    streamed = capture(iter(frames), truth.models(), smoothing=0.0, total=10)
+    chunked = capture(iter(frames.split(3)), truth.models(), smoothing=0.0)
+    for other in (streamed, chunked):
+        torch.testing.assert_close(other.parameters.camera, whole.parameters.camera, atol=1e-3, rtol=1e-3)
+    assert whole.frames_without_face == [0, 4, 5] and whole.parameters.valid.sum() == 7
+    jaw = whole.parameters.expression[:, head.expression_names.index("jawOpen")]
+    torch.testing.assert_close(jaw[[0, 4, 5]], torch.tensor([1 / 9, 4 / 9, 5 / 9]), atol=1e-3, rtol=0)
+    assert "0, 4-5" in whole.note and "7 of 10" in whole.note
+
+
+def test_capture_tells_of_several_faces(head):
+    params = moving_head(head, 3)
+    truth = Truth(head, params)
+    single = truth.detect
+    truth.detect = lambda frames: [[*faces, Detection(0.9, (0.0, 0.0, 0.05))] for faces in single(frames)]  # type: ignore[method-assign]
+    assert "2 faces" in capture(truth.frames(320, 320), truth.models()).note
+
+
+def test_huge_pictures_are_read_like_small_ones(head):
+    params = moving_head(head, 1)
+    truth = Truth(head, params)
+    small, large = (capture(truth.frames(size, size), truth.models(), "whole") for size in (400, 4000))
+    torch.testing.assert_close(large.parameters.camera, small.parameters.camera, atol=5e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("frames", "said"),
+    [
+        (torch.rand(1, 3, 1, 1), "1 x 1 pixels"),
+        (torch.full((1, 3, 64, 64), math.nan), "NaN"),
+        (torch.rand(1, 5, 64, 64), "channels"),
+        (torch.rand(0, 3, 64, 64), "no frame"),
+        ([torch.rand(3, 64, 64), torch.rand(3, 64, 80)], "differ in size"),
+        (torch.rand(2, 3, 64, 64), "no face was found"),
+    ],
+)
+def test_bad_pictures_are_refused_in_one_sentence(head, frames, said):
+    truth = Truth(head, moving_head(head, 1))
+    truth.detect = lambda pictures: [[] for _ in pictures]  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=said) as refusal:
+        capture(frames, truth.models(), what="the driving video")
+    text = str(refusal.value)
+    assert "driving video" in text and text.endswith(".") and text.count(". ") == 0
+
+
+def test_gray_and_transparent_pictures_become_rgb():
+    gray = prepare(torch.full((2, 1, 32, 32), 0.3), "the picture")
+    assert gray.shape == (2, 3, 32, 32) and (gray == 0.3).all()
+    clear = torch.rand(1, 4, 32, 32)
+    clear[:, 3] = 0
+    assert (prepare(clear, "the picture") - 128 / 255).abs().max() < 1e-6
+
+
+def test_cancelling_stops_capture(head):
+    truth = Truth(head, moving_head(head, 40))
+
+    def cancel(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        capture(truth.frames(64, 64), truth.models(), progress=cancel)
+
+
+def test_untrained_networks_run(head):
+    detector, encoder = PortraitDetector().eval(), FaceEncoder().eval()
+    detector.detect = lambda frames: [[Detection(0.9, (0.2, 0.2, 0.6))] for _ in frames]  # type: ignore[method-assign]
+    found = capture(torch.rand(2, 3, 96, 96), CaptureModels(detector, encoder, head))
+    assert len(found.parameters) == 2
+    found.parameters.require_finite("captured parameters")
+    assert (found.parameters.expression >= 0).all() and (found.parameters.expression <= 1).all()
+
+
+def test_frame_lists_are_short():
+    assert listed([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and listed([]) == ""
