@@ -34,6 +34,6 @@ class Conditioning:
         return Conditioning(
             reference={name: tokens.to(device, dtype) for name, tokens in self.reference.items()},
             image=self.image.to(device, dtype),
-            pose=self.pose[index].to(device, dtype),
+            pose=self.pose[index].to(device, dtype, memory_format=torch.channels_last),
             expression=self.expression[index.to(self.expression.device)].to(device, dtype),
         )
