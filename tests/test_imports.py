@@ -41,7 +41,8 @@ def run_tool(*command: str) -> None:
     result = subprocess.run(
         [str(tool), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    if result.returncode:
+        pytest.fail(f"{command[0]} found:\n{result.stdout}{result.stderr}", pytrace=False)
 
 
 def imports(folder: str) -> Iterator[tuple[str, int, str]]:
