@@ -44,8 +44,8 @@ class Pipeline:
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         # channels_last is what convolutions and the token layout of attention share: fewer copies everywhere
-        self.model = model.to(self.device, dtype, memory_format=torch.channels_last).eval()
-        self.autoencoder = autoencoder.to(self.device, dtype, memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        self.autoencoder = autoencoder.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.head = head.to(self.device)
         self.schedule = NoiseSchedule.of(model.config)
 
