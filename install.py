@@ -196,7 +196,7 @@ def phase(name: str) -> Iterator[None]:
             ticker.join()
         seconds = time.monotonic() - start
         TIMES[name] = TIMES.get(name, 0.0) + seconds
-        say(("\r" if live else "") + f"{name}: {seconds:.1f} s")
+        say(("\r" if live else "") + f"{name}: {seconds:.1f} s" + "    " * live)
 
 
 def stamped(layer: str, *contents: object) -> tuple[Path, str, bool]:
@@ -781,11 +781,12 @@ class ProgressLine:
         self.live = sys.stdout.isatty()
         self.node = ""
         self.tenth = 0
+        self.since = time.monotonic()
 
     def __call__(self, node: str, done: int, total: int) -> None:
         if node != self.node:
             self.end()
-            self.node, self.tenth = node, 0
+            self.node, self.tenth, self.since = node, 0, time.monotonic()
             print(f"  {self.titles.get(node, node)}", end="" if self.live else "\n", flush=True)
         if total and self.live:
             filled = 24 * done // total
@@ -797,7 +798,7 @@ class ProgressLine:
 
     def end(self) -> None:
         if self.live and self.node:
-            say()
+            say(f"  {time.monotonic() - self.since:.1f} s")
 
 
 def contact_sheet(
