@@ -21,7 +21,7 @@ def mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def grid_faces(rows: int, columns: int, *, around: bool, along: bool = False) -> Tensor:
-    """Triangles (n, 3) of a grid of points in row-major order.
+    """Triangles (n, 3) of a grid of points in row-major order, counter-clockwise where rows run down and columns to the right.
 
     Args:
         around: the last column joins the first.
@@ -32,7 +32,7 @@ def grid_faces(rows: int, columns: int, *, around: bool, along: bool = False) ->
     below, right = (row + 1) % rows, (column + 1) % columns
     a, b = row * columns + column, row * columns + right
     c, d = below * columns + column, below * columns + right
-    upper, lower = torch.stack([a, b, d], dim=-1), torch.stack([a, d, c], dim=-1)
+    upper, lower = torch.stack([a, d, b], dim=-1), torch.stack([a, c, d], dim=-1)
     return torch.cat([upper.reshape(-1, 3), lower.reshape(-1, 3)])
 
 

@@ -100,7 +100,7 @@ class Studio(nn.Module):
             identity = identity.repeat_interleave(len(params))
         if len(identity) != len(params):
             raise InputError(f"The studio got {len(identity)} avatars for {len(params)} frames: give one avatar per frame.")
-        batch = batch or (64 if self.device.type == "cuda" else 4)
+        batch = batch or (128 if self.device.type == "cuda" else 4)
         pictures = []
         for start in range(0, len(params), batch):
             part = slice(start, start + batch)
@@ -121,9 +121,9 @@ class Studio(nn.Module):
         values = (attributes[frame[:, None], corners] * weights).sum(dim=1)
         normal = F.normalize(values[:, :3], dim=-1)
         material = self.materials[triangle]
-        two_sided = (material == HAIR) | (material == CLOTHES) | (material == HAT) | (material == TEETH)
-        turned = (normal[:, 2] < 0) & two_sided
+        turned = normal[:, 2] < 0
         normal = torch.where(turned[:, None], -normal, normal)
+        turned = turned & ((material == HAIR) | (material == CLOTHES) | (material == HAT))
         color = self._shade(identity, frame, material, normal, values[:, 3:], turned)
 
         pixels_per_meter = params.camera[:, 0] * side / 2
