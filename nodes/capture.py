@@ -2,27 +2,148 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
 from comfy_api.latest import io
 
+from anifacediff_core.capture.capture import MODES, SMOOTHING, CaptureModels, capture, crop_portrait
+from anifacediff_core.capture.detector import PortraitDetector
+from anifacediff_core.capture.encoder import FaceEncoder
+from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint
 
-from .sockets import make_schema
+from .host.runtime import Progress, device, show_text
+from .images import to_core, to_host
+from .sockets import (
+    FaceCaptureSocket,
+    FaceLandmarksSocket,
+    FaceParametersSocket,
+    connected,
+    make_schema,
+    size_input,
+)
 
 
-def load_face_capture(checkpoint: Checkpoint) -> Any:
-    return None
+def load_face_capture(checkpoint: Checkpoint) -> CaptureModels | None:
+    """The networks of a checkpoint that read faces; None where it has none for a head that is at hand."""
+    head = HeadModel.bundled()
+    if checkpoint.head != head.name or not {"face_detector", "face_encoder"} <= set(checkpoint.parts):
+        return None
+    detector = PortraitDetector.from_weights(checkpoint.part("face_detector"))
+    return CaptureModels(detector, FaceEncoder.from_weights(checkpoint.part("face_encoder")), head)
+
+
+def _face_input() -> io.Int.Input:
+    return io.Int.Input(
+        "face",
+        default=0,
+        min=0,
+        max=31,
+        tooltip="Which face, if there are several: 0 follows the most prominent one, 1 the first from the "
+        "left, "
+        "and so on.",
+    )
+
+
+def _smoothing_input() -> io.Float.Input:
+    return io.Float.Input(
+        "smoothing",
+        default=SMOOTHING,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip="How much to calm the tremble of a video's parameters: 0 leaves them as they were read, 1 "
+        "is strong. "
+        "No effect on a single picture.",
+    )
+
+
+def _report_output() -> io.String.Output:
+    return io.String.Output(
+        display_name="report", tooltip="How many frames show a face, and which ones were filled in."
+    )
 
 
 class DECAExtract(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return make_schema(node_id="AniFaceDiffDECAExtract", display_name="DECA Extract", inputs=[], outputs=[])
+        return make_schema(
+            node_id="AniFaceDiffDECAExtract",
+            display_name="DECA Extract",
+            description="Find the face, cut the portrait square around it, and read shape, expression, "
+            "pose and camera, "
+            "frame by frame. Use one for the source picture and one for the driving video.",
+            search_aliases=["face detection", "face capture", "portrait crop", "tracking"],
+            inputs=[
+                FaceCaptureSocket.Input(
+                    "face_capture", tooltip="Face detector and encoder of Load AniFaceDiff."
+                ),
+                io.Image.Input("image", tooltip="Picture or video with a face."),
+                io.Combo.Input(
+                    "region",
+                    options=list(MODES),
+                    default="auto",
+                    tooltip="What becomes the portrait. auto: the whole picture if it is a square portrait "
+                    "already, "
+                    "else the square around the head. portrait: always the square around the head. whole: "
+                    "always "
+                    "the whole picture.",
+                ),
+                size_input("Side of the portrait pictures in pixels. It doesn't change the parameters."),
+                _face_input(),
+                _smoothing_input(),
+            ],
+            outputs=[
+                FaceParametersSocket.Output(
+                    display_name="parameters",
+                    tooltip="Shape, expression, pose and camera of every frame. Frames without a face are "
+                    "filled in "
+                    "from their neighbors.",
+                ),
+                io.Image.Output(
+                    display_name="portrait",
+                    tooltip="The portrait square that the parameters refer to, one picture per frame.",
+                ),
+                _report_output(),
+            ],
+        )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        raise NotImplementedError
+    def execute(
+        cls,
+        face_capture: CaptureModels | None,
+        image: torch.Tensor,
+        region: str,
+        size: int,
+        face: int,
+        smoothing: float,
+    ) -> io.NodeOutput:
+        models = connected(
+            face_capture, "face capture", "load a checkpoint that has a face detector and a face encoder"
+        )
+        frames = to_core(image, "picture or video")
+        captured = capture(
+            frames,
+            _on_device(models),
+            region,
+            face=face,
+            smoothing=smoothing,
+            what="the video" if len(frames) > 1 else "the picture",
+            progress=Progress(len(frames)),
+        )
+        show_text(captured.note)
+        portrait = crop_portrait(frames, captured.square, size)
+        return io.NodeOutput(captured.parameters, to_host(portrait), captured.note)
+
+
+def _on_device(models: CaptureModels) -> CaptureModels:
+    """Small networks: they move as they are, without the host's memory management."""
+    moved: dict[str, Any] = {
+        name: getattr(models, name).to(device()) for name in ("detector", "encoder", "head")
+    }
+    return replace(models, **moved)
 
 
 class ParametersFromFaceLandmarks(io.ComfyNode):
@@ -31,10 +152,26 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffParametersFromFaceLandmarks",
             display_name="Parameters from Face Landmarks",
-            inputs=[],
-            outputs=[],
+            description="Turn the landmarks of ComfyUI's own face landmarker into face parameters: the way "
+            "for a "
+            "video of a person to drive an avatar.",
+            search_aliases=["mediapipe", "arkit", "blendshapes"],
+            inputs=[
+                FaceLandmarksSocket.Input(
+                    "face_landmarks",
+                    tooltip="Landmarks and expression coefficients of ComfyUI's face landmarker.",
+                ),
+                _face_input(),
+                _smoothing_input(),
+            ],
+            outputs=[
+                FaceParametersSocket.Output(
+                    display_name="parameters", tooltip="Expression, pose and camera of every frame."
+                ),
+                _report_output(),
+            ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, face_landmarks: Any, face: int, smoothing: float) -> io.NodeOutput:
         raise NotImplementedError

@@ -77,8 +77,7 @@ class ReferenceNetEncode(io.ComfyNode):
                 ),
                 io.ClipVision.Input("clip_vision", tooltip="CLIP_VISION of Load AniFaceDiff."),
                 io.Image.Input(
-                    "image",
-                    display_name="source image",
+                    "source_image",
                     tooltip="Portrait square of the source, as DECA Extract cuts it. Of several pictures "
                     "the first is taken; "
                     "of a picture that isn't square, the middle.",
@@ -99,12 +98,17 @@ class ReferenceNetEncode(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, reference_net: ModelPatcher | None, vae: Any, clip_vision: Any, image: torch.Tensor, size: int
+        cls,
+        reference_net: ModelPatcher | None,
+        vae: Any,
+        clip_vision: Any,
+        source_image: torch.Tensor,
+        size: int,
     ) -> io.NodeOutput:
         network = connected(reference_net, "ReferenceNet", "load a checkpoint that has one")
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
         clip_vision = connected(clip_vision, "CLIP_VISION", "load a checkpoint that has an image encoder")
-        pictures = to_core(image, "source image")
+        pictures = to_core(source_image, "source image")
         if len(pictures) > 1:
             notice = f"The source image has {len(pictures)} pictures: the first is taken."
             logging.info("AniFaceDiff: %s", notice)

@@ -32,14 +32,12 @@ class FacialShapeAlign(io.ComfyNode):
             inputs=[
                 FaceParametersSocket.Input(
                     "source",
-                    display_name="source parameters",
                     tooltip="Face parameters of the source picture; their shape is kept. Of several frames "
                     "the first is "
                     "taken.",
                 ),
                 FaceParametersSocket.Input(
                     "driving",
-                    display_name="driving parameters",
                     tooltip="Face parameters of the driving video; their pose, expression and camera are "
                     "kept.",
                 ),
@@ -55,12 +53,12 @@ class FacialShapeAlign(io.ComfyNode):
 
     @classmethod
     def execute(cls, source: FaceParameters, driving: FaceParameters) -> io.NodeOutput:
-        # one face has one shape: that of another frame would make it breathe
-        source = source[:1]
-        if not source.valid.all():
+        if not source.valid.any():
             raise InputError(
                 "No face was found in the source picture: extract its parameters from one that shows a face."
             )
+        # one face has one shape: that of another frame would make it breathe
+        source = source[int(source.valid.int().argmax())]
         return io.NodeOutput(align(source, driving))
 
 

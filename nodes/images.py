@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anifacediff_core.capture.capture import LEAST_PIXELS
 from anifacediff_core.errors import InputError
 
 
@@ -16,14 +17,18 @@ def to_core(image: Tensor | None, what: str) -> Tensor:
     is to be changed, since a video may fill most of it.
 
     Raises:
-        InputError: no frames, no pixels, a number of channels that no picture has, NaN or infinity.
+        InputError: no frames, hardly any pixels, channels that no picture has, NaN or infinity.
     """
     if image is None or image.ndim != 4 or 0 in image.shape:
         raise InputError(
             f"The {what} has no frames or no pixels: connect a picture or a video that has some."
         )
     frames = image.movedim(-1, 1).float()
-    channels = frames.shape[1]
+    channels, height, width = frames.shape[1:]
+    if min(height, width) < LEAST_PIXELS:
+        raise InputError(
+            f"The {what} has only {width}×{height} pixels: give at least {LEAST_PIXELS}×{LEAST_PIXELS}."
+        )
     if channels > 4:
         raise InputError(f"The {what} has {channels} channels: connect a gray, RGB or RGBA picture.")
     lowest, highest = 0.0, 1.0

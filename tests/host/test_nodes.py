@@ -1,0 +1,640 @@
+"""The nodes in the host's own process: schemas, results against the core, answers to bad input."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait
+from anifacediff_core.capture.detector import Detection, PortraitDetector
+from anifacediff_core.capture.encoder import FaceEncoder, Reading
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.alignment import align
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.render import render_normals
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.sampling.windows import initial_noise
+from anifacediff_core.weights.checkpoint import load_checkpoint, load_network, save_checkpoint
+
+torch.set_grad_enabled(False)
+
+ROOT = Path(__file__).resolve().parents[2]
+SNAPSHOT = Path(__file__).with_name("nodes.json")
+SIZE, FRAMES = 64, 5
+SAMPLING = {
+    "seed": 3,
+    "steps": 2,
+    "cfg": 1.5,
+    "sampler_name": "euler",
+    "scheduler": "simple",
+    "denoise": 1.0,
+    "window": 4,
+    "overlap": 2,
+    "shared_noise": 1.0,
+}
+
+
+# --- A host with the extension, and a small checkpoint with random weights -------------------------
+
+
+@dataclass(frozen=True)
+class Extension:
+    """The loaded extension."""
+
+    classes: dict[str, Any]
+    folder_paths: ModuleType
+    base: Path
+
+    def run(self, node: str, **inputs: Any) -> tuple:
+        """Outputs of a node, executed as the host does it but for the queue."""
+        return self.output(node, **inputs).result
+
+    def output(self, node: str, **inputs: Any) -> Any:
+        return self.classes[f"AniFaceDiff{node}"].execute(**inputs)
+
+    def refusal(self, node: str, **inputs: Any) -> str:
+        """What a node says when it refuses its inputs: an InputError of one sentence."""
+        with pytest.raises(InputError) as error:
+            self.output(node, **inputs)
+        return one_sentence(str(error.value))
+
+
+def one_sentence(text: str) -> str:
+    assert "\n" not in text and len(text) < 300, text
+    assert text[0].isupper() or text[0] in "'\"" or text.split()[0].endswith(".safetensors"), text
+    assert text.endswith(".") and not re.search(r"[.!?] +[A-Z]", text), text
+    return text
+
+
+def small_config() -> NetworkConfig:
+    return replace(NetworkConfig.tiny(), block_out_channels=(32, 32, 32), attention_heads=(1, 1, 1))
+
+
+def randomize(module: nn.Module, seed: int) -> nn.Module:
+    """Weights of a trained size everywhere, so that no zero initialization hides an error."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(noise / parameter[0].numel() ** 0.5)
+        else:
+            parameter.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
+    return module
+
+
+def write_checkpoint(path: Path, head: str = "anifacediff-head-1", without: tuple[str, ...] = ()) -> None:
+    network = randomize(AniFaceDiff(small_config(), motion=True), 0)
+    names = ("unet", "motion", "reference", "pose_encoder", "expression_adapter", "image_encoder")
+    modules = {name: getattr(network, name) for name in names}
+    modules |= {"vae": AutoEncoder(), "face_encoder": FaceEncoder(), "face_detector": PortraitDetector()}
+    parts = {name: module.state_dict() for name, module in modules.items() if name not in without}
+    save_checkpoint(path, parts, small_config(), head=head)
+
+
+@pytest.fixture(scope="session")
+def extension(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Extension:
+    """The extension, loaded by the host's own loader; the host's folders are temporary ones."""
+    base = tmp_path_factory.mktemp("host")
+    folder_paths = importlib.import_module("folder_paths")
+    folder_paths.models_dir = str(base / "models")
+    folder_paths.set_input_directory(str(base / "input"))
+    folder_paths.set_output_directory(str(base / "output"))
+    for name in ("input", "output", "models/anifacediff", "models/flame"):
+        (base / name).mkdir(parents=True)
+    host_nodes = importlib.import_module("nodes")
+    assert hasattr(host_nodes, "load_custom_node"), "this is not the host's module `nodes`"
+    assert asyncio.run(host_nodes.load_custom_node(str(ROOT), module_parent="custom_nodes"))
+    classes = {
+        name: node for name, node in host_nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("AniFaceDiff")
+    }
+    write_checkpoint(base / "models" / "anifacediff" / "random.safetensors")
+    return Extension(classes, folder_paths, base)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(extension: Extension) -> Path:
+    return extension.base / "models" / "anifacediff" / "random.safetensors"
+
+
+@pytest.fixture(scope="session")
+def loaded(extension: Extension) -> dict[str, Any]:
+    names = ("model", "vae", "clip_vision", "reference_net", "pose_encoder", "face_capture")
+    return dict(zip(names, extension.run("Loader", checkpoint="random.safetensors"), strict=True))
+
+
+@pytest.fixture(scope="session")
+def head() -> HeadModel:
+    return HeadModel.bundled()
+
+
+@pytest.fixture(scope="session")
+def driving(head: HeadModel) -> FaceParameters:
+    generator = torch.Generator().manual_seed(1)
+    expression = torch.rand(FRAMES, head.n_expression, generator=generator) * 0.4
+    pose = torch.randn(FRAMES, 15, generator=generator) * 0.05
+    shape = torch.randn(FRAMES, head.n_shape, generator=generator) * 0.3
+    return replace(head.neutral(FRAMES), expression=expression, pose=pose, shape=shape)
+
+
+@pytest.fixture(scope="session")
+def conditions(extension: Extension, loaded: dict[str, Any], driving: FaceParameters) -> dict[str, Any]:
+    """Everything that the sampler takes."""
+    adapted, *_ = extension.run(
+        "ExpressionAdapterLoader", model=loaded["model"], checkpoint="same as model", weight=1.0
+    )
+    (normals,) = extension.run("RenderNormals", parameters=driving, size=SIZE, head="bundled")
+    (pose,) = extension.run("PoseEncode", pose_encoder=loaded["pose_encoder"], normals=normals)
+    (reference,) = extension.run("ReferenceNetEncode", **reference_inputs(loaded, picture(1)))
+    return {"model": adapted, "reference": reference, "pose": pose, "parameters": driving}
+
+
+def reference_inputs(loaded: dict[str, Any], image: Tensor, size: int = SIZE) -> dict[str, Any]:
+    networks = {name: loaded[name] for name in ("reference_net", "vae", "clip_vision")}
+    return {**networks, "source_image": image, "size": size}
+
+
+def picture(frames: int = 1, height: int = 80, width: int = 72, channels: int = 3, seed: int = 0) -> Tensor:
+    """The host's IMAGE with smooth noise."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(frames, channels, 5, 5, generator=generator)
+    return nn.functional.interpolate(coarse, (height, width), mode="bilinear").movedim(1, -1)
+
+
+class FoundFaces(nn.Module):
+    """A detector that finds what it is told: of every frame the squares of its faces."""
+
+    def __init__(self, *faces: list[tuple[float, float, float]]) -> None:
+        super().__init__()
+        self.faces, self.seen = faces, 0
+
+    def detect(self, frames: Tensor) -> list[list[Detection]]:
+        start, self.seen = self.seen, self.seen + len(frames)
+        each = [self.faces[number % len(self.faces)] for number in range(start, self.seen)]
+        return [[Detection(0.9, square) for square in squares] for squares in each]
+
+
+class ReadsBrightness(nn.Module):
+    """An encoder whose shape is the brightness of the crop."""
+
+    def read(self, pixels: Tensor) -> Reading:
+        count, device = len(pixels), pixels.device
+        shape = pixels.mean((1, 2, 3))[:, None].expand(count, 100)
+        camera = torch.tensor([7.6, 0.0, 0.02], device=device).expand(count, 3)
+        return Reading(shape, torch.full((count, 52), 0.1), torch.zeros(count, 3), camera)
+
+
+LEFT, RIGHT = (0.1, 0.2, 0.3), (0.6, 0.2, 0.3)
+
+
+def models_that_find(*faces: list[tuple[float, float, float]]) -> CaptureModels:
+    return CaptureModels(FoundFaces(*faces), ReadsBrightness(), HeadModel.bundled())
+
+
+def extract(extension: Extension, models: Any, image: Tensor | None, **inputs: Any) -> dict[str, Any]:
+    given = {"region": "auto", "size": SIZE, "face": 0, "smoothing": 0.3, **inputs}
+    result = extension.run("DECAExtract", face_capture=models, image=image, **given)
+    return dict(zip(("parameters", "portrait", "report"), result, strict=True))
+
+
+# --- Schemas -------------------------------------------------------------------------------------
+
+
+def described(extension: Extension) -> dict[str, Any]:
+    """What saved workflows depend on."""
+    found = {}
+    for name, node in sorted(extension.classes.items()):
+        info = node.GET_NODE_INFO_V1()
+        inputs = {
+            key: kind
+            for part in ("required", "optional")
+            for key, kind in info["input"].get(part, {}).items()
+        }
+        found[name] = {
+            "display_name": info["display_name"],
+            "inputs": {key: kind[0] if isinstance(kind[0], str) else "COMBO" for key, kind in inputs.items()},
+            "outputs": [list(pair) for pair in zip(info["output_name"], info["output"], strict=True)],
+        }
+    return found
+
+
+def test_saved_workflows_keep_loading(extension: Extension) -> None:
+    """What nodes.json holds may grow; whatever is in it stays within a major version."""
+    assert described(extension) == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_every_name_explains_itself(extension: Extension) -> None:
+    assert len(extension.classes) == 12
+    for name, node in extension.classes.items():
+        info = node.GET_NODE_INFO_V1()
+        assert info["category"] == "AniFaceDiff" and info["description"], name
+        for part in ("required", "optional"):
+            for key, kind in info["input"].get(part, {}).items():
+                assert kind[1].get("tooltip"), f"{name}.{key}"
+        schema = node.GET_SCHEMA()
+        assert all(output.display_name and output.tooltip for output in schema.outputs), name
+
+
+def test_every_node_has_a_help_page(extension: Extension) -> None:
+    pages = {page.stem: page.read_text(encoding="utf-8") for page in (ROOT / "web" / "docs").glob("*.md")}
+    assert set(pages) == set(extension.classes)
+    for name, node in extension.classes.items():
+        schema, page = node.GET_SCHEMA(), pages[name]
+        assert page.startswith(f"# {schema.display_name}\n") and "## Example" in page, name
+        told = [entry.id for entry in schema.inputs] + [output.display_name for output in schema.outputs]
+        assert [word for word in told if not re.search(rf"\b{word}\b", page)] == [], name
+
+
+# --- Results -------------------------------------------------------------------------------------
+
+
+def test_shape_align_is_the_cores(extension: Extension, head: HeadModel, driving: FaceParameters) -> None:
+    source = replace(head.neutral(3), shape=torch.randn(3, 100), valid=torch.tensor([False, True, True]))
+    (found,) = extension.run("FacialShapeAlign", source=source, driving=driving)
+    expected = align(source[1], driving)
+    assert torch.equal(found.shape, expected.shape) and torch.equal(found.pose, expected.pose)
+    assert torch.equal(found.shape[0], source.shape[1])
+
+
+def test_normals_are_the_cores(extension: Extension, head: HeadModel, driving: FaceParameters) -> None:
+    (found,) = extension.run("RenderNormals", parameters=driving, size=SIZE, head="bundled")
+    assert found.shape == (FRAMES, SIZE, SIZE, 3)
+    assert torch.equal(found.movedim(-1, 1), render_normals(head, driving, SIZE))
+
+
+def test_pose_is_the_cores(
+    extension: Extension, loaded: dict[str, Any], checkpoint: Path, conditions: dict[str, Any]
+) -> None:
+    (normals,) = extension.run(
+        "RenderNormals", parameters=conditions["parameters"], size=SIZE, head="bundled"
+    )
+    expected = load_network(load_checkpoint(checkpoint)).pose_encoder(normals.movedim(-1, 1))
+    found = conditions["pose"].features
+    assert (found - expected).norm() / expected.norm() < 1e-4
+
+
+def test_extract_is_the_cores(extension: Extension) -> None:
+    image = picture(FRAMES, 120, 160)
+    found = extract(extension, models_that_find([LEFT]), image)
+    frames = image.movedim(-1, 1)
+    expected = capture(frames, models_that_find([LEFT]), what="the video")
+    assert torch.equal(found["parameters"].shape, expected.parameters.shape)
+    assert torch.equal(found["parameters"].camera, expected.parameters.camera)
+    assert found["report"] == expected.note
+    portrait = crop_portrait(frames, expected.square, SIZE)
+    assert torch.equal(found["portrait"].movedim(-1, 1), portrait)
+
+
+def test_sampler_is_apply_and_a_stock_sampler(extension: Extension, conditions: dict[str, Any]) -> None:
+    import comfy.sample
+
+    (found,) = extension.run("Sampler", **conditions, **SAMPLING)
+    model, positive, negative, latent = extension.run("Apply", **conditions, window=4, overlap=2)
+    empty = latent["samples"]
+    assert empty.shape == (FRAMES, 4, SIZE // 8, SIZE // 8) and not empty.any()
+    noise = initial_noise(*empty.shape, SAMPLING["seed"], SAMPLING["shared_noise"])
+    expected = comfy.sample.sample(
+        model, noise, 2, 1.5, "euler", "simple", positive, negative, empty, seed=SAMPLING["seed"]
+    )
+    assert torch.isfinite(expected).all() and float(expected.std()) > 0
+    assert torch.allclose(found["samples"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_expression_reaches_the_sampler(
+    extension: Extension, loaded: dict[str, Any], conditions: dict[str, Any]
+) -> None:
+    def sampled(weight: float) -> Tensor:
+        (model,) = extension.run(
+            "ExpressionAdapterLoader", model=loaded["model"], checkpoint="random.safetensors", weight=weight
+        )
+        return extension.run("Sampler", **{**conditions, "model": model}, **SAMPLING)[0]["samples"]
+
+    (bare,) = extension.run("Sampler", **{**conditions, "model": loaded["model"]}, **SAMPLING)
+    assert torch.equal(sampled(0.0), bare["samples"])
+    assert not torch.allclose(sampled(1.0), bare["samples"], rtol=1e-2)
+
+
+def test_denoise_starts_from_the_still_source(extension: Extension, conditions: dict[str, Any]) -> None:
+    still = conditions["reference"].latent.repeat(FRAMES, 1, 1, 1)
+    sampling = {**SAMPLING, "denoise": 0.5}
+    (found,) = extension.run("Sampler", **conditions, **sampling)
+    (expected,) = extension.run("Sampler", **conditions, **sampling, latent={"samples": still})
+    assert torch.equal(found["samples"], expected["samples"])
+
+
+def test_the_whole_way_ends_in_pictures(
+    extension: Extension, loaded: dict[str, Any], conditions: dict[str, Any]
+) -> None:
+    (latent,) = extension.run("Sampler", **conditions, **SAMPLING)
+    video = loaded["vae"].decode(latent["samples"])
+    assert video.shape == (FRAMES, SIZE, SIZE, 3) and torch.isfinite(video).all()
+
+
+def test_parameters_survive_the_disk(extension: Extension, driving: FaceParameters) -> None:
+    output = extension.output("SaveFaceParameters", parameters=driving, filename_prefix="motion/take")
+    _, name = output.result
+    assert name == "motion/take_00001_.safetensors" and name in output.ui.as_dict()["text"][0]
+    listed = extension.classes["AniFaceDiffLoadFaceParameters"].INPUT_TYPES()["required"]["file"][1][
+        "options"
+    ]
+    assert f"{name} [output]" in listed
+    found, frames = extension.run("LoadFaceParameters", file=f"{name} [output]")
+    assert frames == FRAMES and found.head == driving.head
+    assert all(
+        torch.equal(getattr(found, part), getattr(driving, part)) for part in ("shape", "pose", "valid")
+    )
+    again = extension.run("SaveFaceParameters", parameters=driving, filename_prefix="motion/take")
+    assert again[1] == "motion/take_00002_.safetensors"
+
+
+# --- Pictures of every kind ----------------------------------------------------------------------
+
+
+def test_gray_and_transparent_pictures(extension: Extension, loaded: dict[str, Any]) -> None:
+    gray = picture(channels=1)
+    alike = gray.expand(-1, -1, -1, 3)
+    opaque = torch.cat([alike, torch.ones_like(gray)], dim=-1)
+    hollow = torch.cat([alike, torch.zeros_like(gray)], dim=-1)
+    embeddings = [
+        extension.run("ReferenceNetEncode", **reference_inputs(loaded, image))[0].latent
+        for image in (alike, gray, opaque, hollow)
+    ]
+    assert torch.equal(embeddings[0], embeddings[1]) and torch.equal(embeddings[0], embeddings[2])
+    assert not torch.equal(embeddings[0], embeddings[3])
+    shapes = [
+        extract(extension, models_that_find([LEFT]), image)["parameters"].shape
+        for image in (alike, gray, opaque)
+    ]
+    assert torch.equal(shapes[0], shapes[1]) and torch.equal(shapes[0], shapes[2])
+
+
+def test_of_several_sources_the_first(extension: Extension, loaded: dict[str, Any], caplog: Any) -> None:
+    several = torch.cat([picture(seed=1), picture(seed=2)])
+    with caplog.at_level("INFO"):
+        (found,) = extension.run("ReferenceNetEncode", **reference_inputs(loaded, several))
+    (expected,) = extension.run("ReferenceNetEncode", **reference_inputs(loaded, several[:1]))
+    assert torch.equal(found.latent, expected.latent) and "2 pictures" in caplog.text
+
+
+def test_8k_picture(extension: Extension, loaded: dict[str, Any]) -> None:
+    image = torch.full((1, 4320, 7680, 3), 0.5)
+    found = extract(extension, models_that_find([LEFT]), image)
+    assert found["portrait"].shape == (1, SIZE, SIZE, 3) and len(found["parameters"]) == 1
+    (reference,) = extension.run("ReferenceNetEncode", **reference_inputs(loaded, image))
+    assert reference.size == SIZE
+
+
+def test_size_that_the_network_halves_unevenly(
+    extension: Extension, loaded: dict[str, Any], driving: Any
+) -> None:
+    (reference,) = extension.run("ReferenceNetEncode", **reference_inputs(loaded, picture(), size=72))
+    (normals,) = extension.run("RenderNormals", parameters=driving, size=72, head="bundled")
+    (pose,) = extension.run("PoseEncode", pose_encoder=loaded["pose_encoder"], normals=normals)
+    inputs = {"model": loaded["model"], "reference": reference, "pose": pose, "parameters": driving}
+    (latent,) = extension.run("Sampler", **inputs, **SAMPLING)
+    assert latent["samples"].shape == (FRAMES, 4, 9, 9)
+
+
+def test_one_frame_video(extension: Extension, loaded: dict[str, Any], conditions: dict[str, Any]) -> None:
+    one = conditions["parameters"][0]
+    (normals,) = extension.run("RenderNormals", parameters=one, size=SIZE, head="bundled")
+    (pose,) = extension.run("PoseEncode", pose_encoder=loaded["pose_encoder"], normals=normals)
+    (latent,) = extension.run("Sampler", **{**conditions, "pose": pose, "parameters": one}, **SAMPLING)
+    assert latent["samples"].shape[0] == 1 and torch.isfinite(latent["samples"]).all()
+    assert len(extract(extension, models_that_find([LEFT]), picture(1))["parameters"]) == 1
+
+
+BAD_PICTURES = {
+    "nothing": None,
+    "empty": torch.zeros(0, 32, 32, 3),
+    "no pixels": torch.zeros(1, 0, 32, 3),
+    "one pixel": torch.zeros(1, 1, 1, 3),
+    "nan": torch.full((2, 32, 32, 3), float("nan")),
+    "infinite": torch.full((1, 32, 32, 3), float("inf")),
+    "many channels": torch.zeros(1, 32, 32, 7),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_bad_pictures(extension: Extension, loaded: dict[str, Any], kind: str) -> None:
+    image = BAD_PICTURES[kind]
+    extension.refusal("ReferenceNetEncode", **reference_inputs(loaded, image))
+    extension.refusal("PoseEncode", pose_encoder=loaded["pose_encoder"], normals=image)
+    capturing = {"region": "auto", "size": SIZE, "face": 0, "smoothing": 0.3, "image": image}
+    extension.refusal("DECAExtract", face_capture=models_that_find([LEFT]), **capturing)
+
+
+def test_no_face(extension: Extension) -> None:
+    with pytest.raises(InputError, match="no face was found") as error:
+        extract(extension, models_that_find([]), picture())
+    one_sentence(str(error.value))
+
+
+def test_frames_without_a_face_are_named(extension: Extension) -> None:
+    found = extract(extension, models_that_find([LEFT], [LEFT], [], [LEFT]), picture(FRAMES))
+    assert found["parameters"].valid.tolist() == [True, True, False, True, True]
+    assert "4 of 5" in found["report"] and "frame 2" in found["report"]
+    assert torch.isfinite(found["parameters"].camera).all()
+
+
+def test_two_faces(extension: Extension) -> None:
+    image = picture(1, 100, 100)
+    image[:, :, 50:] = 0.9
+    first, second = (
+        extract(extension, models_that_find([RIGHT, LEFT]), image, face=face, region="portrait")
+        for face in (1, 2)
+    )
+    assert "2 faces" in first["report"]
+    assert float(second["parameters"].shape.mean()) > float(first["parameters"].shape.mean()) + 0.1
+    message = extension.refusal(
+        "DECAExtract",
+        face_capture=models_that_find([RIGHT, LEFT]),
+        image=image,
+        region="auto",
+        size=SIZE,
+        face=3,
+        smoothing=0.0,
+    )
+    assert "number 3" in message
+
+
+# --- Things that don't belong together -----------------------------------------------------------
+
+
+def foreign(params: FaceParameters) -> FaceParameters:
+    return replace(params, head="flame-2020")
+
+
+def test_mismatched_heads(extension: Extension, driving: FaceParameters, conditions: dict[str, Any]) -> None:
+    assert "flame-2020" in extension.refusal("FacialShapeAlign", source=driving[0], driving=foreign(driving))
+    assert "flame-2020" in extension.refusal(
+        "RenderNormals", parameters=foreign(driving), size=SIZE, head="bundled"
+    )
+    other = {**conditions, "parameters": foreign(driving)}
+    assert "flame-2020" in extension.refusal("Apply", **other, window=4, overlap=2)
+    assert "flame-2020" in extension.refusal("Sampler", **other, **SAMPLING)
+
+
+def test_source_without_a_face(extension: Extension, driving: FaceParameters) -> None:
+    blind = replace(driving[0], valid=torch.tensor([False]))
+    assert "source" in extension.refusal("FacialShapeAlign", source=blind, driving=driving)
+
+
+def test_sizes_that_differ(extension: Extension, loaded: dict[str, Any], conditions: dict[str, Any]) -> None:
+    (reference,) = extension.run("ReferenceNetEncode", **reference_inputs(loaded, picture(), size=128))
+    message = extension.refusal("Sampler", **{**conditions, "reference": reference}, **SAMPLING)
+    assert "128" in message and str(SIZE) in message
+
+
+def test_lengths_that_differ(extension: Extension, conditions: dict[str, Any]) -> None:
+    shorter = {**conditions, "parameters": conditions["parameters"][:3]}
+    message = extension.refusal("Sampler", **shorter, **SAMPLING)
+    assert "3 frames" in message and f"{FRAMES}" in message
+    latent = {"samples": torch.zeros(3, 4, SIZE // 8, SIZE // 8)}
+    assert "latent" in extension.refusal("Sampler", **conditions, **SAMPLING, latent=latent)
+
+
+def test_normals_of_other_forms(extension: Extension, loaded: dict[str, Any]) -> None:
+    encoder = loaded["pose_encoder"]
+    assert "square" in extension.refusal("PoseEncode", pose_encoder=encoder, normals=picture(1, 64, 72))
+    assert "multiple of 8" in extension.refusal(
+        "PoseEncode", pose_encoder=encoder, normals=picture(1, 60, 60)
+    )
+
+
+def test_windows_that_cannot_be(extension: Extension, conditions: dict[str, Any]) -> None:
+    extension.refusal("Apply", **conditions, window=4, overlap=4)
+    message = extension.refusal("Apply", **conditions, window=64, overlap=4)
+    assert "64" in message and "32" in message
+
+
+def test_nodes_in_the_wrong_order(
+    extension: Extension, loaded: dict[str, Any], conditions: dict[str, Any]
+) -> None:
+    applied, *_ = extension.run("Apply", **conditions, window=4, overlap=2)
+    extension.refusal("Apply", **{**conditions, "model": applied}, window=4, overlap=2)
+    extension.refusal("ExpressionAdapterLoader", model=applied, checkpoint="same as model", weight=1.0)
+
+
+def test_the_given_model_stays_as_it_is(extension: Extension, conditions: dict[str, Any]) -> None:
+    (before,) = extension.run("Sampler", **conditions, **SAMPLING)
+    extension.run("Sampler", **conditions, **{**SAMPLING, "window": 5, "overlap": 0})
+    (after,) = extension.run("Sampler", **conditions, **SAMPLING)
+    assert torch.equal(before["samples"], after["samples"])
+
+
+# --- Checkpoints and files -----------------------------------------------------------------------
+
+
+def test_checkpoints_that_are_none(extension: Extension, checkpoint: Path) -> None:
+    from safetensors.torch import save_file
+
+    folder = checkpoint.parent
+    whole = checkpoint.read_bytes()
+    (folder / "truncated.safetensors").write_bytes(whole[: len(whole) // 2])
+    (folder / "text.safetensors").write_text("not a checkpoint", encoding="utf-8")
+    save_file({"model.weight": torch.zeros(2)}, folder / "foreign.safetensors")
+    try:
+        for name in ("truncated", "text", "foreign", "absent"):
+            assert name in extension.refusal("Loader", checkpoint=f"{name}.safetensors")
+    finally:
+        for name in ("truncated", "text", "foreign"):
+            (folder / f"{name}.safetensors").unlink()
+
+
+def test_checkpoint_without_some_parts(
+    extension: Extension, checkpoint: Path, driving: FaceParameters
+) -> None:
+    path = checkpoint.with_name("parts.safetensors")
+    missing = ("vae", "reference", "pose_encoder", "face_encoder", "expression_adapter", "motion")
+    write_checkpoint(path, without=missing)
+    model, vae, clip_vision, reference, pose_encoder, face_capture = extension.run(
+        "Loader", checkpoint=path.name
+    )
+    path_inputs = {"vae": vae, "clip_vision": clip_vision, "reference_net": reference}
+    assert "ReferenceNet" in extension.refusal(
+        "ReferenceNetEncode", **path_inputs, source_image=picture(), size=SIZE
+    )
+    assert "pose encoder" in extension.refusal(
+        "PoseEncode", pose_encoder=pose_encoder, normals=picture(1, 64, 64)
+    )
+    assert "face capture" in extension.refusal(
+        "DECAExtract",
+        face_capture=face_capture,
+        image=picture(),
+        region="auto",
+        size=SIZE,
+        face=0,
+        smoothing=0.0,
+    )
+    extension.refusal("ExpressionAdapterLoader", model=model, checkpoint="same as model", weight=1.0)
+
+
+def test_adapter_of_another_head(extension: Extension, checkpoint: Path, loaded: dict[str, Any]) -> None:
+    write_checkpoint(checkpoint.with_name("other.safetensors"), head="flame-2020", without=("unet", "vae"))
+    message = extension.refusal(
+        "ExpressionAdapterLoader", model=loaded["model"], checkpoint="other.safetensors", weight=1.0
+    )
+    assert "flame-2020" in message
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret.safetensors", "/etc/passwd", "a/../../b [output]", "absent.safetensors"]
+)
+def test_files_outside_and_absent(extension: Extension, name: str) -> None:
+    (extension.base / "secret.safetensors").write_bytes(b"")
+    extension.refusal("LoadFaceParameters", file=name)
+    answer = extension.classes["AniFaceDiffLoadFaceParameters"].validate_inputs(file=name)
+    assert isinstance(answer, str) and one_sentence(answer)
+
+
+@pytest.mark.parametrize("prefix", ["../escape", "/tmp/escape", "a/../../escape"])
+def test_saving_outside(extension: Extension, driving: FaceParameters, prefix: str) -> None:
+    extension.refusal("SaveFaceParameters", parameters=driving, filename_prefix=prefix)
+
+
+def test_other_files_as_parameters(extension: Extension, checkpoint: Path) -> None:
+    (extension.base / "input" / "noise.safetensors").write_bytes(b"no parameters")
+    (extension.base / "input" / "checkpoint.safetensors").write_bytes(checkpoint.read_bytes())
+    for name in ("noise", "checkpoint"):
+        assert name in extension.refusal("LoadFaceParameters", file=f"{name}.safetensors")
+
+
+# --- Cancelling ----------------------------------------------------------------------------------
+
+
+def test_cancelled_runs_leave_everything_usable(
+    extension: Extension, loaded: dict[str, Any], conditions: dict[str, Any]
+) -> None:
+    import comfy.model_management as management
+
+    (normals,) = extension.run(
+        "RenderNormals", parameters=conditions["parameters"], size=SIZE, head="bundled"
+    )
+    runs: list[tuple[str, dict[str, Any]]] = [
+        ("RenderNormals", {"parameters": conditions["parameters"], "size": SIZE, "head": "bundled"}),
+        ("PoseEncode", {"pose_encoder": loaded["pose_encoder"], "normals": normals}),
+        ("DECAExtract", {"face_capture": models_that_find([LEFT]), "image": picture(3), "region": "auto",
+                         "size": SIZE, "face": 0, "smoothing": 0.0}),
+        ("Sampler", {**conditions, **SAMPLING}),
+    ]  # fmt: skip
+    (before,) = extension.run("Sampler", **conditions, **SAMPLING)
+    for node, inputs in runs:
+        management.interrupt_current_processing(True)
+        with pytest.raises(management.InterruptProcessingException):
+            extension.run(node, **inputs)
+        management.interrupt_current_processing(False)
+    (after,) = extension.run("Sampler", **conditions, **SAMPLING)
+    assert torch.equal(before["samples"], after["samples"])
