@@ -30,7 +30,7 @@ EXTRAS = {
     "anifacediff_core/evaluation": {"scipy"},
     "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},
     "anifacediff_core/head/rasterize.py": {"pytorch3d"},
-    "anifacediff_core/capture/arkit.py": {"mediapipe"},
+    "anifacediff_core/capture/mediapipe.py": {"mediapipe"},
 }
 
 
