@@ -142,9 +142,10 @@ def on_core(twin: Twin, frames: int, conditions: tuple[str, ...] = CONDITIONS) -
         twin.core.motion = motion
 
 
-def run_core(twin: Twin, noise: Tensor, steps: int, cfg: float, **options: int) -> Tensor:
+def run_core(twin: Twin, noise: Tensor | None, steps: int, cfg: float, **options: float) -> Tensor:
     """UNet latents as the headless pipeline makes them."""
-    with on_core(twin, len(noise)) as (pipeline, given):
+    frames = len(twin.conditioning if noise is None else noise)
+    with on_core(twin, frames) as (pipeline, given):
         return pipeline.sample(given, steps=steps, cfg=cfg, noise=noise, **options)
 
 
