@@ -14,9 +14,9 @@ from ..head.parameters import FaceParameters
 from .batch import Dice
 
 YAW, PITCH, ROLL = 0.5, 0.25, 0.15  # radians, limits
-SCALE, SCALE_SPREAD = 5.2, 0.12  # a face of 0.17 m fills about half of the frame's height
+SCALE, SCALE_SPREAD = 6.2, 0.08  # a face of 0.17 m fills about half of the frame's height
 SHIFT_X = 0.018  # meters
-SHIFT_Y = (-0.014, 0.006)
+SHIFT_Y = (-0.026, -0.008)
 
 # Actions that come and go by themselves: probability, strongest value.
 SINGLE_ACTIONS: dict[tuple[str, ...], tuple[float, float]] = {

