@@ -261,6 +261,69 @@ def evaluate_avatars(options: argparse.Namespace) -> None:
         print(table(found))
 
 
+def reenact(options: argparse.Namespace) -> None:
+    from itertools import islice
+
+    from .capture.capture import capture as read
+    from .capture.capture import crop_portrait
+    from .evaluation.report import load_capture
+    from .sampling.pipeline import Pipeline
+    from .video import VideoWriter, probe, read_frames, read_image
+    from .weights.checkpoint import load_checkpoint
+
+    device = pick_device(options.device)
+    path = checkpoint_path(options)
+    pipeline = Pipeline.from_checkpoint(path, device)
+    models = load_capture(load_checkpoint(path), pipeline.head)
+    picture = read_image(options.source)
+    source = read(picture, models, what="the source picture")
+    print(source.note)
+    info = probe(options.driving)
+    count = min(info.frames, options.max_frames) if options.max_frames else info.frames
+    frames = islice(read_frames(options.driving), options.max_frames)
+    driving = read(frames, models, what="the driving video", total=count, progress=bar("capture"))
+    print(driving.note)
+    result = pipeline.reenact(
+        crop_portrait(picture, source.square, options.size),
+        source.parameters,
+        driving.parameters,
+        steps=options.steps,
+        cfg=options.cfg,
+        seed=options.seed,
+        window=options.window,
+        overlap=options.overlap,
+        expression_scale=options.expression_scale,
+        progress=bar("sampling"),
+    )
+    sound = options.driving if info.has_audio else None
+    with VideoWriter(options.out, info.rate, audio_from=sound) as video:
+        for pictures in result:
+            video.write(pictures)
+    print(f"{options.out}: {video.frames} frames at {float(info.rate):g} frames a second.")
+
+
+def capture(options: argparse.Namespace) -> None:
+    from .capture.capture import capture as read
+    from .evaluation.report import load_capture
+    from .head.model import HeadModel
+    from .video import IMAGE_ENDINGS, probe, read_frames, read_image
+    from .weights.checkpoint import load_checkpoint
+
+    head = HeadModel.bundled().to(pick_device(options.device))
+    models = load_capture(load_checkpoint(checkpoint_path(options)), head)
+    if options.input.suffix.lower() in IMAGE_ENDINGS:
+        found = read(read_image(options.input), models, what="the picture")
+    else:
+        total = probe(options.input).frames
+        frames = read_frames(options.input)
+        found = read(frames, models, what="the video", total=total, progress=bar("capture"))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    found.parameters.save(options.out)
+    left, top, side = found.square.tolist()
+    print(found.note)
+    print(f"{options.out}: {len(found.parameters)} frames, portrait square {left:.3f} {top:.3f} {side:.3f}.")
+
+
 def render_normals(options: argparse.Namespace) -> None:
     from .head.alignment import align
     from .head.model import HeadModel

@@ -8,6 +8,7 @@ expression back from the results.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -42,7 +43,7 @@ VARIANTS = {
 GENERATED = ("full", "no_adapter", "driver_shape")
 Progress = Callable[[int, int], None]
 FaceReader = Callable[[Tensor], FaceParameters]
-"""Pictures (frames, 3, size, size) -> their captured parameters."""
+"""Pictures of one clip (frames, 3, size, size) -> their captured parameters, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,7 @@ def evaluate(
     device = head.template.device
     drawn = draw_cases(protocol, head)
     first, last = share or (0, protocol.pairs)
-    record = Record({name: [] for name in protocol.variants}, {}, [], {})
+    record = Record({name: [] for name in protocol.variants}, defaultdict(list), [], {})
     reenact.network.eval()
     for start in range(first, last, protocol.batch):
         stop = min(start + protocol.batch, last)
@@ -324,18 +325,22 @@ def evaluate(
             )
         if read_face is not None:
             record.truth.append(cases.motion.to("cpu"))
-            record.read.setdefault("truth", []).append(read_face(pictures.truth).to("cpu"))
+            record.read["truth"] += _read(read_face, pictures.truth, cases.frames)
         for variant, image in reenact_cases(reenact, cases, pictures, protocol, start):
             record.clips[variant] += measure(image, pictures.truth, masks, cases.frames)
             if wanted and variant in GENERATED:
                 _keep(record, **{variant: image[middle]})
             if read_face is not None and variant in GENERATED:
-                record.read.setdefault(variant, []).append(read_face(image).to("cpu"))
+                record.read[variant] += _read(read_face, image, cases.frames)
         if wanted:
             _keep(record, truth=pictures.truth[middle])
         if progress is not None:
             progress(stop - first, last - first)
     return record
+
+
+def _read(read_face: FaceReader, pictures: Tensor, frames: int) -> list[FaceParameters]:
+    return [read_face(clip) for clip in pictures.split(frames)]
 
 
 def _keep(record: Record, **columns: Tensor) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..avatars.studio import Studio
+from ..capture.capture import CaptureModels, capture
+from ..capture.detector import PortraitDetector
+from ..capture.encoder import FaceEncoder
+from ..errors import InputError
 from ..head.model import HeadModel
+from ..head.parameters import FaceParameters
 from ..network.autoencoder import AutoEncoder
 from ..video import contact_sheet, write_image
 from ..weights.checkpoint import Checkpoint, load_checkpoint, load_network
@@ -76,7 +84,7 @@ def evaluate_checkpoint(
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(found, indent=1))
+        json_path.write_text(json.dumps(_finite(found), indent=1, allow_nan=False))
     if sheet is not None:
         write_image(sheet, contact_sheet(sheet_columns(records, sheet_rows)))
     return found
@@ -88,11 +96,37 @@ def load_reenactor(checkpoint: Checkpoint, device: torch.device) -> Reenactor:
     return Reenactor(load_network(checkpoint).to(device), autoencoder.to(device).eval())
 
 
+def load_capture(checkpoint: Checkpoint, head: HeadModel) -> CaptureModels:
+    """The checkpoint's face detector and encoder, on the head's device."""
+    device = head.template.device
+    detector = PortraitDetector.from_weights(checkpoint.part("face_detector")).to(device)
+    encoder = FaceEncoder.from_weights(checkpoint.part("face_encoder")).to(device)
+    return CaptureModels(detector, encoder, head)
+
+
 def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
-    """The checkpoint's own face encoder, or None when it has none."""
+    """Captures clips with the checkpoint's own networks, or None when it has none."""
     if "face_encoder" not in checkpoint.parts or "face_detector" not in checkpoint.parts:
         return None
-    raise NotImplementedError
+    models = load_capture(checkpoint, head)
+
+    def read(clip: Tensor) -> FaceParameters:
+        try:
+            return capture(clip, models, "whole").parameters
+        except InputError:  # no face in any frame
+            neutral = head.neutral(len(clip)).to("cpu")
+            return replace(neutral, valid=torch.zeros_like(neutral.valid))
+
+    return read
+
+
+def _finite(value: Any) -> Any:
+    """NaN has no place in JSON: None stands for what could not be measured."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _processes() -> tuple[int, int]:

@@ -217,7 +217,9 @@ def detector_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tu
         wanted = (count > 0) if face == 0 else (count == 9)
         index = torch.randint(len(pool), (rows,), device=device)
         placed = _placement(rows, device)
-        picture = sample_squares(pool.images[index].float().div(255), placed, CANVAS)
+        # Averaged before and after sampling, or a small face would alias.
+        images = F.avg_pool2d(pool.images[index].float().div(255), 2)
+        picture = F.avg_pool2d(sample_squares(images, placed, 2 * CANVAS), 2)
         square = face_square(head, pool.params[index])
         square = torch.cat([square[:, :2] - placed[:, :2], square[:, 2:]], dim=1) / placed[:, 2:]
         inside = _inside(placed) & wanted[..., None, None]
@@ -406,11 +408,11 @@ class CaptureTask:
             "shape_r": float(correlation(found.shape[:, :10], params.shape[:, :10]).nanmean()),
             "rotation": float(rotation_error(found, params).mean()),
         }
-        canvases, squares = detector_batch(self.held_out, self.head, self.settings)
+        canvases, squares = detector_batch(self.held_out, self.head, replace(self.settings, rows=64))
         measures |= {
             key: float(value) for key, value in detector_error(self.detector(canvases), squares).items()
         }
-        spoiled = spoil(crops[:16], self.settings.spoil)
+        spoiled = spoil(crops[torch.arange(16) % len(crops)], self.settings.spoil)
         drawn = [F.interpolate(canvases[i : i + 4], size=CROP) for i in range(0, 12, 4)]
         write_image(path, contact_sheet([*[spoiled[i : i + 4] for i in range(0, 16, 4)], *drawn]))
         return measures

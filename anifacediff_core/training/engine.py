@@ -12,6 +12,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,6 @@ class Loop:
         check_every: steps between two looks at the clock and the loss; in between nothing waits for the
         device.
         snapshots: fractions of the budget at which weights and samples are written, besides the end.
-        frozen_start: seconds already spent when the loop is built; set by the caller.
     """
 
     seconds: float | None = None
@@ -97,6 +97,8 @@ class Task(Protocol):
 def make_accelerator(loop: Loop, seed: int) -> Accelerator:
     """An Accelerator whose processes draw different random numbers, for one process or many."""
     on_cpu = not torch.cuda.is_available()
+    # accelerate renames the argument below from 1.15 on and keeps the old name working.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision="no" if on_cpu else loop.precision,
@@ -156,7 +158,8 @@ class Clock:
             raise ValueError("A training loop needs a budget: seconds or steps.")
         self.loop, self.accelerator = loop, accelerator
         self.started = time.monotonic() - already
-        self.offset = already / loop.seconds if loop.seconds else 0.0
+        # The main process's number for all: a learning rate that differed would let the weights drift apart.
+        self.offset = self._agree(already / loop.seconds if loop.seconds else 0.0)
         self.step, self.read_at = 0, 0
         self.read, self.pace = self.offset, 0.0
 
@@ -179,13 +182,16 @@ class Clock:
         parts = [self.step / self.loop.steps] if self.loop.steps else []
         if self.loop.seconds:
             parts.append((time.monotonic() - self.started) / self.loop.seconds)
-        now = torch.tensor(max(parts), device=self.accelerator.device, dtype=torch.float64)
-        if self.accelerator.num_processes > 1:
-            now = broadcast(now)
+        now = self._agree(max(parts))
         if self.step > self.read_at:
-            self.pace = (float(now) - self.read) / (self.step - self.read_at)
-        self.read, self.read_at = float(now), self.step
+            self.pace = (now - self.read) / (self.step - self.read_at)
+        self.read, self.read_at = now, self.step
         return self.read
+
+    def _agree(self, value: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return value
+        return float(broadcast(torch.tensor(value, device=self.accelerator.device, dtype=torch.float64)))
 
 
 def learning_rate(loop: Loop, step: int, progress: float) -> float:

@@ -67,8 +67,9 @@ class Phase:
         return pool
 
     def held_out(self, identities: int, stills: int) -> Pool:
-        """A small pool of identities that no phase trains on."""
-        plan = replace(self.plan(), identities=identities, stills=stills, track=0, normals=False)
+        """A pool of at most so many identities that no phase trains on."""
+        own = self.plan()
+        plan = replace(own, identities=min(identities, own.identities), stills=stills, track=0, normals=False)
         return Pool(self.studio, self.head, plan, HELD_OUT).fill()
 
 
