@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import MODES, SMOOTHING, CaptureModels, capture, crop_portrait
 from anifacediff_core.capture.detector import PortraitDetector
 from anifacediff_core.capture.encoder import FaceEncoder
+from anifacediff_core.capture.mediapipe import detect_landmarks
+from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint
 
@@ -33,6 +36,18 @@ def load_face_capture(checkpoint: Checkpoint) -> CaptureModels | None:
         return None
     detector = PortraitDetector.from_weights(checkpoint.part("face_detector"))
     return CaptureModels(detector, FaceEncoder.from_weights(checkpoint.part("face_encoder")), head)
+
+
+def _region_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "region",
+        options=list(MODES),
+        default="auto",
+        tooltip="What becomes the portrait. auto: the whole picture if it is a square portrait already, "
+        "else the "
+        "square around the head. portrait: always the square around the head. whole: always the whole "
+        "picture.",
+    )
 
 
 def _face_input() -> io.Int.Input:
@@ -130,12 +145,16 @@ class DECAExtract(io.ComfyNode):
             region,
             face=face,
             smoothing=smoothing,
-            what="the video" if len(frames) > 1 else "the picture",
+            what=_name(frames),
             progress=Progress(len(frames)),
         )
         show_text(captured.note)
         portrait = crop_portrait(frames, captured.square, size)
         return io.NodeOutput(captured.parameters, to_host(portrait), captured.note)
+
+
+def _name(frames: torch.Tensor) -> str:
+    return "the video" if len(frames) > 1 else "the picture"
 
 
 def _on_device(models: CaptureModels) -> CaptureModels:
@@ -152,26 +171,57 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffParametersFromFaceLandmarks",
             display_name="Parameters from Face Landmarks",
-            description="Turn the landmarks of ComfyUI's own face landmarker into face parameters: the way "
-            "for a "
-            "video of a person to drive an avatar.",
+            description="Turn the landmarks of a person's face into face parameters: the way for a video "
+            "of a person to "
+            "drive an avatar. Connect ComfyUI's own face landmarker, or the video itself where MediaPipe "
+            "is installed.",
             search_aliases=["mediapipe", "arkit", "blendshapes"],
             inputs=[
                 FaceLandmarksSocket.Input(
                     "face_landmarks",
+                    optional=True,
                     tooltip="Landmarks and expression coefficients of ComfyUI's face landmarker.",
                 ),
+                io.Image.Input(
+                    "image",
+                    optional=True,
+                    tooltip="Picture or video of a person, for ComfyUI versions without a face landmarker; "
+                    "needs the "
+                    "Python package mediapipe. Without effect when landmarks are connected.",
+                ),
+                _region_input(),
                 _face_input(),
                 _smoothing_input(),
             ],
             outputs=[
                 FaceParametersSocket.Output(
-                    display_name="parameters", tooltip="Expression, pose and camera of every frame."
+                    display_name="parameters",
+                    tooltip="Expression, pose and camera of every frame; the shape is neutral.",
                 ),
                 _report_output(),
             ],
         )
 
     @classmethod
-    def execute(cls, face_landmarks: Any, face: int, smoothing: float) -> io.NodeOutput:
-        raise NotImplementedError
+    def execute(
+        cls,
+        region: str,
+        face: int,
+        smoothing: float,
+        face_landmarks: dict[str, Any] | None = None,
+        image: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        if face_landmarks is None:
+            if image is None:
+                raise InputError(
+                    "There is nothing to read parameters from: connect face_landmarks, or image where "
+                    "MediaPipe is "
+                    "installed."
+                )
+            frames = to_core(image, "picture or video")
+            face_landmarks = detect_landmarks(frames, what=_name(frames), progress=Progress(len(frames)))
+        captured = from_face_landmarks(
+            face_landmarks, HeadModel.bundled(), region, face=face, smoothing=smoothing
+        )
+        show_text(captured.note)
+        return io.NodeOutput(captured.parameters, captured.note)

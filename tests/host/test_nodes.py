@@ -13,8 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+import install
+from anifacediff_core.capture import mediapipe
+from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait
 from anifacediff_core.capture.detector import Detection, PortraitDetector
 from anifacediff_core.capture.encoder import FaceEncoder, Reading
@@ -295,6 +299,44 @@ def test_extract_is_the_cores(extension: Extension) -> None:
     assert found["report"] == expected.note
     portrait = crop_portrait(frames, expected.square, SIZE)
     assert torch.equal(found["portrait"].movedim(-1, 1), portrait)
+
+
+def landmarks(head: HeadModel, frames: int = FRAMES, missing: tuple[int, ...] = ()) -> dict[str, Any]:
+    """FACE_LANDMARKS as the host's landmarker gives them: a face that opens its mouth."""
+
+    def face(number: int) -> dict[str, Any]:
+        return {
+            "bbox_xyxy": torch.tensor([60.0, 40.0, 160.0, 150.0]),
+            "blendshapes": dict.fromkeys(head.expression_names, 0.0) | {"jawOpen": number / frames},
+            "transformation_matrix": torch.eye(4),
+            "score": 0.9,
+        }
+
+    found = [[] if number in missing else [face(number)] for number in range(frames)]
+    return {"frames": found, "image_size": (200, 240)}
+
+
+LANDMARKING = {"region": "auto", "face": 0, "smoothing": 0.0}
+
+
+def test_landmarks_are_the_cores(extension: Extension, head: HeadModel) -> None:
+    given = landmarks(head, missing=(2,))
+    parameters, report = extension.run("ParametersFromFaceLandmarks", face_landmarks=given, **LANDMARKING)
+    expected = from_face_landmarks(given, head, smoothing=0.0)
+    assert torch.equal(parameters.expression, expected.parameters.expression)
+    assert torch.equal(parameters.camera, expected.parameters.camera)
+    assert report == expected.note and not parameters.valid[2]
+    opening = parameters.expression[:, head.expression_names.index("jawOpen")]
+    assert (opening.diff() > 0).all()
+
+
+def test_bad_landmarks(extension: Extension, head: HeadModel) -> None:
+    nobody = landmarks(head, missing=tuple(range(FRAMES)))
+    for given in (None, {}, {"frames": [], "image_size": (8, 8)}, nobody):
+        extension.refusal("ParametersFromFaceLandmarks", face_landmarks=given, **LANDMARKING)
+    if not mediapipe.available():
+        message = extension.refusal("ParametersFromFaceLandmarks", image=picture(), **LANDMARKING)
+        assert "MediaPipe" in message
 
 
 def test_sampler_is_apply_and_a_stock_sampler(extension: Extension, conditions: dict[str, Any]) -> None:
@@ -638,3 +680,73 @@ def test_cancelled_runs_leave_everything_usable(
         management.interrupt_current_processing(False)
     (after,) = extension.run("Sampler", **conditions, **SAMPLING)
     assert torch.equal(before["samples"], after["samples"])
+
+
+# --- Over the host's queue -----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def queue(running_comfyui: install.Server) -> install.Server:
+    """A running ComfyUI with the checkpoint of random weights, and odd pictures in its input folder."""
+    folder = running_comfyui.base / "models" / "anifacediff"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(folder / "random.safetensors")
+    (folder / "truncated.safetensors").write_bytes((folder / "random.safetensors").read_bytes()[:100_000])
+    pictures = running_comfyui.base / "input"
+    Image.new("RGB", (1, 1)).save(pictures / "one_pixel.png")
+    Image.new("RGB", (96, 96), "gray").save(pictures / "no_face.png")
+    FaceParameters.neutral(20, "anifacediff-head-1", 100, 52).save(pictures / "neutral.safetensors")
+    return running_comfyui
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def capturing(image: str, checkpoint: str = "random.safetensors") -> dict[str, Any]:
+    settings = {"region": "auto", "size": SIZE, "face": 0, "smoothing": 0.3}
+    return {
+        "1": node("LoadImage", image=image),
+        "2": node("AniFaceDiffLoader", checkpoint=checkpoint),
+        "3": node("AniFaceDiffDECAExtract", face_capture=["2", 5], image=["1", 0], **settings),
+        "4": node("PreviewImage", images=["3", 1]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("graph", "culprit"),
+    [
+        (capturing("one_pixel.png"), "AniFaceDiffDECAExtract"),
+        (capturing("no_face.png"), "AniFaceDiffDECAExtract"),
+        (capturing("no_face.png", "truncated.safetensors"), "AniFaceDiffLoader"),
+    ],
+)
+def test_the_host_shows_one_sentence(queue: install.Server, graph: dict[str, Any], culprit: str) -> None:
+    run = install.run_prompt(queue, graph)
+    assert run.error is not None and run.error["node_type"] == culprit
+    assert one_sentence(run.error["exception_message"].strip())
+
+
+def test_the_host_refuses_absent_files(queue: install.Server) -> None:
+    graph = {
+        "1": node("AniFaceDiffLoadFaceParameters", file="../neutral.safetensors"),
+        "2": node("AniFaceDiffSaveFaceParameters", parameters=["1", 0], filename_prefix="x"),
+    }
+    run = install.run_prompt(queue, graph)
+    assert run.node_errors and "leads out of the folder" in run.message()
+
+
+def test_the_host_shows_progress(queue: install.Server) -> None:
+    graph = {
+        "1": node("AniFaceDiffLoadFaceParameters", file="neutral.safetensors"),
+        "2": node("AniFaceDiffRenderNormals", parameters=["1", 0], size=SIZE, head="bundled"),
+        "3": node("PreviewImage", images=["2", 0]),
+    }
+    seen: list[tuple[int, int]] = []
+
+    def watch(key: str, done: int, total: int) -> None:
+        if key == "2" and total:
+            seen.append((done, total))
+
+    install.run_prompt(queue, graph, watch).check()
+    assert seen == sorted(seen) and seen[-1] == (20, 20)
