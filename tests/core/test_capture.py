@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from anifacediff_core.capture import mediapipe, mesh
+from anifacediff_core.capture.arkit import from_arkit, from_face_landmarks
 from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait, listed, prepare
 from anifacediff_core.capture.detector import (
     CANVAS,
@@ -23,8 +25,10 @@ from anifacediff_core.capture.detector import (
 from anifacediff_core.capture.encoder import CROP, FaceEncoder, Reading
 from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square, smooth, smooth_parameters
 from anifacediff_core.errors import InputError
+from anifacediff_core.head import rotation
 from anifacediff_core.head.camera import crop_camera, project
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.motion import look_along
 from anifacediff_core.head.parameters import FaceParameters
 
 
@@ -46,7 +50,7 @@ def moving_head(head: HeadModel, frames: int, scale: float = 2.5) -> FaceParamet
 
 
 class Truth:
-    """Stands for trained networks: it knows every frame's parameters and reads the crop's place from the pixels."""
+    """Stands for trained networks: knows every frame's parameters and reads the crop's place from the pixels."""
 
     def __init__(
         self, head: HeadModel, params: FaceParameters, missing: tuple[int, ...] = (), jitter: float = 0.0
@@ -365,3 +369,204 @@ def test_untrained_networks_run(head):
 
 def test_frame_lists_are_short():
     assert listed([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and listed([]) == ""
+
+
+# ---- coefficients and landmarks
+
+# MediaPipe's points at the head's iBUG landmarks; two landmarks stand for the point between them.
+MESH_AT = {
+    33: 36, 133: 39, 362: 42, 263: 45, 127: 0, 356: 16, 234: 1, 454: 15, 93: 2, 323: 14, 132: 3, 361: 13,
+    168: 27, 4: 30, 1: 30, 2: 33, 97: 32, 326: 34, 98: 31, 327: 35, 152: 8,
+    61: 48, 291: 54, 13: 62, 14: 66, 0: 51, 17: 57,
+    160: 37, 159: (37, 38), 158: 38, 144: 41, 145: (41, 40), 153: 40,
+    385: 43, 386: (43, 44), 387: 44, 380: 47, 374: (47, 46), 373: 46,
+    55: 21, 107: 21, 65: 20, 70: 17, 63: 18, 105: 19, 285: 22, 336: 22, 295: 23, 300: 26, 293: 25, 334: 24,
+}  # fmt: skip
+
+
+def mesh_of(head: HeadModel, params: FaceParameters) -> Tensor:
+    """(frames, 478, 3): the points of MediaPipe's mesh that matter here, on the head's surface."""
+    vertices = head(params)
+    points = torch.zeros(len(params), 478, 3)
+    for index, landmark in MESH_AT.items():
+        chosen = head.landmarks[list(landmark) if isinstance(landmark, tuple) else [landmark]]
+        points[:, index] = vertices[:, chosen].mean(1)
+    template = head.template
+    for index, height in ((10, 0.075), (151, 0.06), (9, 0.045), (8, 0.038)):
+        away = template[:, 0].abs() + (template[:, 1] - height).abs() - template[:, 2]
+        points[:, index] = vertices[:, away.argmin()]
+    for index, name in ((473, "left_eye"), (468, "right_eye")):
+        eye = head.regions[name]
+        points[:, index] = vertices[:, eye[template[eye, 2].argmax()]]
+    return points
+
+
+def landmarks_of(head: HeadModel, params: FaceParameters, height: int, width: int) -> dict:
+    """FACE_LANDMARKS as ComfyUI's landmarker gives them."""
+    longer = max(height, width)
+    points = mesh_of(head, params)
+    flat = (project(points, params.camera)[..., :2] + 1) / 2 * longer
+    deep = torch.cat([flat, -points[..., 2:] * params.camera[:, None, :1] * longer / 2], dim=-1) * 0.4
+    used = [*MESH_AT, 10]
+    frames = []
+    for i in range(len(params)):
+        matrix = torch.eye(4)
+        matrix[:3, :3] = 1.3 * rotation.matrix(params.pose[i, 3:6])
+        box = torch.cat([flat[i, used].amin(0), flat[i, used].amax(0)])
+        blendshapes = dict(zip(head.expression_names, params.expression[i].tolist())) | {"_neutral": 0.5}
+        face = {"bbox_xyxy": box.numpy(), "blendshapes": blendshapes, "score": 0.9, "presence": 1.0}
+        face |= {"landmarks_xy": flat[i].numpy(), "landmarks_3d": deep[i].numpy()}
+        frames.append([face | {"transformation_matrix": matrix.numpy()}])
+    return {"frames": frames, "image_size": (height, width)}
+
+
+def talking_head(head: HeadModel, frames: int) -> FaceParameters:
+    params = moving_head(head, frames)
+    params.pose[:, 3] = 0.15
+    params.camera[:, 1:] += torch.tensor([0.05, 0.1])
+    for name, value in {"mouthSmileLeft": 0.7, "eyeLookOutLeft": 0.6, "browInnerUp": 0.4}.items():
+        params.expression[:, head.expression_names.index(name)] = value
+    return params
+
+
+def test_face_landmarks_become_parameters(head):
+    params = talking_head(head, 6)
+    found = from_face_landmarks(landmarks_of(head, params, 480, 640), head, smoothing=0.0)
+    torch.testing.assert_close(found.parameters.expression, params.expression, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.parameters.pose[:, 3:6], params.pose[:, 3:6], atol=1e-4, rtol=0)
+    expected = crop_camera(params.camera, found.square)
+    torch.testing.assert_close(found.parameters.camera, expected, atol=5e-3, rtol=5e-3)
+    assert found.parameters.pose[0, 10] > 0.2, "the left eye looks out, to +x"
+    assert (found.parameters.shape == 0).all() and found.square[2] < 1
+
+
+def test_landmarks_without_matrix_or_points_still_tell_rotation_and_place(head):
+    params = talking_head(head, 6)
+    landmarks = landmarks_of(head, params, 480, 640)
+    for faces in landmarks["frames"]:
+        del faces[0]["transformation_matrix"]
+    meshed = from_face_landmarks(landmarks, head, smoothing=0.0)
+    turned = rotation.angle_between(meshed.parameters.pose[:, 3:6], params.pose[:, 3:6])
+    assert turned.max() < math.radians(7)
+    boxed = landmarks_of(head, params, 480, 640)
+    for faces in boxed["frames"]:
+        del faces[0]["landmarks_xy"], faces[0]["landmarks_3d"]
+    found = from_face_landmarks(boxed, head, "whole", smoothing=0.0)
+    true, seen = face_square(head, params), face_square(head, found.parameters)
+    assert ((true - seen).abs().amax(0) / true[:, 2].mean() < 0.12).all()
+
+
+def test_gaps_and_further_faces_in_landmarks(head):
+    params = talking_head(head, 6)
+    landmarks = landmarks_of(head, params, 480, 640)
+    landmarks["frames"][2] = []
+    small = dict(landmarks["frames"][4][0], bbox_xyxy=[0, 0, 20, 20], blendshapes={"jawOpen": 1.0})
+    landmarks["frames"][4].insert(0, small)
+    found = from_face_landmarks(landmarks, head, smoothing=0.0)
+    assert found.frames_without_face == [2] and not found.parameters.valid[2]
+    jaw = found.parameters.expression[:, head.expression_names.index("jawOpen")]
+    torch.testing.assert_close(jaw, torch.linspace(0, 1, 6), atol=1e-3, rtol=0)
+    assert "2 faces" in found.note
+
+
+@pytest.mark.parametrize("name", ["eyeBlinkLeft", "eyeBlinkRight", "jawOpen", "browInnerUp", "mouthPucker"])
+def test_mesh_estimates_grow_with_the_coefficient(head, name):
+    params = head.neutral(60)
+    column = head.expression_names.index(name)
+    params.expression[30:, column] = torch.linspace(0, 1, 30)
+    params = replace(params, pose=params.pose + torch.tensor([0.0] * 4 + [0.3] + [0.0] * 10))
+    seen = mesh.estimate_expression(mesh_of(head, params))[name][30:]
+    assert (seen.diff() > -0.02).all() and seen[-1] - seen[0] > 0.3, seen
+
+
+@pytest.mark.parametrize(("name", "sign"), [("eyeLookOutLeft", 1), ("eyeLookInLeft", -1)])
+def test_mesh_estimates_follow_the_gaze(head, name, sign):
+    params = head.neutral(60)
+    for side, other in (("Left", "Out" if sign > 0 else "In"), ("Right", "In" if sign > 0 else "Out")):
+        params.expression[40:, head.expression_names.index(f"eyeLook{other}{side}")] = torch.linspace(
+            0, 0.8, 20
+        )
+    params = look_along(params, head.expression_names)
+    seen = mesh.estimate_expression(mesh_of(head, params))
+    assert seen[name][-1] > 0.35 and (seen[name][40:].diff() > -0.02).all()
+    opposite = "eyeLookInRight" if sign > 0 else "eyeLookOutRight"
+    assert seen[opposite][-1] > 0.35 and seen["eyeBlinkLeft"].max() < 0.3
+
+
+def test_smile_and_frown_are_told_apart(head):
+    for shown, hidden in (("mouthSmile", "mouthFrown"), ("mouthFrown", "mouthSmile")):
+        params = head.neutral(60)
+        for side in ("Left", "Right"):
+            params.expression[45:, head.expression_names.index(shown + side)] = 0.9
+        seen = mesh.estimate_expression(mesh_of(head, params))
+        assert seen[f"{shown}Left"][-1] > 0.3 > seen[f"{hidden}Left"][-1]
+
+
+def test_mesh_only_landmarks_are_estimated(head):
+    landmarks = landmarks_of(head, talking_head(head, 6), 480, 640)
+    for faces in landmarks["frames"]:
+        faces[0]["blendshapes"] = {}
+    found = from_face_landmarks(landmarks, head, smoothing=0.0)
+    assert "estimated" in found.note
+    jaw = found.parameters.expression[:, head.expression_names.index("jawOpen")]
+    assert (jaw.diff() >= 0).all() and jaw[-1] > 0.5
+
+
+def test_coefficients_from_anywhere(head):
+    angles = torch.tensor([[0.3, -0.1, 0.05], [0.0, 0.0, 0.0]])
+    square = torch.tensor([0.2, 0.25, 0.5])
+    params = from_arkit([{"jawOpen": 0.5, "unknown": 1.0}, {}], angles, square, head)
+    torch.testing.assert_close(face_square(head, params), square.expand(2, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        params.pose[:, 3:6], rotation.from_euler(*angles.unbind(-1)), atol=1e-5, rtol=0
+    )
+    assert params.expression[0, head.expression_names.index("jawOpen")] == 0.5
+    again = from_arkit(params.expression, rotation.matrix(params.pose[:, 3:6]), square, head)
+    torch.testing.assert_close(again.camera, params.camera, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "said"),
+    [
+        ({}, "frames"),
+        ({"frames": [], "image_size": (4, 4)}, "no frame"),
+        ({"frames": [[], []], "image_size": (480, 640)}, "No face was found"),
+        (
+            {"frames": [[{"bbox_xyxy": [1, 2, 60, 70]}]], "image_size": (480, 640)},
+            "neither blendshapes nor mesh",
+        ),
+        (
+            {
+                "frames": [[{"bbox_xyxy": [1, 2, 60, 70], "blendshapes": {"jawOpen": 0.1}}]],
+                "image_size": (480, 640),
+            },
+            "rotation is missing",
+        ),
+    ],
+)
+def test_poor_landmarks_are_refused_in_one_sentence(head, landmarks, said):
+    with pytest.raises(InputError, match=said) as refusal:
+        from_face_landmarks(landmarks, head)
+    assert str(refusal.value).endswith(".") and str(refusal.value).count(". ") == 0
+
+
+def test_bad_coefficients_are_refused(head):
+    square, still = torch.tensor([0.0, 0.0, 1.0]), torch.zeros(1, 3)
+    with pytest.raises(InputError, match="NaN"):
+        from_arkit([{"jawOpen": math.nan}], still, square, head)
+    with pytest.raises(InputError, match="52"):
+        from_arkit(torch.zeros(1, 51), still, square, head)
+    with pytest.raises(InputError, match="rotations for 1"):
+        from_arkit([{}, {}], still, square, head)
+
+
+@pytest.mark.skipif(mediapipe.available(), reason="MediaPipe is installed")
+def test_missing_mediapipe_is_told():
+    with pytest.raises(InputError, match="not installed"):
+        mediapipe.detect_landmarks(torch.rand(1, 3, 64, 64))
+
+
+@pytest.mark.skipif(not mediapipe.available(), reason="MediaPipe is not installed (optional)")
+def test_mediapipe_runs_and_finds_no_face_in_noise():
+    found = mediapipe.detect_landmarks(torch.rand(2, 3, 96, 128) * 0.1)
+    assert found == {"frames": [[], []], "image_size": (96, 128)}
