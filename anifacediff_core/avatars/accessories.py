@@ -11,12 +11,15 @@ from .mesh import angles, grid_faces, smoothstep, tube
 
 HAT_ROWS = 22
 BRIM_ROWS, BRIM_COLUMNS = 9, 21
-BRIM_REACH = 0.055
+BRIM_REACH = 0.074
 RING, TUBE = 40, 8
 TEMPLE = 8
 TEMPLE_END = (0.083, 0.014, -0.005)  # above the ear
 
-CAP_EDGE = {"beanie": (1.04, 1.40, 1.52), "cap": (1.06, 1.36, 1.50)}  # polar angle in front, at the side, behind
+CAP_EDGE = {
+    "beanie": (1.04, 1.40, 1.52),
+    "cap": (1.06, 1.36, 1.50),
+}  # polar angle in front, at the side, behind
 HEADBAND = (0.86, 1.08, 1.42)  # its upper edge; it is HEADBAND_WIDTH wide
 HEADBAND_WIDTH = 0.24
 
@@ -59,7 +62,9 @@ def build_hat(skull: Skull, surface: Tensor, accessories: Accessories) -> tuple[
     polar = start + width * outer
     fold = smoothstep(row, 0.86, 1.0)
 
-    height = beanie * (0.013 + 0.016 * smoothstep(outer, 0.75, 0.0)) + cap * (0.012 + 0.010 * smoothstep(outer, 0.9, 0.1))
+    height = beanie * (0.013 + 0.016 * smoothstep(outer, 0.75, 0.0)) + cap * (
+        0.012 + 0.010 * smoothstep(outer, 0.9, 0.1)
+    )
     cuff = beanie * 0.0055 * smoothstep(outer, 0.70, 0.74)
     bulge = (1 - (2 * outer - 1) ** 4).clamp(min=0)
     height = height + cuff * (1 - 0.5 * smoothstep(outer, 0.93, 1.0)) + band * (0.0155 * bulge + 0.002)
@@ -70,7 +75,13 @@ def build_hat(skull: Skull, surface: Tensor, accessories: Accessories) -> tuple[
     point = torch.where(worn, point, torch.zeros_like(point))
     shape = point.shape[:-1]
     coordinates = torch.stack(
-        [outer.expand(shape), azimuth.sin().expand(shape), azimuth.cos().expand(shape), (1 - 0.5 * fold).expand(shape)], dim=-1
+        [
+            outer.expand(shape),
+            azimuth.sin().expand(shape),
+            azimuth.cos().expand(shape),
+            (1 - 0.5 * fold).expand(shape),
+        ],
+        dim=-1,
     )
     return point.flatten(1, 2), coordinates.flatten(1, 2)
 
@@ -80,7 +91,9 @@ def build_brim(skull: Skull, surface: Tensor, accessories: Accessories) -> Tenso
     across = torch.linspace(-1, 1, BRIM_COLUMNS, device=surface.device)[None, None]
     out = torch.linspace(0, 1, BRIM_ROWS, device=surface.device)[None, :, None]
     azimuth = signed_azimuth(surface.device)
-    polar = _around(azimuth[None, None], CAP_EDGE["cap"]) + accessories.hat_tilt[:, None, None] * azimuth.sin()
+    polar = (
+        _around(azimuth[None, None], CAP_EDGE["cap"]) + accessories.hat_tilt[:, None, None] * azimuth.sin()
+    )
     root, _ = skull.at(surface, polar)
     # The visor's root follows the cap's edge over the forehead.
     column = (across[0, 0] * 0.95 / (2 * torch.pi) * COLUMNS) % COLUMNS
@@ -88,7 +101,7 @@ def build_brim(skull: Skull, surface: Tensor, accessories: Accessories) -> Tenso
     root = torch.lerp(root[:, 0, left], root[:, 0, (left + 1) % COLUMNS], blend)[:, None]
     reach = BRIM_REACH * (1 - 0.85 * across.abs() ** 2.4) * out
     x = root[..., 0] * (1 + 0.06 * out)
-    y = root[..., 1] + 0.004 - 0.35 * reach - 0.010 * across**2 * out + 0.004 * (out > 0.93)
+    y = root[..., 1] + 0.004 - 0.48 * reach - 0.010 * across**2 * out + 0.004 * (out > 0.93)
     z = root[..., 2] + 0.006 + reach
     point = torch.stack([x, y, z], dim=-1)
     worn = (accessories.hat == HATS.index("cap"))[:, None, None, None]

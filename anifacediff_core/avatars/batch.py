@@ -46,7 +46,9 @@ def _values(batch: Batch) -> dict[str, Any]:
 class Dice:
     """Seeded draws of ``count`` rows. Numbers come from the generator's device, so that a seed means the same everywhere."""
 
-    def __init__(self, count: int, generator: torch.Generator, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self, count: int, generator: torch.Generator, device: torch.device | str | None = None
+    ) -> None:
         self.count, self.generator = count, generator
         self.device = torch.device(device) if device is not None else generator.device
 
@@ -55,7 +57,9 @@ class Dice:
         return draw.to(self.device) * (high - low) + low
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device).to(self.device)
+        return torch.randn(self.count, *shape, generator=self.generator, device=self.generator.device).to(
+            self.device
+        )
 
     def chance(self, probability: float | Tensor) -> Tensor:
         """(count,) bool."""

@@ -101,12 +101,18 @@ class Torso(nn.Module):
         inner = smoothstep(share, 0.0, 0.15) * rim - (1 - smoothstep(share, 0.0, 0.15)) * 0.012
         outer_drop = smoothstep(share, 0.75, 1.0) * (rim + drop)
         y = inner + 0.5 * thickness * around_rim.sin() - outer_drop
-        r = gap + thickness * 0.5 * (1 - around_rim.cos()) + smoothstep(share, 0.75, 1.0) * (0.006 + 0.3 * drop)
+        r = (
+            gap
+            + thickness * 0.5 * (1 - around_rim.cos())
+            + smoothstep(share, 0.75, 1.0) * (0.006 + 0.3 * drop)
+        )
         x = (half_width[:, None, None] + r) * turn.sin()
         z = (half_width[:, None, None] * 0.96 + r) * front
         base = -0.118
         y = y + base - SLOPE * z
-        return torch.stack([x.expand_as(y), y, z.expand_as(y) + center_z[:, None, None]], dim=-1).flatten(1, 2)
+        return torch.stack([x.expand_as(y), y, z.expand_as(y) + center_z[:, None, None]], dim=-1).flatten(
+            1, 2
+        )
 
 
 def is_collar(name: str, body: Body) -> Tensor:

@@ -68,10 +68,14 @@ class Teeth(nn.Module):
         super().__init__()
         upper, lower = _arch(UPPER_ROWS), _arch(LOWER_ROWS)
         lips = head.regions["lips"]
-        chin = torch.nonzero((chart[:, 0].abs() < 0.12) & (chart[:, 1] > 0.40) & (chart[:, 1] < 0.55) & (chart[:, 2] > 1.2)).squeeze(1)
+        chin = torch.nonzero(
+            (chart[:, 0].abs() < 0.12) & (chart[:, 1] > 0.40) & (chart[:, 1] < 0.55) & (chart[:, 2] > 1.2)
+        ).squeeze(1)
         # The stylized face has its mouth elsewhere than the neutral head that the arches are drawn on.
         shift = (head.template[lips] - chart[lips] / 10).mean(0)
-        jaw = torch.tensor([name.startswith("jaw") for name in head.expression_names], device=chart.device).float()
+        jaw = torch.tensor(
+            [name.startswith("jaw") for name in head.expression_names], device=chart.device
+        ).float()
         across = torch.linspace(-1, 1, ARC)
         self.register_buffer("arches", torch.cat([upper, lower]).to(chart) / 10 + shift, persistent=False)
         self.register_buffer("coordinates", _coordinates(across).to(chart), persistent=False)
@@ -90,7 +94,10 @@ class Teeth(nn.Module):
 def _arch(rows: tuple[tuple[float, float], ...]) -> Tensor:
     across = torch.linspace(-1, 1, ARC)
     lines = [
-        torch.stack([ARC_WIDTH * across, torch.full_like(across, height), ARC_FRONT + front - ARC_DEPTH * across**2], dim=-1)
+        torch.stack(
+            [ARC_WIDTH * across, torch.full_like(across, height), ARC_FRONT + front - ARC_DEPTH * across**2],
+            dim=-1,
+        )
         for height, front in rows
     ]
     return torch.cat(lines)
@@ -101,5 +108,7 @@ def _coordinates(across: Tensor) -> Tensor:
     parts = []
     for index, rows in enumerate((UPPER_ROWS, LOWER_ROWS)):
         height = torch.linspace(0, 1, len(rows)).repeat_interleave(ARC)
-        parts.append(torch.stack([across.repeat(len(rows)), height, torch.full_like(height, float(index))], dim=-1))
+        parts.append(
+            torch.stack([across.repeat(len(rows)), height, torch.full_like(height, float(index))], dim=-1)
+        )
     return torch.cat(parts)

@@ -40,7 +40,8 @@ class Skull(nn.Module):
         polar = torch.linspace(0, LOWEST, SKULL_ROWS)[:, None]
         azimuth = angles(COLUMNS)[None]
         direction = torch.stack(
-            [polar.sin() * azimuth.sin(), polar.cos().expand(-1, COLUMNS), polar.sin() * azimuth.cos()], dim=-1
+            [polar.sin() * azimuth.sin(), polar.cos().expand(-1, COLUMNS), polar.sin() * azimuth.cos()],
+            dim=-1,
         ).to(center)
         radius = _cast(direction, (head.template - center)[head.faces[solid[head.faces].all(dim=1)]])
         base = center + direction * _smooth(_fill(radius))[..., None]
@@ -83,7 +84,9 @@ def signed_azimuth(device: torch.device) -> Tensor:
     return torch.where(turn > math.pi, turn - 2 * math.pi, turn)
 
 
-def build_hair(skull: Skull, surface: Tensor, hair: Hair, accessories: Accessories) -> tuple[Tensor, Tensor, Tensor]:
+def build_hair(
+    skull: Skull, surface: Tensor, hair: Hair, accessories: Accessories
+) -> tuple[Tensor, Tensor, Tensor]:
     """Model the cap of hair.
 
     Args:
@@ -113,7 +116,9 @@ def build_hair(skull: Skull, surface: Tensor, hair: Hair, accessories: Accessori
 
     sine, cosine = azimuth.sin().expand_as(hairline), azimuth.cos().expand_as(hairline)
     openness = 1 - 0.5 * hem[None, :, None].expand_as(distance)
-    strand = torch.stack([distance, sine[:, None].expand_as(distance), cosine[:, None].expand_as(distance), openness], -1)
+    strand = torch.stack(
+        [distance, sine[:, None].expand_as(distance), cosine[:, None].expand_as(distance), openness], -1
+    )
     follows = 1 - 0.6 * smoothstep(below, 0.03, NECK_FREE)
     return point.flatten(1, 2), strand.flatten(1, 2), follows.flatten(1, 2)
 
@@ -130,7 +135,14 @@ def build_buns(skull: Skull, surface: Tensor, hair: Hair) -> tuple[Tensor, Tenso
     parts, strands = [], []
     for side in (1.0, -1.0):
         single = torch.stack([torch.zeros_like(hair.bun), hair.bun_height.cos(), -hair.bun_height.sin()], -1)
-        pair = torch.stack([torch.full_like(hair.bun, 0.72 * side), torch.full_like(hair.bun, 0.68), torch.full_like(hair.bun, -0.12)], -1)
+        pair = torch.stack(
+            [
+                torch.full_like(hair.bun, 0.72 * side),
+                torch.full_like(hair.bun, 0.68),
+                torch.full_like(hair.bun, -0.12),
+            ],
+            -1,
+        )
         outward = F.normalize(torch.lerp(single, pair, hair.bun_pair[:, None]), dim=-1)
         radius = hair.bun * (1 - 0.22 * hair.bun_pair)
         toward = torch.einsum("bnx,bx->bn", F.normalize(spokes, dim=-1), outward)
@@ -151,7 +163,11 @@ def _hairline(hair: Hair, azimuth: Tensor) -> Tensor:
     # A fringe falls from the parting to the other side; without a parting it covers the middle.
     fringe_center = torch.where(parted, -0.5 * part, 0.2 * part)
     fringe = hair.fringe[:, None] * (1 - ((azimuth - fringe_center).abs() / 0.85).clamp(0, 1) ** 2)
-    waves = 0.035 * (azimuth * hair.count[:, None] * 0.5 + hair.phase[:, :1]).sin().abs() * (hair.grooves > 0)[:, None]
+    waves = (
+        0.035
+        * (azimuth * hair.count[:, None] * 0.5 + hair.phase[:, :1]).sin().abs()
+        * (hair.grooves > 0)[:, None]
+    )
     # The line climbs at the temples a little, as hair does.
     front = hair.front[:, None] + fringe + waves - 0.05 * torch.exp(-(((across - 0.55) / 0.2) ** 2))
     front = front - 0.10 * parted * torch.exp(-(((azimuth - part) / 0.22) ** 2))
@@ -173,12 +189,16 @@ def _hang(hair: Hair, azimuth: Tensor) -> Tensor:
 def _rows(device: torch.device) -> tuple[Tensor, Tensor]:
     """(ROWS,) position along the strand and (ROWS,) how far the hem is turned in."""
     open_rows = ROWS - HEM_ROWS
-    along = torch.cat([torch.linspace(0, 1, open_rows, device=device) ** 0.92, torch.ones(HEM_ROWS, device=device)])
+    along = torch.cat(
+        [torch.linspace(0, 1, open_rows, device=device) ** 0.92, torch.ones(HEM_ROWS, device=device)]
+    )
     hem = torch.cat([torch.zeros(open_rows, device=device), torch.linspace(0.2, 1, HEM_ROWS, device=device)])
     return along, hem
 
 
-def _thickness(hair: Hair, accessories: Accessories, azimuth: Tensor, polar: Tensor, along: Tensor, below: Tensor) -> Tensor:
+def _thickness(
+    hair: Hair, accessories: Accessories, azimuth: Tensor, polar: Tensor, along: Tensor, below: Tensor
+) -> Tensor:
     """(batch, ROWS, COLUMNS) meters above the skull."""
 
     def each(values: Tensor) -> Tensor:
@@ -189,20 +209,32 @@ def _thickness(hair: Hair, accessories: Accessories, azimuth: Tensor, polar: Ten
 
     across = azimuth.abs()
     lean = 1 + 0.45 * azimuth.sin() * each(-hair.part.sign()) * is_style("side_part")
-    lift = torch.exp(-(((polar - 0.35) / 0.75) ** 2)) + 0.8 * torch.exp(-(((across / 0.7) ** 2) + ((polar - 0.95) / 0.35) ** 2))
+    lift = torch.exp(-(((polar - 0.35) / 0.75) ** 2)) + 0.8 * torch.exp(
+        -(((across / 0.7) ** 2) + ((polar - 0.95) / 0.35) ** 2)
+    )
     thickness = each(hair.thickness) * (1 + 0.25 * lean - 0.25) + each(hair.top) * lift * lean
     # Rounded ridges with soft valleys between them.
     swept = azimuth + each(hair.sweep) * polar
     ridge = (0.5 * each(hair.count) * swept + each(hair.phase[:, 0])).sin().abs() ** 0.7 - 0.6
     grown_in = smoothstep(polar, 0.1, 0.7)
     thickness = thickness + each(hair.grooves) * ridge * grown_in
-    parting = torch.exp(-(((azimuth - each(hair.part)) / 0.13) ** 2)) * smoothstep(polar, 0.15, 0.4) * (across < 1.2)
+    parting = (
+        torch.exp(-(((azimuth - each(hair.part)) / 0.13) ** 2))
+        * smoothstep(polar, 0.15, 0.4)
+        * (across < 1.2)
+    )
     thickness = thickness * (1 - 0.55 * parting * is_style("side_part"))
     middle = torch.exp(-((azimuth / 0.12) ** 2)) * smoothstep(polar, 0.15, 0.4) * (each(hair.fringe) == 0)
     thickness = thickness * (1 - 0.4 * middle * (is_style("long") + is_style("wavy") + is_style("bob")))
-    curls = ((7 * azimuth + each(hair.phase[:, 1])).sin() * (7.5 * polar + each(hair.phase[:, 2]) + 0.8 * azimuth.sin()).sin()).abs()
+    curls = (
+        (7 * azimuth + each(hair.phase[:, 1])).sin()
+        * (7.5 * polar + each(hair.phase[:, 2]) + 0.8 * azimuth.sin()).sin()
+    ).abs()
     thickness = thickness + 0.009 * is_style("curly") * curls
-    spikes = ((5 * azimuth + 0.4 * (6 * polar).sin()).cos().abs() * (5.2 * polar + each(hair.phase[:, 2])).cos().abs()) ** 1.5
+    spikes = (
+        (5 * azimuth + 0.4 * (6 * polar).sin()).cos().abs()
+        * (5.2 * polar + each(hair.phase[:, 2])).cos().abs()
+    ) ** 1.5
     thickness = thickness + 0.022 * is_style("spiky") * spikes * smoothstep(polar, 1.4, 0.9)
     crest = torch.exp(-(((azimuth.sin() * polar.sin()) / 0.20) ** 2)) * smoothstep(polar, 1.9, 1.2)
     jagged = 1 + 0.16 * (polar * 9 * azimuth.cos().sign() + each(hair.phase[:, 3])).sin()
@@ -212,10 +244,14 @@ def _thickness(hair: Hair, accessories: Accessories, azimuth: Tensor, polar: Ten
     band = each(accessories.hat == HATS.index("headband")).float()
     under = smoothstep(polar, 1.30, 1.05) * covered * (1 - band)
     thickness = torch.lerp(thickness, thickness.clamp(max=0.006), under)
-    thickness = torch.lerp(thickness, thickness.clamp(max=0.012), band * torch.exp(-(((polar - 0.95) / 0.2) ** 2)))
+    thickness = torch.lerp(
+        thickness, thickness.clamp(max=0.012), band * torch.exp(-(((polar - 0.95) / 0.2) ** 2))
+    )
 
     short = (below <= 0).float() * each((hair.length == 0).float())
-    rounded = (1 - (along.clamp(0, 1) ** 7) * (0.45 + 0.2 * smoothstep(across, 0.7, 1.2))) * short + (1 - short) * (1 - 0.35 * along**6)
+    rounded = (1 - (along.clamp(0, 1) ** 7) * (0.45 + 0.2 * smoothstep(across, 0.7, 1.2))) * short + (
+        1 - short
+    ) * (1 - 0.35 * along**6)
     return thickness * rounded
 
 
@@ -228,12 +264,22 @@ def _fall(hair: Hair, azimuth: Tensor, below: Tensor) -> Tensor:
     drop = below.clamp(min=0)
     share = drop / each(hair.length).clamp(min=1e-3)
     bob = each((hair.style == HAIR_STYLES.index("bob")).float())
-    wave = each(hair.wave) * (drop * 75 + each(hair.phase[:, 2]) + 2 * azimuth.sin()).sin() * smoothstep(drop, 0.0, 0.03)
-    radial = 0.10 * drop + wave - 0.012 * bob * smoothstep(share, 0.55, 1.0) + 0.008 * smoothstep(drop, 0.0, 0.03)
+    wave = (
+        each(hair.wave)
+        * (drop * 75 + each(hair.phase[:, 2]) + 2 * azimuth.sin()).sin()
+        * smoothstep(drop, 0.0, 0.03)
+    )
+    radial = (
+        0.10 * drop + wave - 0.012 * bob * smoothstep(share, 0.55, 1.0) + 0.008 * smoothstep(drop, 0.0, 0.03)
+    )
     tangent = 0.6 * wave
     x = azimuth.sin() * radial + azimuth.cos() * tangent * azimuth.sign()
     # Front strands stay beside the face.
-    z = azimuth.cos() * radial - 0.10 * drop - 0.016 * smoothstep(azimuth.abs(), 1.45, 1.0) * smoothstep(drop, 0, 0.05)
+    z = (
+        azimuth.cos() * radial
+        - 0.10 * drop
+        - 0.016 * smoothstep(azimuth.abs(), 1.45, 1.0) * smoothstep(drop, 0, 0.05)
+    )
     return torch.stack([x.expand_as(drop), -drop, z.expand_as(drop)], dim=-1)
 
 
@@ -249,8 +295,14 @@ def _solid_vertices(head: HeadModel) -> Tensor:
 def _cast(direction: Tensor, triangles: Tensor) -> Tensor:
     """Distance (rows, columns) from the origin along ``direction`` (rows, columns, 3) to the outermost triangle (n, 3, 3)."""
     rays = direction.flatten(0, 1)
-    origin, edge_1, edge_2 = triangles[:, 0], triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]
-    cross = torch.linalg.cross(rays[:, None].expand(-1, len(triangles), 3), edge_2[None].expand(len(rays), -1, 3))
+    origin, edge_1, edge_2 = (
+        triangles[:, 0],
+        triangles[:, 1] - triangles[:, 0],
+        triangles[:, 2] - triangles[:, 0],
+    )
+    cross = torch.linalg.cross(
+        rays[:, None].expand(-1, len(triangles), 3), edge_2[None].expand(len(rays), -1, 3)
+    )
     determinant = (cross * edge_1).sum(-1)
     inverse = 1 / torch.where(determinant.abs() < 1e-14, 1e-14, determinant)
     first = (cross * -origin).sum(-1) * inverse

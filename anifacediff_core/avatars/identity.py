@@ -18,7 +18,20 @@ from .batch import Batch, Dice
 SHAPE_SPREAD, SHAPE_LIMIT = 0.75, 2.0
 LIGHT_SCALES = 5  # how many neighbors of the skin scale count as light
 
-HAIR_STYLES = ("bald", "buzz", "crop", "side_part", "bob", "long", "wavy", "curly", "bun", "mohawk", "spiky", "bowl")
+HAIR_STYLES = (
+    "bald",
+    "buzz",
+    "crop",
+    "side_part",
+    "bob",
+    "long",
+    "wavy",
+    "curly",
+    "bun",
+    "mohawk",
+    "spiky",
+    "bowl",
+)
 HAIR_WEIGHTS = (0.05, 0.07, 0.12, 0.13, 0.12, 0.11, 0.10, 0.10, 0.08, 0.04, 0.05, 0.03)
 #                bald  buzz  crop  side  bob   long  wavy  curly bun   mohawk spiky bowl
 HAIR_FRONT = (0.90, 1.10, 1.08, 1.10, 1.10, 1.10, 1.08, 1.04, 1.05, 1.06, 1.08, 1.30)
@@ -189,7 +202,11 @@ class Identity(Batch):
             shape=shape,
             skin=skin,
             face_hair=_face_hair(dice, hair, masculine),
-            eyes=Eyes(_vary(dice, dice.pick(palettes.IRIS), 0.06), dice.uniform(0.57, 0.67), dice.uniform(0.34, 0.44)),
+            eyes=Eyes(
+                _vary(dice, dice.pick(palettes.IRIS), 0.06),
+                dice.uniform(0.57, 0.67),
+                dice.uniform(0.34, 0.44),
+            ),
             hair=hair,
             accessories=accessories,
             body=_body(dice, scheme),
@@ -242,8 +259,8 @@ def _hair(dice: Dice, scheme: Tensor, masculine: Tensor, accessories: Accessorie
 
     dyed = dice.chance(0.22)[:, None]
     color = _vary(dice, torch.where(dyed, scheme[:, 4], dice.pick(palettes.NATURAL_HAIR)), 0.05)
-    length = is_style("bob") * dice.uniform(0.015, 0.055) + is_style("long") * dice.uniform(0.075, 0.14)
-    length = length + is_style("wavy") * dice.uniform(0.06, 0.13)
+    length = is_style("bob") * dice.uniform(0.015, 0.055) + is_style("long") * dice.uniform(0.09, 0.17)
+    length = length + is_style("wavy") * dice.uniform(0.08, 0.16)
     return Hair(
         style=style,
         color=color,
@@ -261,7 +278,7 @@ def _hair(dice: Dice, scheme: Tensor, masculine: Tensor, accessories: Accessorie
         sweep=dice.uniform(-0.7, 0.7),
         wave=is_style("wavy") * dice.uniform(0.006, 0.010),
         phase=dice.uniform(0, 2 * math.pi, 4),
-        bun=is_style("bun") * dice.uniform(0.026, 0.036),
+        bun=is_style("bun") * dice.uniform(0.031, 0.041),
         bun_pair=dice.chance(0.4).float(),
         bun_height=dice.uniform(0.2, 0.8),
     )
@@ -290,8 +307,8 @@ def _accessories(dice: Dice, scheme: Tensor) -> Accessories:
     own_color = dice.chance(0.5)[:, None]
     return Accessories(
         hat=dice.choose([0.80, 0.08, 0.07, 0.05]),
-        hat_color=torch.where(own_color, scheme[:, 2], scheme[:, 4]),
-        hat_accent=torch.where(own_color, scheme[:, 3], scheme[:, 2]),
+        hat_color=torch.where(own_color, scheme[:, 2], scheme[:, 3]),
+        hat_accent=torch.where(own_color, scheme[:, 4], scheme[:, 2]),
         hat_tilt=dice.uniform(-0.05, 0.06),
         glasses=dice.chance(0.25).float(),
         frame_color=torch.where(dice.chance(0.65)[:, None], dice.pick(palettes.FRAMES), scheme[:, 2] * 0.8),
@@ -341,10 +358,14 @@ def _light(dice: Dice, scheme: Tensor) -> Light:
     key = torch.stack([across.sin() * up.cos(), up.sin(), across.cos() * up.cos()], dim=1)
     warmth = dice.uniform(-0.4, 1.0, 1)
     white = torch.ones(1, 3, device=dice.device)
-    key_color = (white + warmth * torch.tensor([0.05, 0.0, -0.08], device=dice.device)) * dice.uniform(0.88, 1.05, 1)
+    key_color = (white + warmth * torch.tensor([0.05, 0.0, -0.08], device=dice.device)) * dice.uniform(
+        0.88, 1.05, 1
+    )
     # The set bounces its color into the shadows.
     bounce = scheme[:, 0] / scheme[:, 0].mean(1, keepdim=True)
-    fill_color = torch.lerp(torch.tensor([0.94, 0.98, 1.08], device=dice.device).expand_as(bounce), bounce, 0.4)
+    fill_color = torch.lerp(
+        torch.tensor([0.94, 0.98, 1.08], device=dice.device).expand_as(bounce), bounce, 0.4
+    )
     toon = torch.where(dice.chance(0.35), dice.uniform(0.6, 1.0), dice.chance(0.3) * dice.uniform(0.1, 0.5))
     return Light(
         key=key,

@@ -14,7 +14,10 @@ GAMMA = 2.2
 TERMINATOR = (1.0, 0.26, 0.14)  # color of light that has traveled through skin
 CONTACT_REACH = 0.020  # meters over which a nearer surface darkens a farther one
 OUTLINE_STEP = 0.012  # meters of depth that make an edge
-KEY_CATCH, KEY_CATCH_SIZE = (0.30, 0.36), 0.20  # catch light on the eyeball: offset towards the key, size in radians
+KEY_CATCH, KEY_CATCH_SIZE = (
+    (0.30, 0.36),
+    0.20,
+)  # catch light on the eyeball: offset towards the key, size in radians
 SMALL_CATCH, SMALL_CATCH_SIZE = (-0.26, -0.24), 0.10
 
 
@@ -32,16 +35,21 @@ def shade(surface: Surface, normal: Tensor, light: Light) -> Tensor:
 
     sky = 0.62 + 0.38 * normal[:, 1]
     ambient = light.fill_color * (sky * surface.ambient)[:, None]
-    key = light.key_color * (diffuse * (0.5 + 0.5 * surface.ambient) * surface.ambient.clamp(max=1).sqrt())[:, None]
+    key = (
+        light.key_color
+        * (diffuse * (0.5 + 0.5 * surface.ambient) * surface.ambient.clamp(max=1).sqrt())[:, None]
+    )
     color = linear * (ambient + 0.86 * key)
 
     terminator = (1 - ((facing + 0.08) / 0.42).abs()).clamp(min=0) * surface.scatter * (1 - 0.6 * light.toon)
-    color = color + linear * torch.tensor(TERMINATOR, device=color.device) * (0.20 * terminator)[:, None]
+    color = color + linear * torch.tensor(TERMINATOR, device=color.device) * (0.15 * terminator)[:, None]
 
     half = F.normalize(light.key + torch.tensor([0.0, 0, 1], device=color.device), dim=-1)
     highlight = (normal * half).sum(-1).clamp(min=0) ** surface.gloss
     highlight = torch.lerp(highlight, smoothstep(highlight, 0.55, 0.68) * 0.55, light.toon)
-    color = color + light.key_color * (highlight * surface.specular * surface.ambient)[:, None] * (0.30 + 0.55 * linear)
+    color = color + light.key_color * (highlight * surface.specular * surface.ambient)[:, None] * (
+        0.30 + 0.55 * linear
+    )
 
     edge = (1 - normal[:, 2].clamp(0, 1)) ** 2.5
     away = smoothstep(-(normal[:, 0] * light.key[:, 0].sign()), -0.2, 0.6) * (0.55 + 0.45 * normal[:, 1])
@@ -50,13 +58,19 @@ def shade(surface: Surface, normal: Tensor, light: Light) -> Tensor:
     return color + (rim * surface.ambient)[:, None] * (0.25 + 0.9 * linear)
 
 
-def catch_lights(color: Tensor, normal: Tensor, light: Light) -> Tensor:
-    """The key light's reflection in the eyes and a small second one."""
+def catch_lights(color: Tensor, normal: Tensor, openness: Tensor, light: Light) -> Tensor:
+    """The key light's reflection in the eyes and a small second one; none on closed eyes (``openness`` 0)."""
     side = light.key[:, 0].sign()
     for (dx, dy), size in ((KEY_CATCH, KEY_CATCH_SIZE), (SMALL_CATCH, SMALL_CATCH_SIZE)):
-        toward = F.normalize(torch.stack([dx * side, torch.full_like(side, dy), torch.ones_like(side)], -1), dim=-1)
+        toward = F.normalize(
+            torch.stack([dx * side, torch.full_like(side, dy), torch.ones_like(side)], -1), dim=-1
+        )
         angle = torch.acos((normal * toward).sum(-1).clamp(-1, 1))
-        color = mix(color, torch.ones_like(color), smoothstep(angle, size, size * 0.7) * (0.96 if size > 0.15 else 0.7))
+        color = mix(
+            color,
+            torch.ones_like(color),
+            smoothstep(angle, size, size * 0.7) * (0.96 if size > 0.15 else 0.7) * openness,
+        )
     return color
 
 
@@ -111,11 +125,15 @@ def draw_backdrop(backdrop: Backdrop, size: int) -> Tensor:
     diagonal = smoothstep(along - 0.1, -0.012, 0.012) * 0.85
     weight = gradient * (is_kind("gradient") + 0.8 * is_kind("bokeh")) + vignette * is_kind("vignette")
     weight = weight + disc * is_kind("disc") + diagonal * is_kind("diagonal")
-    light, deep, accent = (color[:, :, None, None] ** GAMMA for color in (backdrop.light, backdrop.deep, backdrop.accent))
+    light, deep, accent = (
+        color[:, :, None, None] ** GAMMA for color in (backdrop.light, backdrop.deep, backdrop.accent)
+    )
     picture = torch.lerp(light, deep, weight[:, None])
     for index in range(DISCS):
         cx, cy, reach, strength = (each(value) for value in backdrop.discs[:, index].unbind(-1))
-        spot = smoothstep(torch.hypot(x - cx, y - cy), reach * 1.06, reach * 0.92) * strength * is_kind("bokeh")
+        spot = (
+            smoothstep(torch.hypot(x - cx, y - cy), reach * 1.06, reach * 0.92) * strength * is_kind("bokeh")
+        )
         picture = torch.lerp(picture, torch.lerp(accent, light, 0.4 * (index % 3) / 2), 0.42 * spot[:, None])
     return picture * (1 - 0.12 * smoothstep(distance, 0.8, 1.6))[:, None]
 
@@ -132,7 +150,7 @@ def _banded(diffuse: Tensor, bands: Tensor) -> Tensor:
     """Quantize light into bands with a soft step between them."""
     level = diffuse * bands
     step = level.floor()
-    return ((step + smoothstep(level - step, 0.42, 0.58)) / bands).clamp(max=1)
+    return ((step + smoothstep(level - step, 0.34, 0.66)) / bands).clamp(max=1)
 
 
 def _blur(image: Tensor, sigma: float) -> Tensor:

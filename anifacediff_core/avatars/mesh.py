@@ -44,7 +44,9 @@ def angles(count: int) -> Tensor:
 def sphere(rows: int, columns: int, reach: float = math.pi) -> Tensor:
     """(rows * columns, 3) unit vectors around the pole +z, down to the polar angle ``reach``."""
     polar, azimuth = torch.linspace(0, reach, rows)[:, None], angles(columns)[None]
-    points = torch.stack([polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos().expand(rows, columns)], dim=-1)
+    points = torch.stack(
+        [polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos().expand(rows, columns)], dim=-1
+    )
     return points.reshape(-1, 3)
 
 

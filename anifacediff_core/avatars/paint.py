@@ -43,9 +43,13 @@ class Surface:
     rim: Tensor
 
     @classmethod
-    def plain(cls, albedo: Tensor, specular: float = 0.05, gloss: float = 16.0, wrap: float = 0.2, rim: float = 1.0) -> Surface:
+    def plain(
+        cls, albedo: Tensor, specular: float = 0.05, gloss: float = 16.0, wrap: float = 0.2, rim: float = 1.0
+    ) -> Surface:
         n, like = len(albedo), albedo
-        filled = [torch.full((n,), value, device=like.device) for value in (specular, gloss, wrap, 0.0, 1.0, rim)]
+        filled = [
+            torch.full((n,), value, device=like.device) for value in (specular, gloss, wrap, 0.0, 1.0, rim)
+        ]
         return cls(albedo, *filled)
 
 
@@ -87,7 +91,7 @@ def lip_mask(chart: Tensor) -> Tensor:
     return inside * smoothstep(arch, 0.0, 0.06) * smoothstep(z, 1.24, 1.31)
 
 
-def paint_skin(chart: Tensor, occlusion: Tensor, skin: Skin, face_hair: FaceHair, hair: Hair, accessories: Accessories) -> Surface:
+def paint_skin(chart: Tensor, occlusion: Tensor, skin: Skin, face_hair: FaceHair, hair: Hair) -> Surface:
     """Skin with blush, freckles, lips, brows, lashes, beard and shaved scalp.
 
     Args:
@@ -129,17 +133,20 @@ def paint_skin(chart: Tensor, occlusion: Tensor, skin: Skin, face_hair: FaceHair
 
 
 def paint_tongue(chart: Tensor) -> Surface:
-    surface = Surface.plain(palettes.TONGUE.to(chart).expand(len(chart), 3), specular=0.18, gloss=20.0, wrap=0.4, rim=0.0)
+    surface = Surface.plain(
+        palettes.TONGUE.to(chart).expand(len(chart), 3), specular=0.18, gloss=20.0, wrap=0.4, rim=0.0
+    )
     # The tongue darkens towards the throat.
     surface.ambient = 0.25 + 0.65 * smoothstep(chart[:, 2], 0.75, 1.25)
     return surface
 
 
-def paint_eye(direction: Tensor, normal: Tensor, eyes: Eyes) -> Surface:
+def paint_eye(direction: Tensor, openness: Tensor, normal: Tensor, eyes: Eyes, skin: Skin) -> Surface:
     """Sclera, limbal ring, iris and pupil.
 
     Args:
         direction: (n, 3) on the eyeball, the pupil at +z.
+        openness: (n,) 0 where the lids are closed: lashes fill the slit that the lids leave.
         normal: (n, 3) in the world.
     """
     unit = F.normalize(direction, dim=-1)
@@ -153,8 +160,14 @@ def paint_eye(direction: Tensor, normal: Tensor, eyes: Eyes) -> Surface:
     iris = mix(iris, eyes.iris * 0.16, smoothstep(share, 0.80, 0.95))
     iris = mix(torch.full_like(iris, 0.025), iris, smoothstep(share, eyes.pupil - 0.05, eyes.pupil + 0.07))
     white = palettes.SCLERA.to(unit) * torch.ones_like(iris)
-    white = mix(white, torch.tensor([0.93, 0.72, 0.68], device=unit.device).expand_as(white), 0.35 * smoothstep(angle, 0.85, 1.3))
-    surface = Surface.plain(mix(iris, white, smoothstep(share, 0.97, 1.06)), specular=0.0, wrap=0.7, rim=0.0)
+    white = mix(
+        white,
+        torch.tensor([0.93, 0.72, 0.68], device=unit.device).expand_as(white),
+        0.35 * smoothstep(angle, 0.85, 1.3),
+    )
+    lashes = torch.lerp(skin.tone * 0.6, palettes.LASH.to(unit).expand_as(white), 0.6)
+    color = mix(lashes, mix(iris, white, smoothstep(share, 0.97, 1.06)), openness)
+    surface = Surface.plain(color, specular=0.0, wrap=0.7, rim=0.0)
     surface.ambient = 1.08 - 0.42 * smoothstep(normal[:, 1], 0.10, 0.52)
     return surface
 
@@ -164,7 +177,9 @@ def paint_teeth(coordinates: Tensor) -> Surface:
     across, height, lower = coordinates.unbind(-1)
     white = palettes.TEETH.to(coordinates).expand(len(coordinates), 3)
     gum = palettes.GUM.to(coordinates).expand(len(coordinates), 3)
-    surface = Surface.plain(mix(gum, white, smoothstep(height, 0.10, 0.24)), specular=0.12, gloss=30.0, wrap=0.6, rim=0.0)
+    surface = Surface.plain(
+        mix(gum, white, smoothstep(height, 0.10, 0.24)), specular=0.12, gloss=30.0, wrap=0.6, rim=0.0
+    )
     surface.ambient = (0.92 - 0.12 * lower) * (1 - 0.55 * smoothstep(across.abs(), 0.45, 1.0))
     return surface
 
@@ -182,11 +197,15 @@ def paint_hair(strand: Tensor, hair: Hair) -> Surface:
     locks = (0.5 * hair.count * (azimuth + hair.sweep * polar.clamp(max=1.7)) + phase[:, 0]).sin().abs()
     fine = (1.5 * hair.count.round() * azimuth + phase[:, 1] + 1.5 * (2 * polar + phase[:, 2]).sin()).sin()
     curly = hair.style == HAIR_STYLES.index("curly")
-    blobs = ((7 * azimuth + phase[:, 1]).sin() * (7.5 * polar + phase[:, 2] + 0.8 * azimuth.sin()).sin()).abs()
+    blobs = (
+        (7 * azimuth + phase[:, 1]).sin() * (7.5 * polar + phase[:, 2] + 0.8 * azimuth.sin()).sin()
+    ).abs()
     light = torch.where(curly, blobs, 0.65 * locks + 0.2 * fine + 0.15)
     color = mix(hair.color * 0.86, hair.tip, light.clamp(0, 1) * (0.55 + 0.45 * smoothstep(polar, 0.2, 1.6)))
     surface = Surface.plain(color, specular=0.20, gloss=9.0, wrap=0.25)
-    valley = torch.where(curly, 0.62 + 0.38 * smoothstep(blobs, 0.0, 0.5), 0.72 + 0.28 * smoothstep(locks, 0.0, 0.45))
+    valley = torch.where(
+        curly, 0.62 + 0.38 * smoothstep(blobs, 0.0, 0.5), 0.72 + 0.28 * smoothstep(locks, 0.0, 0.45)
+    )
     surface.ambient = openness * valley
     surface.specular = torch.where(curly, 0.05, 0.22) * openness
     buzz = hair.style == HAIR_STYLES.index("buzz")
@@ -236,7 +255,9 @@ def paint_clothes(coordinates: Tensor, body: Body, skin: Skin) -> Surface:
     skin_shown = shirt * smoothstep(width - 0.52 * (0.44 - share).clamp(min=0), 0.02, -0.01)
     color = mix(color, skin.tone, skin_shown)
     surface = Surface.plain(color, specular=0.02, gloss=6.0)
-    surface.ambient = torch.where(collar, 0.45 + 0.55 * smoothstep(share, -1.9, -1.55), torch.ones_like(share))
+    surface.ambient = torch.where(
+        collar, 0.45 + 0.55 * smoothstep(share, -1.9, -1.55), torch.ones_like(share)
+    )
     surface.scatter = skin_shown
     return surface
 
@@ -252,15 +273,28 @@ def _blushed(chart: Tensor, front: Tensor, skin: Skin) -> Tensor:
     tone = skin.tone * (1 + (rosy - 1) * ((cheeks + nose + ears) * skin.blush)[:, None] * 0.72)
     dots = ((x * 52).sin() * (y * 57 + x * 20).sin()) + 0.4 * (x * 31 + y * 40).sin()
     area = torch.exp(-(((across - 0.30) / 0.26) ** 2 + ((y - 1.07) / 0.11) ** 2)) * front
-    return mix(tone, tone * torch.tensor([0.78, 0.62, 0.52], device=chart.device), smoothstep(dots, 0.85, 1.15) * area * skin.freckles)
+    return mix(
+        tone,
+        tone * torch.tensor([0.78, 0.62, 0.52], device=chart.device),
+        smoothstep(dots, 0.85, 1.15) * area * skin.freckles,
+    )
 
 
 def _brows(across: Tensor, y: Tensor, front: Tensor, face_hair: FaceHair) -> Tensor:
     along = (across - 0.115) / 0.40
     inside = along.clamp(0, 1)
-    middle = face_hair.brow_height + face_hair.brow_arch * (inside * 2.6).sin() + face_hair.brow_tilt * (along - 0.5)
+    middle = (
+        face_hair.brow_height
+        + face_hair.brow_arch * (inside * 2.6).sin()
+        + face_hair.brow_tilt * (along - 0.5)
+    )
     half = face_hair.brow_thickness * (1.05 - 0.72 * inside**1.6)
-    return smoothstep((y - middle).abs(), half * 1.15, half * 0.80) * smoothstep(along, -0.05, 0.05) * smoothstep(along, 1.04, 0.96) * front
+    return (
+        smoothstep((y - middle).abs(), half * 1.15, half * 0.80)
+        * smoothstep(along, -0.05, 0.05)
+        * smoothstep(along, 1.04, 0.96)
+        * front
+    )
 
 
 def _eye_makeup(chart: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,20 @@ def colors(*codes: str) -> Tensor:
 # Neighbors on the scale blend into each other.
 SKIN = colors("ffe3d0", "fbd3b4", "f3c099", "e5a878", "d18e60", "b8744a", "965a37", "744329", "57311f")
 LIPS = colors("d9686c", "c9505c", "d9778a", "b9404f", "c4776c", "a8484c")
-NATURAL_HAIR = colors("201716", "33211a", "4f2f1e", "71452a", "96622f", "bf8b46", "e0bc72", "f1dda6", "a8401f", "cc6a2c", "a3a3a8", "dedad2")
+NATURAL_HAIR = colors(
+    "201716",
+    "33211a",
+    "4f2f1e",
+    "71452a",
+    "96622f",
+    "bf8b46",
+    "e0bc72",
+    "f1dda6",
+    "a8401f",
+    "cc6a2c",
+    "a3a3a8",
+    "dedad2",
+)
 IRIS = colors("5a3620", "7d5028", "a87532", "55803f", "3f9583", "3d88c9", "6fb1e0", "8496a8", "8d6fc4")
 EYESHADOW = colors("8a5a9e", "5a7fa0", "b0644c", "5aa083", "c56a86")
 FRAMES = colors("1c1a1f", "4a2c1c", "8a4b2a", "f2efe9", "b23a48", "27475c")

@@ -45,7 +45,9 @@ SINGLE_ACTIONS: dict[tuple[str, ...], tuple[float, float]] = {
 }
 
 
-def random_frames(count: int, generator: torch.Generator, head: HeadModel, device: torch.device | str | None = None) -> FaceParameters:
+def random_frames(
+    count: int, generator: torch.Generator, head: HeadModel, device: torch.device | str | None = None
+) -> FaceParameters:
     """Independent frames for training.
 
     Args:
@@ -71,7 +73,9 @@ def random_frames(count: int, generator: torch.Generator, head: HeadModel, devic
         dim=1,
     )
     neutral = FaceParameters.neutral(count, head.name, head.n_shape, head.n_expression).to(dice.device)
-    return look_along(replace(neutral, expression=expression, pose=pose, camera=camera), head.expression_names)
+    return look_along(
+        replace(neutral, expression=expression, pose=pose, camera=camera), head.expression_names
+    )
 
 
 def _head_turn(dice: Dice) -> Tensor:
@@ -96,7 +100,7 @@ def _expression(dice: Dice, names: list[str]) -> Tensor:
 
     for actions, (probability, strongest) in SINGLE_ACTIONS.items():
         add(actions, dice.chance(probability) * dice.uniform(0.1, strongest))
-    smile = dice.chance(0.42) * dice.uniform(0.15, 1.0)
+    smile = dice.chance(0.48) * dice.uniform(0.15, 1.0)
     for side in sides("mouthSmile"):
         add((side,), smile * dice.uniform(0.75, 1.0))
     add(sides("cheekSquint"), smile * 0.6)

@@ -25,12 +25,14 @@ from . import hair as hairs
 from . import light as lighting
 from . import paint
 from .identity import Identity
+from .mesh import smoothstep
 from .paint import Surface
 
 SKIN, TONGUE, EYE, TEETH, HAIR, HAT, FRAME, CLOTHES = range(8)
 ROOT, NECK, JAW, LEFT_EYE, RIGHT_EYE = range(5)
 BEARD_LIFT = 0.0045  # meters that a full beard stands off
 OUTLINE_WIDTH = 1.3  # pixels of the final picture at 256
+HALF_CLOSED, CLOSED = 0.72, 0.95  # eyeBlink between which lashes fill the eye
 INK = 0.10  # how dark an outline is
 
 
@@ -81,7 +83,12 @@ class Studio(nn.Module):
 
     @torch.no_grad()
     def render(
-        self, identity: Identity, params: FaceParameters, size: int = 256, supersample: int = 2, batch: int | None = None
+        self,
+        identity: Identity,
+        params: FaceParameters,
+        size: int = 256,
+        supersample: int = 2,
+        batch: int | None = None,
     ) -> Tensor:
         """Take pictures.
 
@@ -99,7 +106,9 @@ class Studio(nn.Module):
         if len(identity) == 1 and len(params) > 1:
             identity = identity.repeat_interleave(len(params))
         if len(identity) != len(params):
-            raise InputError(f"The studio got {len(identity)} avatars for {len(params)} frames: give one avatar per frame.")
+            raise InputError(
+                f"The studio got {len(identity)} avatars for {len(params)} frames: give one avatar per frame."
+            )
         batch = batch or (128 if self.device.type == "cuda" else 4)
         pictures = []
         for start in range(0, len(params), batch):
@@ -160,7 +169,9 @@ class Studio(nn.Module):
 
         def bound(points: Tensor, *joint: int) -> Tensor:
             """Points that follow joints, in equal shares of the list."""
-            weights = torch.eye(5, device=self.device)[list(joint)].repeat_interleave(points.shape[1] // len(joint), dim=0)
+            weights = torch.eye(5, device=self.device)[list(joint)].repeat_interleave(
+                points.shape[1] // len(joint), dim=0
+            )
             return head.skin(points, pose, joints, weights)
 
         upper = int((self.teeth.is_lower == 0).sum())
@@ -175,10 +186,12 @@ class Studio(nn.Module):
             bound(torso, ROOT),
         ]
         openness = head.occlusion[:, None]
-        brim_coordinates = torch.tensor([0.5, 0.0, 1.0, 1.0], device=self.device).expand(batch, brim.shape[1], 4)
+        brim_coordinates = torch.tensor([0.5, 0.0, 1.0, 1.0], device=self.device).expand(
+            batch, brim.shape[1], 4
+        )
         coordinates = [
             _expand(torch.cat([self.chart, openness], dim=1), batch),
-            _expand(F.pad(self.eyeballs.ball, (0, 1), value=1.0).repeat(2, 1), batch),
+            self._eye_coordinates(params.expression),
             _expand(F.pad(self.teeth.coordinates, (0, 1), value=1.0), batch),
             strand,
             bun_strand,
@@ -189,16 +202,32 @@ class Studio(nn.Module):
         ]
         return Scene(torch.cat(parts, dim=1), torch.cat(coordinates, dim=1))
 
+    def _eye_coordinates(self, expression: Tensor) -> Tensor:
+        """(batch, 2 * points, 4): position on the eyeball, and 0 where the lids are closed, else 1."""
+        names = self.head.expression_names
+        blink = expression[:, [names.index("eyeBlinkLeft"), names.index("eyeBlinkRight")]]
+        openness = smoothstep(blink, CLOSED, HALF_CLOSED)[:, :, None, None]
+        ball = self.eyeballs.ball.expand(*blink.shape, -1, -1)
+        return torch.cat([ball, openness.expand(-1, -1, ball.shape[2], 1)], dim=-1).flatten(1, 2)
+
     def _beard_offset(self, skin: Tensor, identity: Identity) -> Tensor:
         """(batch, vertices, 3): facial hair stands off the skin."""
         beard, mustache, goatee = self.beard
         hair = identity.face_hair
         height = torch.maximum(beard * hair.beard[:, None], goatee * hair.goatee[:, None])
-        height = torch.maximum(height, 0.6 * mustache * hair.mustache[:, None]) * (1 - 0.95 * hair.stubble[:, None])
+        height = torch.maximum(height, 0.6 * mustache * hair.mustache[:, None]) * (
+            1 - 0.95 * hair.stubble[:, None]
+        )
         return vertex_normals(skin, self.head.faces) * (BEARD_LIFT * height)[..., None]
 
     def _shade(
-        self, identity: Identity, frame: Tensor, material: Tensor, normal: Tensor, coordinates: Tensor, turned: Tensor
+        self,
+        identity: Identity,
+        frame: Tensor,
+        material: Tensor,
+        normal: Tensor,
+        coordinates: Tensor,
+        turned: Tensor,
     ) -> Tensor:
         """Linear color (pixels, 3)."""
         color = torch.empty_like(normal)
@@ -210,7 +239,9 @@ class Studio(nn.Module):
             surface.ambient = surface.ambient * (1 - 0.55 * turned[chosen])
             light = identity.light[owner]
             lit = lighting.shade(surface, facing, light)
-            color[chosen] = lighting.catch_lights(lit, facing, light) if kind == EYE else lit
+            color[chosen] = (
+                lighting.catch_lights(lit, facing, coordinates[chosen, 3], light) if kind == EYE else lit
+            )
         return color
 
 
@@ -219,11 +250,11 @@ def _paint(kind: int, coordinates: Tensor, normal: Tensor, identity: Identity, o
     position, openness = coordinates[:, :3], coordinates[:, 3]
     if kind == SKIN:
         face_hair, hair = identity.face_hair[owner], identity.hair[owner]
-        return paint.paint_skin(position, openness, identity.skin[owner], face_hair, hair, identity.accessories[owner])
+        return paint.paint_skin(position, openness, identity.skin[owner], face_hair, hair)
     if kind == TONGUE:
         return paint.paint_tongue(position)
     if kind == EYE:
-        return paint.paint_eye(position, normal, identity.eyes[owner])
+        return paint.paint_eye(position, openness, normal, identity.eyes[owner], identity.skin[owner])
     if kind == TEETH:
         return paint.paint_teeth(position)
     if kind == HAIR:
