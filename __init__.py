@@ -11,6 +11,8 @@ WEB_DIRECTORY = "./web"
 
 
 async def comfy_entrypoint() -> AniFaceDiffExtension:
-    from .nodes import AniFaceDiffExtension  # only a process that holds ComfyUI can import it
-
+    try:
+        from .nodes import AniFaceDiffExtension  # only a process that holds ComfyUI can import it
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.msg}: run install.py of this extension with ComfyUI's Python") from error
     return AniFaceDiffExtension()

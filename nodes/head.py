@@ -82,7 +82,7 @@ class RenderNormals(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "head",
-                    options=file_names(FLAME, bundled=True),
+                    options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
                     default=BUNDLED,
                     tooltip="Head model that the parameters belong to: the bundled one, or a converted "
                     "file in "
@@ -107,3 +107,8 @@ class RenderNormals(io.ComfyNode):
             parts.append(render_normals(model, parameters[start : start + CHUNK], size, batch=CHUNK))
             progress.show(min(start + CHUNK, len(parameters)), len(parameters), picture=parts[-1][-1])
         return io.NodeOutput(to_host(torch.cat(parts)))
+
+
+def _is_head(name: str) -> bool:
+    """Files as FLAME's authors give them out have to be converted first."""
+    return name == BUNDLED or name.endswith(".safetensors")

@@ -156,8 +156,9 @@ def driving(head: HeadModel) -> FaceParameters:
 @pytest.fixture(scope="session")
 def conditions(extension: Extension, loaded: dict[str, Any], driving: FaceParameters) -> dict[str, Any]:
     """Everything that the sampler takes."""
+    # what stands between the loaders clones the MODEL, as LoRA loaders do
     adapted, *_ = extension.run(
-        "ExpressionAdapterLoader", model=loaded["model"], checkpoint="same as model", weight=1.0
+        "ExpressionAdapterLoader", model=loaded["model"].clone(), checkpoint="same as model", weight=1.0
     )
     (normals,) = extension.run("RenderNormals", parameters=driving, size=SIZE, head="bundled")
     (pose,) = extension.run("PoseEncode", pose_encoder=loaded["pose_encoder"], normals=normals)
@@ -328,6 +329,19 @@ def test_landmarks_are_the_cores(extension: Extension, head: HeadModel) -> None:
     assert report == expected.note and not parameters.valid[2]
     opening = parameters.expression[:, head.expression_names.index("jawOpen")]
     assert (opening.diff() > 0).all()
+
+
+def test_only_converted_heads_are_offered(extension: Extension) -> None:
+    folder = extension.base / "models" / "flame"
+    for name in ("converted.safetensors", "generic_model.pkl"):
+        (folder / name).write_bytes(b"")
+    options = extension.classes["AniFaceDiffRenderNormals"].INPUT_TYPES()["required"]["head"][1]["options"]
+    assert options == ["bundled", "converted.safetensors"]
+
+
+def test_damaged_head(extension: Extension, driving: FaceParameters) -> None:
+    (extension.base / "models" / "flame" / "damaged.safetensors").write_bytes(b"no head")
+    extension.refusal("RenderNormals", parameters=driving, size=SIZE, head="damaged.safetensors")
 
 
 def test_bad_landmarks(extension: Extension, head: HeadModel) -> None:
@@ -725,6 +739,12 @@ def test_the_host_shows_one_sentence(queue: install.Server, graph: dict[str, Any
     run = install.run_prompt(queue, graph)
     assert run.error is not None and run.error["node_type"] == culprit
     assert one_sentence(run.error["exception_message"].strip())
+
+
+def test_the_host_serves_help_pages(queue: install.Server) -> None:
+    for page in (ROOT / "web" / "docs").glob("*.md"):
+        served = install.request(queue.address, f"/extensions/ComfyUI-AniFaceDiff/docs/{page.name}")
+        assert served == page.read_bytes()
 
 
 def test_the_host_refuses_absent_files(queue: install.Server) -> None:
