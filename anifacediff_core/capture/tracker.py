@@ -20,9 +20,9 @@ PATIENCE = 12  # frames without the face before any other face is taken for it
 STEADINESS = 0.75  # share of the last crop in the next one
 REACH = 0.8  # a face moves less than this share of its square from frame to frame
 # The portrait square against the face square, as in the avatars that the networks are trained on.
-PORTRAIT_SCALE, PORTRAIT_LIFT = 1.5, 0.07
+PORTRAIT_SCALE, PORTRAIT_LIFT = 1.25, 0.12
 # A square picture whose face square is this large, on average, is a portrait already.
-PORTRAIT_RANGE = (0.38, 1.15)
+PORTRAIT_RANGE = (0.45, 1.25)
 
 
 @dataclass

@@ -50,7 +50,7 @@ def moving_head(head: HeadModel, frames: int, scale: float = 2.5) -> FaceParamet
 
 
 class Truth:
-    """Stands for trained networks: knows every frame's parameters and reads the crop's place from the pixels."""
+    """Stands for trained networks: knows all parameters and reads a crop's place from its pixels."""
 
     def __init__(
         self, head: HeadModel, params: FaceParameters, missing: tuple[int, ...] = (), jitter: float = 0.0
