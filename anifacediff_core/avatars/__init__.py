@@ -1,1 +1,1 @@
-"""The avatar studio: random identities, and pictures of them under any face parameters with exact ground truth."""
+"""The avatar studio: random identities, and their pictures under any face parameters."""

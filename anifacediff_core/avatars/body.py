@@ -12,9 +12,9 @@ from .mesh import angles, grid_faces, smoothstep
 COLUMNS = 48
 # Rows of the torso: half width, half depth, height, all in meters; the first hides inside the neck.
 PROFILE = (
-    (0.046, 0.046, -0.104), (0.056, 0.054, -0.112), (0.066, 0.061, -0.120), (0.080, 0.068, -0.127), (0.100, 0.076, -0.133),
-    (0.124, 0.084, -0.140), (0.150, 0.090, -0.150), (0.172, 0.094, -0.165), (0.186, 0.096, -0.187), (0.193, 0.097, -0.215),
-    (0.196, 0.098, -0.260), (0.198, 0.098, -0.340),
+    (0.046, 0.046, -0.104), (0.056, 0.054, -0.112), (0.066, 0.061, -0.120), (0.080, 0.068, -0.127),
+    (0.100, 0.076, -0.133), (0.124, 0.084, -0.140), (0.150, 0.090, -0.150), (0.172, 0.094, -0.165),
+    (0.186, 0.096, -0.187), (0.193, 0.097, -0.215), (0.196, 0.098, -0.260), (0.198, 0.098, -0.340),
 )  # fmt: skip
 SLOPE = 0.38  # the neck's base is higher behind than in front, meters per meter
 COLLAR_POINTS = 10
@@ -57,8 +57,8 @@ class Torso(nn.Module):
             rest: (batch, vertices, 3) the unposed head.
 
         Returns:
-            points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4): share down the torso (0 to 1) or around the
-            collar's rim (-2 to -1), sine and cosine of the azimuth, unposed height in meters.
+            points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4): share down the torso (0 to 1)
+            or around the collar's rim (-2 to -1), sine and cosine of the azimuth, unposed height in meters.
         """
         neck = rest[:, self.neck]
         half_width = neck[..., 0].abs().amax(dim=1)

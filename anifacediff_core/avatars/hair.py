@@ -1,7 +1,7 @@
-"""Hair: a polar grid around the skull, from the crown down to a hairline and, for long hair, hanging below it.
+"""Hair: a polar grid around the skull, from the crown down to a hairline; long hair hangs below it.
 
-Column 0 lies in front, azimuth grows towards the subject's left (+x). The polar angle is measured at the skull's center
-from straight up. Rows run along the strands.
+Column 0 lies in front, azimuth grows towards the subject's left (+x). The polar angle is measured at the skull's
+center from straight up. Rows run along the strands.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ ROWS, HEM_ROWS = 36, 6  # the last rows turn inwards and close the hem
 HANG_FROM = 1.70  # polar angle from which long hair hangs freely
 SKULL_RADIUS = 0.09  # turns polar angles into meters
 BUN_ROWS, BUN_COLUMNS = 12, 18
+UNDER_HAT = 0.98  # polar angle that a fringe under a hat does not pass
 NECK_FREE = 0.10  # hair this far below the hairline no longer follows the head fully
 
 
@@ -56,7 +57,11 @@ class Skull(nn.Module):
         return self.base + torch.einsum("bs,rcxs->brcx", shape, self.basis)
 
     def at(self, surface: Tensor, polar: Tensor) -> tuple[Tensor, Tensor]:
-        """Points on the skull and outward directions (batch, rows, COLUMNS, 3) at polar angles (batch, rows, COLUMNS)."""
+        """Points on the skull and directions outward, (batch, rows, COLUMNS, 3) each.
+
+        Args:
+            polar: (batch, rows, COLUMNS) polar angles.
+        """
         position = polar.clamp(0, LOWEST) / LOWEST * (SKULL_ROWS - 1)
         row = position.long().clamp(max=SKULL_ROWS - 2)
         blend = (position - row)[..., None]
@@ -93,11 +98,11 @@ def build_hair(
         surface: (batch, SKULL_ROWS, COLUMNS, 3) from the skull.
 
     Returns:
-        points (batch, ROWS * COLUMNS, 3), unposed; strand coordinates (batch, ROWS * COLUMNS, 4): meters along the strand,
-        sine and cosine of the azimuth, openness to light; weight of the neck joint (batch, ROWS * COLUMNS).
+        points (batch, ROWS * COLUMNS, 3), unposed; strand coordinates (batch, ROWS * COLUMNS, 4): meters along
+        the strand, sine and cosine of the azimuth, openness to light; weight of the neck joint (batch, ROWS * COLUMNS).
     """
     azimuth = signed_azimuth(surface.device)[None]
-    hairline = _hairline(hair, azimuth)
+    hairline = _hairline(hair, accessories, azimuth)
     hang = _hang(hair, azimuth)
     cap_angle = torch.where(hang > 0.004, torch.full_like(hairline, HANG_FROM).minimum(hairline), hairline)
     along, hem = _rows(surface.device)
@@ -127,7 +132,8 @@ def build_buns(skull: Skull, surface: Tensor, hair: Hair) -> tuple[Tensor, Tenso
     """One bun behind the crown or a pair above the ears.
 
     Returns:
-        points (batch, 2 * BUN_ROWS * BUN_COLUMNS, 3), unposed, all at the origin without a bun; strand coordinates alike (…, 4).
+        points (batch, 2 * BUN_ROWS * BUN_COLUMNS, 3), unposed, all at the origin without a bun; strand coordinates
+        alike (…, 4).
     """
     ball = sphere(BUN_ROWS, BUN_COLUMNS).to(surface)
     center = torch.tensor(CENTER, device=surface.device)
@@ -155,7 +161,7 @@ def build_buns(skull: Skull, surface: Tensor, hair: Hair) -> tuple[Tensor, Tenso
     return torch.cat(parts, 1), torch.cat(strands, 1)
 
 
-def _hairline(hair: Hair, azimuth: Tensor) -> Tensor:
+def _hairline(hair: Hair, accessories: Accessories, azimuth: Tensor) -> Tensor:
     """(batch, COLUMNS) polar angle at which the cap ends."""
     across = azimuth.abs()
     part = hair.part[:, None]
@@ -171,6 +177,9 @@ def _hairline(hair: Hair, azimuth: Tensor) -> Tensor:
     # The line climbs at the temples a little, as hair does.
     front = hair.front[:, None] + fringe + waves - 0.05 * torch.exp(-(((across - 0.55) / 0.2) ** 2))
     front = front - 0.10 * parted * torch.exp(-(((azimuth - part) / 0.22) ** 2))
+    # Beanie and cap hold the fringe back.
+    held = (accessories.hat == HATS.index("beanie")) | (accessories.hat == HATS.index("cap"))
+    front = torch.where(held[:, None], front.clamp(max=UNDER_HAT), front)
     to_side, to_back = smoothstep(across, 0.62, 1.12), smoothstep(across, 1.75, 2.3)
     line = front + (hair.side[:, None] - front) * to_side
     # Sideburns.
@@ -256,7 +265,7 @@ def _thickness(
 
 
 def _fall(hair: Hair, azimuth: Tensor, below: Tensor) -> Tensor:
-    """(batch, ROWS, COLUMNS, 3) displacement of hanging hair: down, opening a little, waving, curling in at the tips."""
+    """(batch, ROWS, COLUMNS, 3) displacement of hanging hair: down, apart, in waves, curling in at the tips."""
 
     def each(values: Tensor) -> Tensor:
         return values[:, None, None]
@@ -293,7 +302,7 @@ def _solid_vertices(head: HeadModel) -> Tensor:
 
 
 def _cast(direction: Tensor, triangles: Tensor) -> Tensor:
-    """Distance (rows, columns) from the origin along ``direction`` (rows, columns, 3) to the outermost triangle (n, 3, 3)."""
+    """Distance (rows, columns) along ``direction`` (rows, columns, 3) to the outermost triangle (n, 3, 3)."""
     rays = direction.flatten(0, 1)
     origin, edge_1, edge_2 = (
         triangles[:, 0],
@@ -338,7 +347,7 @@ def _smooth(radius: Tensor, steps: int = 3) -> Tensor:
 
 
 def _nearest(points: Tensor, vertices: Tensor, candidates: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:
-    """Indices (points, count) of the nearest candidate vertices and inverse-distance weights that sum to 1."""
+    """Indices (points, count) of the nearest candidates and inverse-distance weights that sum to 1."""
     distance, order = torch.cdist(points, vertices[candidates]).topk(count, dim=1, largest=False)
     weights = 1 / (distance + 0.003) ** 2
     return candidates[order], weights / weights.sum(1, keepdim=True)

@@ -1,6 +1,6 @@
 """What an avatar is made of. Everything here stays the same under any pose, expression and camera.
 
-Lengths are meters on the average head, angles radians. ``angle`` of a hairline is the polar angle from the crown.
+Lengths are meters on the average head, angles radians; hairlines are polar angles from the crown.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Accessories(Batch):
 
 @dataclass(frozen=True)
 class Body(Batch):
-    """Clothes. ``collar`` is an index into ``COLLARS``; ``stripes`` is the stripe period in meters, 0 for none."""
+    """Clothes. ``collar`` indexes ``COLLARS``; ``stripes`` is the stripe period in meters, 0 for none."""
 
     width: Tensor
     collar: Tensor

@@ -1,4 +1,4 @@
-"""Light: key, fill and rim from soft to toon, contact shadows, outlines, backdrops. Colors inside are linear."""
+"""Light: key, fill and rim from soft to toon, contact shadows, outlines, backdrops. Colors are linear."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def shade(surface: Surface, normal: Tensor, light: Light) -> Tensor:
     """
     facing = (normal * light.key).sum(-1)
     diffuse = ((facing + surface.wrap) / (1 + surface.wrap)).clamp(min=0)
-    diffuse = torch.lerp(diffuse, _banded(diffuse, light.bands), light.toon)
+    # Full bands would draw every dimple of a face as a shape of its own.
+    toon = light.toon * (1 - 0.4 * surface.scatter)
+    diffuse = torch.lerp(diffuse, _banded(diffuse, light.bands), toon)
     linear = surface.albedo.clamp(0, 1) ** GAMMA
 
     sky = 0.62 + 0.38 * normal[:, 1]
@@ -46,7 +48,9 @@ def shade(surface: Surface, normal: Tensor, light: Light) -> Tensor:
 
     half = F.normalize(light.key + torch.tensor([0.0, 0, 1], device=color.device), dim=-1)
     highlight = (normal * half).sum(-1).clamp(min=0) ** surface.gloss
-    highlight = torch.lerp(highlight, smoothstep(highlight, 0.55, 0.68) * 0.55, light.toon)
+    highlight = torch.lerp(
+        highlight, smoothstep(highlight, 0.55, 0.68) * 0.55, light.toon * (1 - surface.scatter)
+    )
     color = color + light.key_color * (highlight * surface.specular * surface.ambient)[:, None] * (
         0.30 + 0.55 * linear
     )
@@ -75,7 +79,9 @@ def catch_lights(color: Tensor, normal: Tensor, openness: Tensor, light: Light) 
 
 
 def contact_shadow(depth: Tensor, scale: Tensor, factor: int) -> Tensor:
-    """Darkening (batch, height, width) where a nearer surface lies close above: hair on the forehead, chin on the neck, lids on eyes.
+    """Darkening (batch, height, width) where a nearer surface lies close above.
+
+    So hair shades the forehead, the chin the neck, and lids the eyes.
 
     Args:
         depth: (batch, height, width) meters, larger = farther, +inf in the background.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def smoothstep(values: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """0 below ``low``, 1 above ``high``, smooth in between; ``low`` may exceed ``high`` for a falling edge."""
+    """0 below ``low``, 1 above ``high``, smooth between them; falling when ``low`` exceeds ``high``."""
     t = ((values - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 
@@ -21,7 +21,9 @@ def mix(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
 
 
 def grid_faces(rows: int, columns: int, *, around: bool, along: bool = False) -> Tensor:
-    """Triangles (n, 3) of a grid of points in row-major order, counter-clockwise where rows run down and columns to the right.
+    """Triangles (n, 3) of a grid of points in row-major order.
+
+    They are counter-clockwise where rows run down and columns to the right.
 
     Args:
         around: the last column joins the first.

@@ -1,6 +1,7 @@
-"""Paint: per-pixel surface colors from fixed coordinates, so that lips, brows and freckles follow every expression.
+"""Paint: per-pixel colors in fixed coordinates, so that lips, brows and freckles follow every expression.
 
-Positions on the skin are decimeters on the unstylized head (``CHART_ORIGIN``): x to the subject's left, y up, z to the front.
+Positions on the skin are decimeters on the unstylized head (``CHART_ORIGIN``): x to the subject's left, y up,
+z to the front.
 Every function takes n pixels of one material and the row of the batch that each belongs to.
 """
 
@@ -224,8 +225,10 @@ def paint_hat(coordinates: Tensor, accessories: Accessories) -> Surface:
     ribs = (azimuth * 18).cos()
     seams = smoothstep((azimuth * 3).sin().abs(), 0.10, 0.02) * smoothstep(share, 0.1, 0.2)
     cuff = smoothstep(share, 0.70, 0.74) * beanie
-    color = mix(accessories.hat_color, accessories.hat_accent, cuff * (accessories.hat_tilt > 0))
-    shade = 1 + 0.07 * ribs * beanie * smoothstep(share, 0.15, 0.4) - 0.18 * seams * cap
+    visor = cap * (share > 1.2)
+    color = mix(accessories.hat_color, accessories.hat_accent, (cuff + visor) * (accessories.hat_tilt > 0))
+    color = color * (1 - 0.15 * visor)[:, None]
+    shade = 1 + 0.07 * ribs * beanie * smoothstep(share, 0.15, 0.4) - 0.18 * seams * cap * (share < 1.2)
     surface = Surface.plain((color * shade[:, None]).clamp(0, 1), specular=0.03, gloss=8.0)
     surface.ambient = coordinates[:, 3] * (1 - 0.35 * torch.exp(-(((share - 0.69) / 0.025) ** 2)) * beanie)
     return surface
@@ -239,8 +242,8 @@ def paint_clothes(coordinates: Tensor, body: Body, skin: Skin) -> Surface:
     """Cloth with broad stripes, and the bare chest in an open collar.
 
     Args:
-        coordinates: (n, 4): share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine, cosine of the azimuth,
-            height in meters on the unposed body.
+        coordinates: (n, 4): share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine and cosine of
+            the azimuth, height in meters on the unposed body.
     """
     share, sine, cosine, height = coordinates.unbind(-1)
     collar = share < -0.5
@@ -288,7 +291,9 @@ def _brows(across: Tensor, y: Tensor, front: Tensor, face_hair: FaceHair) -> Ten
         + face_hair.brow_arch * (inside * 2.6).sin()
         + face_hair.brow_tilt * (along - 0.5)
     )
-    half = face_hair.brow_thickness * (1.05 - 0.72 * inside**1.6)
+    half = (
+        face_hair.brow_thickness * (1.05 - 0.72 * inside**1.6) * (0.7 + 0.3 * smoothstep(along, -0.06, 0.12))
+    )
     return (
         smoothstep((y - middle).abs(), half * 1.15, half * 0.80)
         * smoothstep(along, -0.05, 0.05)

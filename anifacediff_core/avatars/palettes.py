@@ -1,4 +1,4 @@
-"""Curated colors. Skin, hair and irises are natural scales; everything else comes from one harmonious scheme per avatar."""
+"""Curated colors. Skin, hair and irises have natural scales; the rest is one harmonious scheme per avatar."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def random_frames(
         device: of the result; default the generator's.
 
     Returns:
-        ``count`` frames with shape 0: give them an identity's with ``dataclasses.replace(params, shape=identity.shape)``.
+        ``count`` frames with shape 0: give them an identity's by ``dataclasses.replace(params, shape=…)``.
         The head turns in the neck joint; the eye joints follow the eyeLook actions.
     """
     dice = Dice(count, generator, device)

@@ -1,7 +1,7 @@
 """The studio: assembles an avatar around the head and takes its picture.
 
-The camera is the head's (:mod:`..head.camera`), so ``render_normals(head, params, size)`` with ``params.shape ==
-identity.shape`` is the exact normal map of the picture's head.
+The camera is the head's (:mod:`..head.camera`), so ``render_normals(head, params, size)`` with
+``params.shape == identity.shape`` is the exact normal map of the picture's head.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Scene:
 
     Attributes:
         points: (batch, vertices, 3) meters.
-        coordinates: (batch, vertices, 4): paint coordinates of the vertex's material, the last openness to light.
+        coordinates: (batch, vertices, 4): paint coordinates in the form of each vertex's material.
     """
 
     points: Tensor
@@ -94,7 +94,7 @@ class Studio(nn.Module):
 
         Args:
             identity: avatars, one per frame of ``params`` (or a single one for all).
-            params: pose, expression and camera; its shape is what is drawn, so give it ``identity.shape`` for a true portrait.
+            params: pose, expression and camera. Its shape is what is drawn: give it ``identity.shape``.
             size: side of the square picture.
             supersample: samples per pixel and axis.
             batch: pictures drawn at once; default what suits the device.
@@ -186,7 +186,7 @@ class Studio(nn.Module):
             bound(torso, ROOT),
         ]
         openness = head.occlusion[:, None]
-        brim_coordinates = torch.tensor([0.5, 0.0, 1.0, 1.0], device=self.device).expand(
+        brim_coordinates = torch.tensor([1.5, 0.0, 1.0, 1.0], device=self.device).expand(
             batch, brim.shape[1], 4
         )
         coordinates = [
