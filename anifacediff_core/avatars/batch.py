@@ -44,7 +44,7 @@ def _values(batch: Batch) -> dict[str, Any]:
 
 
 class Dice:
-    """Seeded draws of ``count`` rows, drawn on the generator's device: a seed means the same for any target device."""
+    """Seeded draws of ``count`` rows; a seed means the same for any target device."""
 
     def __init__(
         self, count: int, generator: torch.Generator, device: torch.device | str | None = None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..head.model import HeadModel
-from .identity import COLLARS, Body
+from .identity import Body
 from .mesh import angles, grid_faces, smoothstep
 
 COLUMNS = 48
@@ -18,7 +18,6 @@ PROFILE = (
 )  # fmt: skip
 SLOPE = 0.38  # the neck's base is higher behind than in front, meters per meter
 COLLAR_POINTS = 10
-NECK_CENTER_Z = -0.022
 
 #             crew    turtle  hoodie  shirt
 RIM_HEIGHT = (0.012, 0.034, 0.020, 0.026)  # above the neck's base
@@ -57,8 +56,8 @@ class Torso(nn.Module):
             rest: (batch, vertices, 3) the unposed head.
 
         Returns:
-            points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4): share down the torso (0 to 1)
-            or around the collar's rim (-2 to -1), sine and cosine of the azimuth, unposed height in meters.
+            points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4): share down the torso
+            (0 to 1) or around the collar's rim (-2 to -1), sine and cosine of the azimuth, unposed height in meters.
         """
         neck = rest[:, self.neck]
         half_width = neck[..., 0].abs().amax(dim=1)
@@ -113,8 +112,3 @@ class Torso(nn.Module):
         return torch.stack([x.expand_as(y), y, z.expand_as(y) + center_z[:, None, None]], dim=-1).flatten(
             1, 2
         )
-
-
-def is_collar(name: str, body: Body) -> Tensor:
-    """(batch,) bool."""
-    return body.collar == COLLARS.index(name)

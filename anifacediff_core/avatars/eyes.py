@@ -15,7 +15,7 @@ BALL_REACH = 0.72 * math.pi  # the back of the eyeball is never seen
 ARC = 17  # points along a row of teeth
 # Rows of the dental arches on the neutral head in decimeters, gum to tip: height, offset to the front.
 UPPER_ROWS = ((0.80, -0.02), (0.76, 0.010), (0.72, 0.015), (0.685, 0.010), (0.68, -0.03))
-LOWER_ROWS = ((0.57, -0.02), (0.62, -0.010), (0.665, -0.015), (0.668, -0.05))
+LOWER_ROWS = ((0.605, -0.060), (0.625, -0.040), (0.664, -0.034), (0.668, -0.065))
 ARC_WIDTH, ARC_FRONT, ARC_DEPTH = 0.185, 1.345, 0.16  # decimeters
 
 

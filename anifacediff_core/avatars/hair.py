@@ -1,7 +1,7 @@
 """Hair: a polar grid around the skull, from the crown down to a hairline; long hair hangs below it.
 
-Column 0 lies in front, azimuth grows towards the subject's left (+x). The polar angle is measured at the skull's
-center from straight up. Rows run along the strands.
+Column 0 lies in front, azimuth grows towards the subject's left (+x). The polar angle is measured at
+the skull's center from straight up. Rows run along the strands.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def build_hair(
         surface: (batch, SKULL_ROWS, COLUMNS, 3) from the skull.
 
     Returns:
-        points (batch, ROWS * COLUMNS, 3), unposed; strand coordinates (batch, ROWS * COLUMNS, 4): meters along
-        the strand, sine and cosine of the azimuth, openness to light; weight of the neck joint (batch, ROWS * COLUMNS).
+        points (batch, ROWS * COLUMNS, 3), unposed; strand coordinates (…, 4): meters along the strand, sine and
+        cosine of the azimuth, openness to light; weight of the neck joint (batch, ROWS * COLUMNS).
     """
     azimuth = signed_azimuth(surface.device)[None]
     hairline = _hairline(hair, accessories, azimuth)
@@ -132,8 +132,8 @@ def build_buns(skull: Skull, surface: Tensor, hair: Hair) -> tuple[Tensor, Tenso
     """One bun behind the crown or a pair above the ears.
 
     Returns:
-        points (batch, 2 * BUN_ROWS * BUN_COLUMNS, 3), unposed, all at the origin without a bun; strand coordinates
-        alike (…, 4).
+        points (batch, 2 * BUN_ROWS * BUN_COLUMNS, 3), unposed, all at the origin without a bun; strand
+        coordinates alike (…, 4).
     """
     ball = sphere(BUN_ROWS, BUN_COLUMNS).to(surface)
     center = torch.tensor(CENTER, device=surface.device)
@@ -265,7 +265,7 @@ def _thickness(
 
 
 def _fall(hair: Hair, azimuth: Tensor, below: Tensor) -> Tensor:
-    """(batch, ROWS, COLUMNS, 3) displacement of hanging hair: down, apart, in waves, curling in at the tips."""
+    """(batch, ROWS, COLUMNS, 3) displacement of hanging hair: down, apart, in waves, tips curled in."""
 
     def each(values: Tensor) -> Tensor:
         return values[:, None, None]
