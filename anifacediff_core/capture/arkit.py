@@ -27,7 +27,7 @@ from .tracker import Tracker, smooth_parameters
 BOX_SHARE = 0.9
 # Points of MediaPipe's mesh at landmarks of the head: eye corners, nose, temples, mouth corners, chin.
 CORRESPONDING = {
-# Points of MediaPipe's mesh at landmarks of the head: eye corners, nose, temples, mouth, chin.
+    36: 33, 39: 133, 42: 362, 45: 263, 27: 168, 30: 4, 33: 2, 0: 127, 16: 356, 2: 93, 14: 323, 48: 61, 54: 291,
     8: 152,
 }  # fmt: skip
 

@@ -193,6 +193,7 @@ def portrait_square(faces: Tensor, valid: Tensor, width: float, height: float, m
     size = min(float(wanted), max(limit, least))
     center_x, center_y = ((low + high) / 2).tolist()
     left, top = center_x - size / 2, center_y - PORTRAIT_LIFT * size - size / 2
+    top = max(top, float(high[1]) - 0.97 * size)  # room for hair, but not at the cost of the chin
     return faces.new_tensor([_pushed_inside(left, size, width), _pushed_inside(top, size, height), size])
 
 
