@@ -27,8 +27,8 @@ from .tracker import Tracker, smooth_parameters
 BOX_SHARE = 0.9
 # Points of MediaPipe's mesh at landmarks of the head: eye corners, nose, temples, mouth corners, chin.
 CORRESPONDING = {
-    36: 33, 39: 133, 42: 362, 45: 263, 27: 168, 30: 4, 33: 2, 0: 127, 16: 356, 2: 93, 14: 323, 48: 61, 54: 291,
-    8: 152,
+    36: 33, 39: 133, 42: 362, 45: 263, 27: 168, 30: 4, 33: 2, 0: 127, 16: 356, 2: 93, 14: 323, 48: 61,
+    54: 291, 8: 152,
 }  # fmt: skip
 
 
