@@ -1,11 +1,11 @@
-"""The command line: python -m anifacediff_core <command>. Heavy modules are imported by the command that needs them."""
+"""The command line: python -m anifacediff_core. Heavy modules are imported by the command that needs them."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anifacediff",
-        description="Face reenactment: one source picture and one driving video give a video of the source that moves "
-        "like the driver.",
+        description="Face reenactment: one source picture and one driving video give a video of the source "
+        "that moves like the driver.",
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     _add_reenact(commands)
@@ -51,7 +51,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -60,7 +62,9 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], None]
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto for the best that is there")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto for the best that is there"
+    )
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
@@ -76,12 +80,16 @@ def _add_reenact(commands: Any) -> None:
     parser = _command(commands, "reenact", reenact, "let a source picture move like a driving video")
     parser.add_argument("--source", type=Path, required=True, help="picture with one face")
     parser.add_argument("--driving", type=Path, required=True, help="video with one face")
-    parser.add_argument("--out", type=Path, required=True, help="the mp4 to write; rate and sound are the driver's")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the mp4 to write; rate and sound are the driver's"
+    )
     parser.add_argument("--size", type=_positive, default=256, help="side of the result in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
     parser.add_argument("--window", type=_positive, default=24, help="frames sampled together")
     parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
-    parser.add_argument("--expression-scale", type=float, default=1.0, help="strength of the expression adapter")
+    parser.add_argument(
+        "--expression-scale", type=float, default=1.0, help="strength of the expression adapter"
+    )
     parser.add_argument("--max-frames", type=_positive, help="use only the first frames of the driving video")
     _add_sampling(parser)
     _add_checkpoint(parser)
@@ -97,12 +105,20 @@ def _add_capture(commands: Any) -> None:
 
 
 def _add_render_normals(commands: Any) -> None:
-    parser = _command(commands, "render-normals", render_normals, "draw the head's normals of face parameters")
-    parser.add_argument("--parameters", type=Path, required=True, help="face parameters, as capture writes them")
-    parser.add_argument("--shape-from", type=Path, help="parameters whose face shape to use (facial shape alignment)")
+    parser = _command(
+        commands, "render-normals", render_normals, "draw the head's normals of face parameters"
+    )
+    parser.add_argument(
+        "--parameters", type=Path, required=True, help="face parameters, as capture writes them"
+    )
+    parser.add_argument(
+        "--shape-from", type=Path, help="parameters whose face shape to use (facial shape alignment)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="mp4, or a folder for PNG files")
     parser.add_argument("--size", type=_positive, default=256, help="side in pixels")
-    parser.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate of the mp4, e.g. 30000/1001")
+    parser.add_argument(
+        "--fps", type=Fraction, default=Fraction(24), help="frame rate of the mp4, e.g. 30000/1001"
+    )
     _add_device(parser)
 
 
@@ -110,13 +126,18 @@ def _add_evaluate(commands: Any) -> None:
     group = commands.add_parser("evaluate", help="measure a checkpoint", description="Measure a checkpoint.")
     kinds = group.add_subparsers(title="benchmarks", required=True, metavar="benchmark")
     parser = _command(
-        kinds, "avatars", evaluate_avatars, "cross-identity reenactment of unseen avatars, against the exact truth"
+        kinds,
+        "avatars",
+        evaluate_avatars,
+        "cross-identity reenactment of unseen avatars, against the exact truth",
     )
     parser.add_argument("--pairs", type=_positive, default=16, help="pairs of source and driver")
     parser.add_argument("--seed", type=int, default=0, help="of identities, motion and noise")
     parser.add_argument("--frames", type=_positive, default=24, help="frames of each clip")
     parser.add_argument("--batch", type=_positive, default=4, help="pairs handled at once")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="only these: full, no_adapter, driver_shape, …")
+    parser.add_argument(
+        "--variants", nargs="+", metavar="NAME", help="only these: full, no_adapter, driver_shape, …"
+    )
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here (png or jpg)")
     parser.add_argument("--sheet-rows", type=_positive, default=12, help="pairs on the contact sheet")
@@ -130,21 +151,30 @@ def _add_train(commands: Any) -> None:
         commands,
         "train",
         train,
-        "train an experiment: all phases on all GPUs, or one phase in this process (under accelerate launch: in all)",
+        "train an experiment: all phases on all GPUs, or one phase here (also under accelerate launch)",
     )
     parser.add_argument("--config", required=True, help="a YAML file, or bundled, or smoke")
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and pictures")
     parser.add_argument("--phase", help="train only this phase, here")
     parser.add_argument("--devices", type=int, help="number of GPUs to use; all when left out, 0 for the CPU")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting, e.g. "
-                        "phases.stage1.loop.seconds=60")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting, e.g. phases.stage1.loop.seconds=60",
+    )
 
 
 def _add_avatars(commands: Any) -> None:
-    group = commands.add_parser("avatars", help="render avatars", description="Render avatars with the studio.")
+    group = commands.add_parser(
+        "avatars", help="render avatars", description="Render avatars with the studio."
+    )
     kinds = group.add_subparsers(title="kinds", required=True, metavar="kind")
 
-    def kind(name: str, run: Callable[[argparse.Namespace], None], text: str, out: str) -> argparse.ArgumentParser:
+    def kind(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, out: str
+    ) -> argparse.ArgumentParser:
         parser = _command(kinds, name, run, text)
         parser.add_argument("--out", type=Path, required=True, help=out)
         parser.add_argument("--size", type=_positive, default=256, help="side in pixels")
@@ -155,7 +185,9 @@ def _add_avatars(commands: Any) -> None:
     gallery = kind("gallery", avatar_gallery, "a sheet of different avatars", "png or jpg")
     gallery.add_argument("--rows", type=_positive, default=4)
     gallery.add_argument("--columns", type=_positive, default=6)
-    clips = kind("clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters")
+    clips = kind(
+        "clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters"
+    )
     clips.add_argument("--count", type=_positive, default=2, help="number of clips")
     clips.add_argument("--frames", type=_positive, default=48, help="frames of each")
     clips.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate")
@@ -348,14 +380,12 @@ def avatar_gallery(options: argparse.Namespace) -> None:
     import torch
     from einops import rearrange
 
+    from .avatars.poses import random_frames
     from .video import write_image
 
     studio, head, identities, generator = _studio(options, options.rows * options.columns)
-    from .avatars.poses import random_frames
-
     params = random_frames(len(identities), generator, head)
-    pictures = _render(studio, identities, params, options.size, bar("avatars"))
-    pictures = torch.cat(pictures)
+    pictures = torch.cat(list(_render(studio, identities, params, options.size, bar("avatars"))))
     write_image(options.out, rearrange(pictures, "(y x) c h w -> c (y h) (x w)", x=options.columns))
 
 
@@ -413,7 +443,7 @@ def _studio(options: argparse.Namespace, count: int) -> tuple[Any, Any, Any, tor
     return Studio(head), head, identities, generator
 
 
-def _render(studio: Any, identities: Any, params: Any, size: int, progress: Progress) -> Any:
+def _render(studio: Any, identities: Any, params: Any, size: int, progress: Progress) -> Iterator[torch.Tensor]:
     """Pictures in batches, on the CPU."""
     from dataclasses import replace
 

@@ -44,7 +44,7 @@ def _open(path: str | Path) -> Any:
         container = av.open(str(path))
     except FFmpegError as error:
         raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
-    if not container.streams.video:
+    if not container.streams.video or not container.streams.video[0].width:
         container.close()
         raise InputError(f"{path} has no video stream; give a video file as the driving video.")
     return container
@@ -98,7 +98,7 @@ def read_image(path: str | Path) -> Tensor:
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
                 layer = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", layer.size, (128, 128, 128, 255)), layer)
-            pixels = np.asarray(picture.convert("RGB"))
+            pixels = np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{path} could not be read as a picture ({error}).") from error
     return to_tensor(pixels)[None]
@@ -153,8 +153,7 @@ class VideoWriter:
         self.close()
 
     def write(self, frames: Tensor) -> None:
-        """Append frames (count, 3, height, width); all of one size, an odd edge is repeated to make it even.
-        """
+        """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even."""
         for frame in frames:
             pixels = to_pixels(frame)
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
@@ -181,26 +180,26 @@ class VideoWriter:
         if self._sound is not None and self._sound.streams.audio:
             source = self._sound.streams.audio[0]
             if source.codec_context.name in MP4_AUDIO_CODECS:
-                self._sound_packets = self._copied_packets(source)
+                self._sound_packets = self._copied_packets(self._sound, source)
             else:
-                self._sound_packets = self._encoded_packets(source)
+                self._sound_packets = self._encoded_packets(self._sound, source)
 
-    def _copied_packets(self, source: Any) -> Iterator[Any]:
+    def _copied_packets(self, container: Any, source: Any) -> Iterator[Any]:
         target = self._container.add_stream_from_template(source)
 
         def packets() -> Iterator[Any]:
-            for packet in self._sound.demux(source):
+            for packet in container.demux(source):
                 if packet.dts is not None:
                     packet.stream = target
                     yield packet
 
         return packets()
 
-    def _encoded_packets(self, source: Any) -> Iterator[Any]:
+    def _encoded_packets(self, container: Any, source: Any) -> Iterator[Any]:
         target = self._container.add_stream("aac", rate=source.codec_context.sample_rate)
 
         def packets() -> Iterator[Any]:
-            for frame in self._sound.decode(source):
+            for frame in container.decode(source):
                 yield from target.encode(frame)
             yield from target.encode()
 

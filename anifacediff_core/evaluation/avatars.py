@@ -21,6 +21,7 @@ from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
+from ..head.alignment import align
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..network.attention import Conditions, project_reference
@@ -30,17 +31,18 @@ from ..network.model import AniFaceDiff, append_zero_rows, run_unet
 from ..sampling.schedule import NoiseSchedule, euler_step
 from ..sampling.windows import initial_noise
 from .metrics import ReadBack, flicker, psnr, read_back, ssim
-from .regions import face_spots, region_masks
+from .regions import draw_normals, face_spots, region_masks
 
 SEED_OFFSET = 500_000_000  # far from the seeds of training pools
 VARIANTS = {
     "full": "full",
     "no_adapter": "without expression adapter",
     "driver_shape": "driver's shape",
+    "captured": "captured parameters",
     "source": "source copied",
     "autoencoder": "autoencoder on the truth",
 }
-GENERATED = ("full", "no_adapter", "driver_shape")
+GENERATED = ("full", "no_adapter", "driver_shape", "captured")
 Progress = Callable[[int, int], None]
 FaceReader = Callable[[Tensor], FaceParameters]
 """Pictures of one clip (frames, 3, size, size) -> their captured parameters, on the CPU."""
@@ -48,15 +50,17 @@ FaceReader = Callable[[Tensor], FaceParameters]
 
 @dataclass(frozen=True)
 class Protocol:
-    """Arguments:
-    pairs: number of source and driver pairs.
-    seed: of identities, tracks and noise.
-    frames, fps: length and rate of the driving clips.
-    size: side of the pictures.
-    steps, cfg: of the sampler.
-    shared_noise: share of the initial noise's variance that the frames of a clip have in common.
-    batch: pairs handled at once.
-    variants: which of `VARIANTS` to measure.
+    """What to measure on what.
+
+    Arguments:
+        pairs: number of source and driver pairs.
+        seed: of identities, tracks and noise.
+        frames, fps: length and rate of the driving clips.
+        size: side of the pictures.
+        steps, cfg: of the sampler.
+        shared_noise: share of the initial noise's variance that the frames of a clip have in common.
+        batch: pairs handled at once.
+        variants: which of `VARIANTS` to measure.
     """
 
     pairs: int = 64
@@ -107,9 +111,7 @@ class Cases:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Rendered cases: source (P, 3, H, W), driving and truth (P * F, 3, H, W), normals with A's and with B's
-    shape.
-    """
+    """Rendered cases: source (P, 3, H, W), the others (P * F, 3, H, W); foreign normals have B's shape."""
 
     source: Tensor
     driving: Tensor
@@ -119,9 +121,7 @@ class Pictures:
 
 
 def draw_cases(protocol: Protocol, head: HeadModel) -> Cases:
-    """Random pairs on the CPU; a pair depends on the seed and on how many pairs there are, not on the
-    machine.
-    """
+    """Random pairs, on the CPU: they depend on the seed and their number, not on the machine."""
     generator = torch.Generator().manual_seed(SEED_OFFSET + protocol.seed)
     count, frames = protocol.pairs, protocol.frames
     sources = Identity.random(count, generator, head)
@@ -136,8 +136,6 @@ def draw_cases(protocol: Protocol, head: HeadModel) -> Cases:
 
 @torch.no_grad()
 def render_cases(cases: Cases, studio: Studio, head: HeadModel, size: int, batch: int = 96) -> Pictures:
-    from ..training.data import draw_normals
-
     def avatars(identity: Identity, params: FaceParameters) -> Tensor:
         parts = [slice(i, i + batch) for i in range(0, len(params), batch)]
         return torch.cat([studio.render(identity[p], params[p], size=size) for p in parts])
@@ -158,9 +156,7 @@ def render_cases(cases: Cases, studio: Studio, head: HeadModel, size: int, batch
 
 @dataclass(frozen=True)
 class Reenactor:
-    """The networks of a checkpoint, for many clips at once. The same arithmetic as `sampling.pipeline`,
-    batched.
-    """
+    """The networks of a checkpoint, for many clips at once: `sampling.pipeline`, batched."""
 
     network: AniFaceDiff
     autoencoder: AutoEncoder
@@ -241,9 +237,15 @@ def starting_noise(cases: int, frames: int, protocol: Protocol, first: int, chan
 
 
 def reenact_cases(
-    reenact: Reenactor, cases: Cases, pictures: Pictures, protocol: Protocol, first: int
+    reenact: Reenactor,
+    cases: Cases,
+    pictures: Pictures,
+    protocol: Protocol,
+    first: int,
+    head: HeadModel,
+    read_face: FaceReader | None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Results of every variant of the protocol: (P * F, 3, H, W)."""
+    """Results of every variant of the protocol that can be made: (P * F, 3, H, W)."""
     noise = starting_noise(len(cases), cases.frames, protocol, first).to(pictures.source.device)
     expression = cases.motion.expression
     options: dict[str, Any] = {"steps": protocol.steps, "cfg": protocol.cfg}
@@ -259,6 +261,10 @@ def reenact_cases(
             )
         elif variant == "driver_shape":
             yield variant, reenact(pictures.source, pictures.foreign_normals, expression, noise, **options)
+        elif variant == "captured" and read_face is not None:
+            found = capture_cases(cases, pictures, read_face).to(pictures.source.device)
+            normals = torch.cat([draw_normals(head, part, protocol.size) for part in split(found, 96)])
+            yield variant, reenact(pictures.source, normals, found.expression, noise, **options)
         elif variant == "source":
             yield variant, pictures.source.repeat_interleave(cases.frames, 0)
         elif variant == "autoencoder":
@@ -268,6 +274,17 @@ def reenact_cases(
                     vae.decode(vae.encode(part)).float().clamp(0, 1) for part in pictures.truth.split(64)
                 ]
             yield variant, torch.cat(parts)
+
+
+def capture_cases(cases: Cases, pictures: Pictures, read_face: FaceReader) -> FaceParameters:
+    """Aligned parameters as an artist gets them: all read from the source's and the driver's pictures."""
+    clips = pictures.driving.split(cases.frames)
+    pairs = zip(pictures.source.split(1), clips, strict=True)
+    return FaceParameters.concatenate([align(read_face(source), read_face(clip)) for source, clip in pairs])
+
+
+def split(params: FaceParameters, count: int) -> list[FaceParameters]:
+    return [params[start : start + count] for start in range(0, len(params), count)]
 
 
 def measure(image: Tensor, truth: Tensor, masks: dict[str, Tensor], frames: int) -> list[dict[str, float]]:
@@ -282,9 +299,7 @@ def measure(image: Tensor, truth: Tensor, masks: dict[str, Tensor], frames: int)
 
 @dataclass
 class Record:
-    """What one process found: measures of each clip by variant, and what was read back, with the truth beside
-    it.
-    """
+    """What one process found: measures of each clip by variant, and what was read back, with its truth."""
 
     clips: dict[str, list[dict[str, float]]]
     read: dict[str, list[FaceParameters]]
@@ -326,7 +341,7 @@ def evaluate(
         if read_face is not None:
             record.truth.append(cases.motion.to("cpu"))
             record.read["truth"] += _read(read_face, pictures.truth, cases.frames)
-        for variant, image in reenact_cases(reenact, cases, pictures, protocol, start):
+        for variant, image in reenact_cases(reenact, cases, pictures, protocol, start, head, read_face):
             record.clips[variant] += measure(image, pictures.truth, masks, cases.frames)
             if wanted and variant in GENERATED:
                 _keep(record, **{variant: image[middle]})
@@ -365,7 +380,7 @@ def visible_actions(head: HeadModel, motion: FaceParameters, size: int = 256) ->
 def summarize(records: list[Record], head: HeadModel, protocol: Protocol) -> dict[str, Any]:
     """Join the processes' records into the report: means with 95 % intervals over the pairs."""
     results: dict[str, dict[str, float]] = {}
-    for variant in protocol.variants:
+    for variant in (v for v in protocol.variants if any(record.clips[v] for record in records)):
         clips = [clip for record in records for clip in record.clips[variant]]
         results[variant] = _means(clips)
     report: dict[str, Any] = {"protocol": asdict(protocol), "results": results}
@@ -375,7 +390,7 @@ def summarize(records: list[Record], head: HeadModel, protocol: Protocol) -> dic
         visible = visible_actions(head, true_params, protocol.size)
         report["visible_actions"] = [name for name, seen in zip(head.expression_names, visible) if seen]
         report["read_back"] = {}
-        for variant in ("truth", *[v for v in GENERATED if v in protocol.variants]):
+        for variant in ("truth", *[v for v in GENERATED if v in results]):
             found = FaceParameters.concatenate([part for record in records for part in record.read[variant]])
             read: ReadBack = read_back(found, true_params, head.expression_names, visible)
             report["read_back"][variant] = asdict(read)

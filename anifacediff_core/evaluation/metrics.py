@@ -30,8 +30,7 @@ def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def ssim(image: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of every frame (Wang et al. 2004: Gaussian window of 11, sigma 1.5) -> (frames,).
-    """
+    """Structural similarity (Wang et al. 2004; Gaussian window of 11, sigma 1.5) of frames: (frames,)."""
     weight = torch.exp(-torch.linspace(-5, 5, 11, device=image.device).square() / (2 * 1.5**2))
     weight = weight / weight.sum()
 
@@ -63,18 +62,14 @@ def flicker(video: Tensor, truth: Tensor) -> float:
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson correlation of every column over the rows: (rows, columns) twice -> (columns,), NaN where one
-    is constant.
-    """
+    """Pearson correlation of every column of (rows, columns) over the rows; NaN where one is constant."""
     a, b = a.double() - a.double().mean(0), b.double() - b.double().mean(0)
     scale = (a.square().sum(0) * b.square().sum(0)).sqrt()
     return torch.where(scale > 1e-9, (a * b).sum(0) / scale.clamp(min=1e-12), torch.nan).float()
 
 
 def rotation_error(found: FaceParameters, truth: FaceParameters) -> Tensor:
-    """Angle between the skulls' directions in space (global and neck rotation together), in degrees ->
-    (frames,).
-    """
+    """Angle between the heads in space (global and neck rotation together), in degrees: (frames,)."""
     found_head, true_head = (rotation.compose(p.pose[:, 0:3], p.pose[:, 3:6]) for p in (found, truth))
     return torch.rad2deg(rotation.angle_between(found_head, true_head.to(found_head)))
 

@@ -1,3 +1,1 @@
-"""The trainer: avatar pools, the autoencoder, the capture networks and the two stages of the reenactment
-network.
-"""
+"""The trainer: avatar pools, autoencoder, capture networks, the two stages of the reenactment network."""

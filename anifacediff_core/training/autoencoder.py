@@ -20,14 +20,16 @@ from .engine import Tensors
 
 @dataclass(frozen=True)
 class AutoencoderSettings:
-    """Arguments:
-    rows: crops in a batch, of each process.
-    crop: side of the crops in pixels.
-    noise: standard deviation of noise on the latents, so that the decoder forgives small errors of the UNet.
-    head_weight, detail_weight: emphasis on the head and on eyes and mouth.
-    gradient_weight: of the differences of neighbouring pixels at three scales (crisp edges).
-    square_weight: of the squared error.
-    moment_weight: of the pull of the latents to zero mean and unit variance.
+    """What to optimize on which crops.
+
+    Arguments:
+        rows: crops in a batch, of each process.
+        crop: side of the crops in pixels.
+        noise: deviation of noise on the latents, so that the decoder forgives small errors of the UNet.
+        head_weight, detail_weight: emphasis on the head and on eyes and mouth.
+        gradient_weight: of the differences of neighboring pixels at three scales (crisp edges).
+        square_weight: of the squared error.
+        moment_weight: of the pull of the latents to zero mean and unit variance.
     """
 
     rows: int = 64
@@ -41,9 +43,7 @@ class AutoencoderSettings:
 
 
 class RoundTrip(nn.Module):
-    """Crops (rows, 3, h, w) and latent noise -> reconstruction and latents: tensors in and out, for graph
-    capture.
-    """
+    """Crops (rows, 3, h, w) and latent noise -> reconstruction and latents."""
 
     def __init__(self, autoencoder: AutoEncoder) -> None:
         super().__init__()
@@ -82,8 +82,7 @@ def latent_moments(autoencoder: AutoEncoder, images: Tensor, batch: int = 128) -
 
 @torch.no_grad()
 def fold_moments(autoencoder: AutoEncoder, mean: Tensor, deviation: Tensor) -> None:
-    """Make the latents exactly zero-mean and unit-variance: scale the encoder's last and the decoder's first
-    layer.
+    """Give the latents zero mean and unit variance, by the encoder's last and the decoder's first layer.
 
     The decoder begins with TAESD's soft clamp, so the two changes cancel only as far as the moments were near
     0 and 1 before; the moment loss of the training sees to that.
@@ -141,7 +140,7 @@ class AutoencoderTask:
             [folded.decode(folded.encode(part)).float().clamp(0, 1) for part in truth.split(32)]
         )
         masks = region_masks(self.held_out.spots, truth.shape[-1])
-        write_image(path, contact_sheet([truth[:4], image[:4], truth[4:8], image[4:8]]))
+        write_image(path, contact_sheet([truth[:6], image[:6]]))
         measures = {"psnr": float(psnr(image, truth).mean())}
         return measures | {name: float(psnr(image, truth, mask).mean()) for name, mask in masks.items()}
 

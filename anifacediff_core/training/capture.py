@@ -1,5 +1,4 @@
-"""Training the capture networks on avatars: the face encoder on jittered crops, the detector on composed
-pictures.
+"""Training the capture networks: the face encoder on jittered crops, the detector on composed pictures.
 
 Both are spoiled by the same strong augmentation, so that a real video's compression, blur, color casts and
 occlusions are nothing new to them.
@@ -55,13 +54,15 @@ class Spoil:
 
 @dataclass(frozen=True)
 class CaptureSettings:
-    """Arguments:
-    rows: crops for the encoder in a batch, of each process; the detector gets as many pictures.
-    shift, scale: greatest jitter of the crop, in parts of its side.
-    weights: of shape, expression, neck and camera in the loss of the normalized vector.
-    landmark_weight: of the distance of projected landmarks, in parts of the crop.
-    detector_weight: of the detector's loss.
-    spoil: augmentation.
+    """Batches and weights of the losses.
+
+    Arguments:
+        rows: crops for the encoder in a batch, of each process; the detector gets as many pictures.
+        shift, scale: greatest jitter of the crop, in parts of its side.
+        shape_weight, expression_weight, neck_weight, camera_weight: in the loss of the normalized vector.
+        landmark_weight: of the distance of projected landmarks, in parts of the crop.
+        detector_weight: of the detector's loss.
+        spoil: augmentation.
     """
 
     rows: int = 128
@@ -170,14 +171,12 @@ def _occlude(images: Tensor, strength: Spoil) -> Tensor:
 
 
 def jpeg(images: Tensor) -> Tensor:
-    """Quantize the cosine transform of 8 x 8 blocks, finer or coarser from row to row; sides are multiples of
-    8.
-    """
+    """Quantize the cosine transform of 8 x 8 blocks, of each row more or less; sides are multiples of 8."""
     device = images.device
     k = torch.arange(8, device=device, dtype=images.dtype)
     basis = torch.cos(math.pi * (2 * k[None] + 1) * k[:, None] / 16) * 0.5
     basis[0] *= 0.5**0.5
-    step = (1 + k[:, None] + k[None]) * 0.012 * uniform(len(images), 0.5, 5, device)[..., None, None]
+    step = (1 + k[:, None] + k[None]) * 0.012 * uniform(len(images), 0.3, 3, device)[..., None, None]
     blocks = rearrange(images, "n c (y i) (x j) -> n c y x i j", i=8, j=8)
     spectrum = torch.einsum("ui,ncyxij,vj->ncyxuv", basis, blocks, basis)
     spectrum = (spectrum / step).round() * step
@@ -236,9 +235,7 @@ def detector_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tu
 
 
 def _placement(rows: int, device: torch.device) -> Tensor:
-    """Where the canvas lies in an avatar's picture (rows, 3): smaller than 1 zooms in, larger shows it as a
-    part.
-    """
+    """Where the canvas lies in an avatar's picture (rows, 3); above 1 the picture is a part of it."""
     side = torch.exp(torch.rand(rows, 1, device=device) * (math.log(3.5) - math.log(0.75)) + math.log(0.75))
     side = torch.where(torch.rand(rows, 1, device=device) < 0.35, torch.ones_like(side), side)
     room = (1 - side).abs()
@@ -255,15 +252,13 @@ def _inside(placed: Tensor) -> Tensor:
 
 
 def _hides(front: Tensor, back: Tensor) -> Tensor:
-    """Whether two squares (rows, 3) come close enough for one to cover the other; a side of 0 hides nothing.
-    """
+    """Whether two squares (rows, 3) come so close that one may cover the other; side 0 hides nothing."""
     distance = (front[:, :2] + front[:, 2:] / 2 - back[:, :2] - back[:, 2:] / 2).abs().amax(1)
     return (distance < 0.6 * (front[:, 2] + back[:, 2])) & (back[:, 2] > 0)
 
 
 def _backgrounds(pool: Pool, rows: int) -> Tensor:
-    """Pictures without a face: soft color fields, corners of avatars' pictures, scrambled pieces of avatars.
-    """
+    """Pictures without a face: soft color fields, corners of avatars' pictures, scrambled avatars."""
     device = pool.spots.device
     fields = F.interpolate(torch.rand(rows, 3, 5, 5, device=device), size=CANVAS, mode="bicubic").clamp(0, 1)
     index = torch.randint(len(pool), (rows,), device=device)
@@ -306,10 +301,14 @@ def denormalize(encoder: FaceEncoder, vector: Tensor) -> Reading:
 
 
 def as_parameters(reading: Reading, head: HeadModel) -> FaceParameters:
-    neutral = head.neutral(1).expand(len(reading.shape))
-    pose = torch.cat([neutral.pose[:, :3], reading.neck, neutral.pose[:, 6:]], dim=1)
-    params = replace(
-        neutral, shape=reading.shape, expression=reading.expression, pose=pose, camera=reading.camera
+    rest = torch.zeros_like(reading.neck)
+    params = FaceParameters(
+        shape=reading.shape,
+        expression=reading.expression,
+        pose=torch.cat([rest, reading.neck, rest, rest, rest], dim=1),
+        camera=reading.camera,
+        valid=torch.ones_like(rest[:, 0], dtype=torch.bool),
+        head=head.name,
     )
     return look_along(params, head.expression_names)
 
@@ -334,8 +333,7 @@ def landmark_error(head: HeadModel, vertices: Tensor, found: FaceParameters, tru
 
 
 def detector_error(answer: Tensor, squares: Tensor) -> dict[str, Tensor]:
-    """Penalty-reduced focal loss of the heat map (CornerNet) and distance of offset and size where faces are.
-    """
+    """Penalty-reduced focal loss of the heat map (CornerNet); error of offset and size where faces are."""
     heat, values = detection.encode(squares)
     logit = answer[:, 0].float()
     score = logit.sigmoid()

@@ -60,8 +60,7 @@ def divide(row: dict[str, int | str], devices: int) -> list[list[Lane]]:
 
 
 def launch_command(arguments: list[str], processes: int) -> list[str]:
-    """The command that runs `python -m anifacediff_core <arguments>` in `processes` processes of one machine.
-    """
+    """The command that runs `python -m anifacediff_core <arguments>` in so many processes of one machine."""
     launcher = [sys.executable, "-u"]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]

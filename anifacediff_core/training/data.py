@@ -12,19 +12,15 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
-from ..evaluation.regions import SPOTS, face_spots
-from ..head.camera import project, to_pixels
+from ..evaluation.regions import SPOTS, draw_normals, face_spots
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
-from ..head.rasterize import interpolate, rasterize
-from ..head.render import vertex_normals
 from ..network.autoencoder import AutoEncoder
 from ..network.encoders import CLIP_MEAN, CLIP_STD, clip_preprocess
 
@@ -44,8 +40,8 @@ class PoolPlan:
         batch: frames rendered at once.
         seconds: stop rendering after so long, even if the pool is not full.
         normals: also render normals, and coarse normals of half the size whose expression is partly missing.
-        renew_every: batches drawn before one render batch of the oldest avatars is replaced by new ones; 0 is
-        never.
+        renew_every: batches drawn before one render batch of the oldest avatars is replaced by new ones;
+            0 is never.
     """
 
     identities: int
@@ -68,9 +64,7 @@ def quantize(image: Tensor) -> Tensor:
 
 
 def clip_pixels(image: Tensor, size: int) -> Tensor:
-    """What CLIP's preprocessing keeps of a picture, before its normalization: in [0, 1], so that 8 bits hold
-    it.
-    """
+    """What CLIP's preprocessing keeps of a picture before it normalizes: 8 bits hold it."""
     mean, std = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return clip_preprocess(image, size) * std + mean
 
@@ -103,15 +97,6 @@ def weaken_expression(params: FaceParameters, generator: torch.Generator) -> Fac
     strength = torch.where(strength < 0.2, torch.zeros_like(strength), strength).to(params.pose)
     pose = torch.cat([params.pose[:, :6], params.pose[:, 6:] * strength], dim=1)
     return replace(params, expression=params.expression * strength, pose=pose)
-
-
-@torch.no_grad()
-def draw_normals(head: HeadModel, params: FaceParameters, size: int) -> Tensor:
-    """As `head.render.render_normals`, but the pictures (frames, 3, size, size) stay on the head's device."""
-    vertices = head(params)
-    fragments = rasterize(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
-    normals = F.normalize(interpolate(fragments, head.faces, vertex_normals(vertices, head.faces)), dim=-1)
-    return rearrange((normals * 0.5 + 0.5) * fragments.covered[..., None], "f h w c -> f c h w")
 
 
 class Pool:
@@ -240,8 +225,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class NormalsNoise:
-    """Shares of the rows whose normals are made to tell less, so that the expression adapter has something to
-    add.
+    """Shares of the rows whose normals tell less, so that the expression adapter has something to add.
 
     Arguments:
         weakened: rows that get normals of half the size with a weakened expression.
@@ -263,8 +247,7 @@ def draw_pairs(pool: Pool, rows: int, noise: NormalsNoise, dtype: torch.dtype) -
 
 
 def draw_clips(pool: Pool, clips: int, noise: NormalsNoise, dtype: torch.dtype) -> Pairs:
-    """Whole tracks with a source of the same identity: a still, or for one clip in four a frame of the track.
-    """
+    """Whole tracks with a source of the same identity: a still, or for one clip in four one of its frames."""
     device = pool.spots.device
     plan = pool.plan
     identity = torch.randint(pool.identities, (clips, 1), device=device) * plan.frames

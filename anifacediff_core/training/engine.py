@@ -1,5 +1,4 @@
-"""The training loop: budget, schedule, averaging, logging, snapshots. Distribution and precision are
-accelerate's.
+"""The training loop: budget, schedule, averaging, log, snapshots; distribution is accelerate's.
 
 A phase of training is a `Task`: it owns a module, draws batches, computes losses and says what a snapshot
 holds. The engine knows nothing about faces.
@@ -38,15 +37,14 @@ class Loop:
     Arguments:
         seconds: budget of wall-clock time for the whole phase, the drawing of its data included, or None.
         steps: budget of optimizer steps, or None. Whichever budget ends first counts.
-        learning_rate: its peak, reached after `warmup` steps; then it falls as a cosine over the *fraction of
-        the
-            budget* that has passed, to `final_rate` times the peak.
+        learning_rate: its peak, reached after `warmup` steps; then it falls as a cosine over the
+            *fraction of the budget* that has passed, to `final_rate` times the peak.
         average: weight of the past in the running average of the weights.
         precision: "bf16" or "no" (float32).
         cuda_graph: record forward and backward once and replay them; falls back to eager where that fails.
         channels_last: memory layout of convolutions.
-        check_every: steps between two looks at the clock and the loss; in between nothing waits for the
-        device.
+        check_every: steps between two looks at the clock and the loss; in between nothing waits for
+            the device.
         snapshots: fractions of the budget at which weights and samples are written, besides the end.
     """
 
@@ -70,10 +68,11 @@ class Task(Protocol):
     """One phase of training."""
 
     name: str
-    module: nn.Module
-    """Maps the tensors `draw` gives as inputs to a tensor or a tuple of tensors; its trainable weights are
-    optimized.
-    """
+
+    @property
+    def module(self) -> nn.Module:
+        """Maps the inputs that `draw` gives to a tensor or a tuple of tensors; what it holds is optimized."""
+        ...
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         """A batch: inputs of the module and what `losses` needs besides. Shapes never change."""
@@ -88,9 +87,7 @@ class Task(Protocol):
         ...
 
     def sample(self, path: Path, fraction: float) -> dict[str, float]:
-        """Write pictures beside `path` and return measures. Called on the main process, averaged weights in
-        place.
-        """
+        """Write a picture, return measures. Called on the main process with the averaged weights."""
         ...
 
 
@@ -117,9 +114,7 @@ def make_accelerator(loop: Loop, seed: int) -> Accelerator:
 
 
 class Journal:
-    """Progress as lines for people (standard output) and as JSON lines for programs; only the main process
-    writes.
-    """
+    """Progress as lines for people and as JSON lines for programs; only the main process writes."""
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.started = time.monotonic()
@@ -145,8 +140,7 @@ class Journal:
 
 
 class Clock:
-    """The fraction of the budget that has passed: the same number on all processes, without waiting at every
-    step.
+    """The fraction of the budget that has passed: the same on all processes, without a wait at every step.
 
     Every `check_every` steps the main process reads the time and tells the others; in between, the fraction
     goes on at the pace seen last. Training ends at such a reading only, so that no process waits for one that
@@ -291,7 +285,7 @@ def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal:
     """
     task.module.to(accelerator.device).train()
     if loop.channels_last:
-        task.module.to(memory_format=torch.channels_last)
+        task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze_unused(task, accelerator)
     trainable = [p for p in task.module.parameters() if p.requires_grad]
     mode = (
@@ -374,6 +368,14 @@ def _report(
         )
 
 
+def _sample(task: Task, path: Path, fraction: float) -> dict[str, Any]:
+    """Pictures are welcome but never worth a training run."""
+    try:
+        return task.sample(path, fraction)
+    except Exception as error:
+        return {"sample_failed": f"{type(error).__name__}: {error}"}
+
+
 def _snapshot(
     task: Task, average: Average, accelerator: Accelerator, folder: Path, journal: Journal, fraction: float
 ) -> None:
@@ -382,7 +384,7 @@ def _snapshot(
         task.module.eval()
         with average.applied(), torch.no_grad():
             save_weights(folder / f"{task.name}.safetensors", task.weights(), {"fraction": str(fraction)})
-            measures = task.sample(folder / f"{task.name}_{round(100 * fraction):03d}.jpg", fraction)
+            measures = _sample(task, folder / f"{task.name}_{round(100 * fraction):03d}.jpg", fraction)
         task.module.train()
         journal(task.name, "snapshot", fraction=fraction, **measures)
     accelerator.wait_for_everyone()

@@ -25,13 +25,15 @@ Sampler = Callable[[Path, float], dict[str, float]]
 
 @dataclass(frozen=True)
 class DenoisingSettings:
-    """Arguments:
-    rows: pairs (stage 1) or clips (stage 2) in a batch, of each process.
-    unconditional: share of them that train the unconditional half of guidance: no source, no expression, only
-    pose.
-    drop_expression: share of the others whose expression alone is dropped.
-    normals: how normals are made to tell less.
-    head_weight, detail_weight: emphasis of the loss on the head and on eyes and mouth.
+    """Batches and weights of the loss.
+
+    Arguments:
+        rows: pairs (stage 1) or clips (stage 2) in a batch, of each process.
+        unconditional: share of them that train the unconditional half of guidance: no source, no
+            expression, only pose.
+        drop_expression: share of the others whose expression alone is dropped.
+        normals: how normals are made to tell less.
+        head_weight, detail_weight: emphasis of the loss on the head and on eyes and mouth.
     """
 
     rows: int = 128
@@ -57,8 +59,8 @@ def diffuse(latents: Tensor, noise: Tensor, alphas: Tensor, prediction: str) -> 
 def mixed_noise(clips: int, frames: int, size: tuple[int, ...], device: torch.device) -> Tensor:
     """Noise of clips, (clips * frames, *size): between independent and shared by all frames of a clip.
 
-    n = √a shared + √(1 - a) independent has unit variance for every a. At inference a clip may start from either, so a
-    is 0 for a quarter of the clips, 1 for a quarter, and anything between for the rest.
+    n = √a shared + √(1 - a) independent has unit variance for every a. At inference a clip may start
+    from either, so a is 0 for a quarter of the clips, 1 for a quarter, and anything between for the rest.
     """
     a = (torch.rand(clips, 1, *[1] * len(size), device=device) * 2 - 0.5).clamp(0, 1)
     shared = torch.randn(clips, 1, *size, device=device)

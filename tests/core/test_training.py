@@ -13,16 +13,78 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from anifacediff_core.avatars.poses import random_frames
+from anifacediff_core.avatars.studio import Studio
+from anifacediff_core.capture import detector as detection
+from anifacediff_core.capture.detector import face_square
 from anifacediff_core.errors import InputError
+from anifacediff_core.evaluation.avatars import Protocol
+from anifacediff_core.evaluation.regions import draw_normals
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.render import render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.training import engine
-from anifacediff_core.training.autoencoder import fold_moments, latent_moments
+from anifacediff_core.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
+from anifacediff_core.training.capture import (
+    CaptureSettings,
+    Spoil,
+    detector_error,
+    encoder_batch,
+    jpeg,
+    spoil,
+)
 from anifacediff_core.training.conductor import Lane, divide
+from anifacediff_core.training.data import Pool, PoolPlan, weaken_expression
 from anifacediff_core.training.engine import Average, Clock, Loop, TrainingError, learning_rate
-from anifacediff_core.training.reenactment import diffuse, mixed_noise
+from anifacediff_core.training.phases import PHASES, network_config, run_phase
+from anifacediff_core.training.reenactment import DenoisingSettings, diffuse, mixed_noise
 from anifacediff_core.training.settings import build, read_experiment
+from anifacediff_core.weights.checkpoint import PARTS, load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+# The whole of `bundled` in seconds: a narrow network on 64² pictures.
+TOY = """
+seed: 3
+network:
+  preset: tiny
+  block_out_channels: [32, 32, 32]
+  attention_heads: [1, 1, 1]
+  motion_heads: [1, 1, 1]
+  cross_attention_dim: 32
+  pose_channels: [8, 8, 16, 16]
+  image_size: 56
+  image_hidden: 32
+  image_layers: 1
+  image_heads: 2
+  image_intermediate: 64
+  expression_hidden: 32
+phases:
+  autoencoder:
+    pool: {identities: 3, stills: 2, size: 64, normals: false, batch: 6}
+    settings: {rows: 2, crop: 32}
+    loop: {steps: 2, check_every: 1, snapshots: []}
+  capture:
+    pool: {identities: 3, stills: 2, size: 64, normals: false, renew_every: 2, batch: 6}
+    settings: {rows: 2}
+    loop: {steps: 1, check_every: 1, snapshots: []}
+  stage1:
+    pool: {identities: 3, stills: 1, track: 1, fps: 1, size: 64, renew_every: 2, batch: 6}
+    settings: {rows: 4}
+    loop: {steps: 2, check_every: 1, snapshots: []}
+    validation: {pairs: 1, size: 64, steps: 1}
+  stage2:
+    pool: {identities: 2, stills: 1, track: 3, size: 64}
+    settings: {rows: 2, unconditional: 0.5}
+    loop: {steps: 2, check_every: 1, snapshots: []}
+    validation: {pairs: 1, size: 64, frames: 3, steps: 1}
+  evaluate: {pairs: 2, frames: 3, size: 64, steps: 1, batch: 1}
+plan:
+  - {"autoencoder, stage1": rest, capture: 1}
+  - {stage2: rest}
+  - {evaluate: rest}
+"""
 
 
 class Line:
@@ -88,7 +150,7 @@ def test_a_loss_that_is_not_a_number_stops_with_a_sentence_and_keeps_the_snapsho
 
 def test_the_cosine_starts_after_the_time_that_data_took() -> None:
     loop = Loop(seconds=100.0, learning_rate=1.0, warmup=1)
-    clock = Clock(loop, accelerator=None, already=40.0)  # type: ignore[arg-type]
+    clock = Clock(loop, engine.make_accelerator(loop, 0), already=40.0)
     assert clock.fraction == pytest.approx(0.4)
     assert clock.progress == pytest.approx(0.0)
     clock.read = 0.7
@@ -164,12 +226,6 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
 
 @pytest.mark.parametrize("name", ["bundled", "smoke"])
 def test_shipped_experiments_name_known_settings_only(name: str) -> None:
-    from anifacediff_core.evaluation.avatars import Protocol
-    from anifacediff_core.training.autoencoder import AutoencoderSettings
-    from anifacediff_core.training.capture import CaptureSettings
-    from anifacediff_core.training.data import PoolPlan
-    from anifacediff_core.training.phases import PHASES, network_config
-    from anifacediff_core.training.reenactment import DenoisingSettings
 
     kinds: dict[str, type] = {"autoencoder": AutoencoderSettings, "capture": CaptureSettings}
     experiment = read_experiment(name)
@@ -233,3 +289,147 @@ def test_folding_the_moments_keeps_the_picture_and_normalizes_the_latents() -> N
         slice(16, -16),
     )  # at the border a convolution pads zeros, which the mean shifts
     assert (found - before)[inside].abs().max() < 5e-3
+
+
+# ---- pools and phases
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished toy experiment: its YAML file and its folder."""
+    folder = tmp_path_factory.mktemp("toy")
+    config = folder / "toy.yaml"
+    config.write_text(TOY)
+    experiment = read_experiment(config)
+    for phase in ("autoencoder", "capture", "stage1", "stage2", "evaluate"):
+        run_phase(phase, experiment, folder / "run")
+    return config, folder / "run"
+
+
+def test_a_whole_experiment_ends_in_a_checkpoint_that_the_pipeline_runs(toy: tuple[Path, Path]) -> None:
+    _, folder = toy
+    checkpoint = load_checkpoint(folder / "anifacediff.safetensors")
+    assert set(checkpoint.parts) == set(PARTS)
+    assert checkpoint.provenance["experiment"]["seed"] == 3
+    assert checkpoint.provenance["trained"]["stage2"]["fraction"] == "1.0"
+    head = HeadModel.bundled()
+    pipeline = Pipeline.from_checkpoint(folder / "anifacediff.safetensors", head=head)
+    frames = torch.cat(
+        list(pipeline.reenact(torch.rand(1, 3, 64, 64), head.neutral(1), head.neutral(3), steps=1))
+    )
+    assert frames.shape == (3, 3, 64, 64)
+    assert torch.isfinite(frames).all()
+
+
+def test_stage_2_changes_the_temporal_modules_only(toy: tuple[Path, Path]) -> None:
+    _, folder = toy
+    first = engine.load_weights(folder / "stage1.safetensors")
+    second = engine.load_weights(folder / "stage2.safetensors")
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    added = {key for key in second if key not in first}
+    assert added and all(key.startswith("motion.") for key in added)
+    assert any(second[key].abs().max() > 0 for key in added if "proj_out.weight" in key)
+
+
+def test_the_report_of_an_experiment_has_every_variant(toy: tuple[Path, Path]) -> None:
+    _, folder = toy
+    report = json.loads((folder / "evaluation.json").read_text())
+    assert set(report["results"]) == {
+        "full",
+        "no_adapter",
+        "driver_shape",
+        "captured",
+        "source",
+        "autoencoder",
+    }
+    assert set(report["read_back"]) == {"truth", "full", "no_adapter", "driver_shape", "captured"}
+    assert (folder / "evaluation.jpg").stat().st_size > 1000
+
+
+def test_a_second_run_of_the_conductor_does_only_what_is_missing(toy: tuple[Path, Path]) -> None:
+    config, folder = toy
+    for phase in ("autoencoder", "capture", "stage1", "evaluate"):
+        (folder / f"{phase}.done").touch()
+    (folder / "stage2.safetensors").unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "anifacediff_core",
+        "train",
+        "--config",
+        str(config),
+        "--out",
+        str(folder),
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    found = subprocess.run(command, check=True, env=environment, capture_output=True, text=True, timeout=240)
+    assert "stage2: snapshot" in found.stdout
+    assert "stage1:" not in found.stdout
+    assert (folder / "stage2.safetensors").exists() and (folder / "stage2.done").exists()
+
+
+def test_a_pool_holds_true_parameters_follows_its_seed_and_renews_its_oldest() -> None:
+    head = HeadModel.bundled()
+    studio = Studio(head)
+    plan = PoolPlan(identities=2, stills=1, track=1, fps=1.0, size=64, batch=2, renew_every=2)
+    pool, twin = (Pool(studio, head, plan, seed=5).fill() for _ in range(2))
+    assert torch.equal(pool.images, twin.images) and len(pool) == 4
+    assert torch.equal(pool.params.shape[0], pool.params.shape[1])
+    assert not torch.equal(pool.params.shape[1], pool.params.shape[2])
+    drawn = render_normals(head, pool.params, 64)
+    assert (pool.normals.float() / 255 - drawn).abs().max() < 0.01
+    before = pool.images.clone()
+    pool.tick()
+    assert torch.equal(pool.images, before)
+    pool.tick()
+    assert not torch.equal(pool.images[:2], before[:2])
+    assert torch.equal(pool.images[2:], before[2:])
+
+
+def test_weakened_normals_keep_the_head_and_lose_the_expression() -> None:
+    head = HeadModel.bundled()
+    params = random_frames(6, torch.Generator().manual_seed(1), head)
+    weak = weaken_expression(params, torch.Generator().manual_seed(0))
+    assert torch.equal(weak.pose[:, :6], params.pose[:, :6])
+    assert (weak.expression <= 0.6 * params.expression + 1e-6).all()
+
+
+# ---- capture
+
+
+def test_crops_and_their_cameras_agree() -> None:
+    head = HeadModel.bundled()
+    pool = Pool(Studio(head), head, PoolPlan(identities=2, stills=1, size=128, normals=False), seed=1).fill()
+    settings = CaptureSettings(rows=4, spoil=Spoil(color=0, gray=0, blur=0, noise=0, blocks=0, occlusion=0))
+    crops, params = encoder_batch(pool, head, settings)
+    covered = draw_normals(head, params, 224).amax(1, keepdim=True) > 0
+    background = crops[:, :, :4].mean((2, 3), keepdim=True)
+    unlike = (crops - background).abs().mean(1, keepdim=True)
+    assert unlike[covered].mean() > 2 * unlike[~covered].mean() or unlike[covered].mean() > 0.1
+    squares = face_square(head, params)
+    assert (squares[:, :2] + squares[:, 2:] / 2 - 0.5).abs().max() < 0.1, "the face is in the crop's middle"
+
+
+def test_spoiled_pictures_stay_pictures_and_jpeg_hardly_changes_a_flat_one() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(16, 3, 64, 64)
+    spoiled = spoil(images, Spoil())
+    assert spoiled.shape == images.shape and spoiled.min() >= 0 and spoiled.max() <= 1
+    assert (spoiled - images).abs().mean((1, 2, 3)).min() > 0
+    flat = torch.full((4, 3, 32, 32), 0.5)
+    assert (jpeg(flat) - flat).abs().max() < 0.02
+
+
+def test_the_detector_loss_is_small_for_the_right_map_and_large_for_an_empty_one() -> None:
+    squares = torch.tensor([[[0.2, 0.3, 0.4], [0.0, 0.0, 0.0]], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]])
+    heat, values = detection.encode(squares)
+    logit = torch.where(heat == 1, 8.0, -8.0)
+    right = detector_error(torch.cat([logit[:, None], values], 1), squares)
+    empty = detector_error(torch.cat([torch.full_like(logit, -8.0)[:, None], values * 0], 1), squares)
+    assert right["faces"] < 0.01 < 1 < empty["faces"]
+    assert right["squares"] < 1e-5 < 0.1 < empty["squares"]

@@ -1,0 +1,354 @@
+"""Measures against hand-computed cases, the benchmark's own consistency, pictures and videos on disk."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from anifacediff_core.cli import main
+from anifacediff_core.errors import InputError
+from anifacediff_core.evaluation.avatars import (
+    Cases,
+    Protocol,
+    Record,
+    Reenactor,
+    draw_cases,
+    measure,
+    starting_noise,
+    summarize,
+    table,
+    visible_actions,
+)
+from anifacediff_core.evaluation.metrics import correlation, flicker, psnr, read_back, rotation_error, ssim
+from anifacediff_core.evaluation.regions import SPOTS, disks, emphasis, face_spots, region_masks
+from anifacediff_core.head.camera import project, to_pixels
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.sampling.pipeline import Pipeline
+from anifacediff_core.video import VideoWriter, contact_sheet, probe, read_frames, read_image, write_image
+
+
+@pytest.fixture(scope="module")
+def head() -> HeadModel:
+    return HeadModel.bundled()
+
+
+# ---- measures
+
+
+def test_psnr_of_a_known_error_and_within_a_mask() -> None:
+    truth = torch.full((2, 3, 8, 8), 0.5)
+    image = truth.clone()
+    image[0] += 0.1
+    assert psnr(image, truth).tolist() == pytest.approx([20.0, 100.0], abs=1e-3)
+    half = truth.clone()
+    half[:, :, :4] += 0.01
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, :4] = 1
+    assert psnr(half, truth, mask).tolist() == pytest.approx([40.0, 40.0], abs=1e-2)
+    assert psnr(half, truth, 1 - mask).min() == 100
+
+
+def test_ssim_is_one_for_equals_and_follows_the_formula_for_flat_pictures() -> None:
+    torch.manual_seed(0)
+    noisy = torch.rand(1, 3, 32, 32)
+    assert float(ssim(noisy, noisy)) == pytest.approx(1, abs=1e-5)
+    a, b = 0.2, 0.7
+    expected = (2 * a * b + 1e-4) / (a * a + b * b + 1e-4)
+    found = ssim(torch.full((1, 3, 16, 16), a), torch.full((1, 3, 16, 16), b))
+    assert float(found) == pytest.approx(expected, abs=1e-3)
+
+
+def test_flicker_compares_the_frame_differences() -> None:
+    truth = torch.linspace(0, 1, 5).view(1, 5, 1, 1, 1).expand(1, 5, 3, 4, 4)
+    assert flicker(truth, truth) == pytest.approx(1)
+    trembling = truth + 0.25 * torch.tensor([1, -1, 1, -1, 1.0]).view(1, 5, 1, 1, 1)
+    assert flicker(trembling, truth) == pytest.approx(2)  # steps of -.25, .75, -.25, .75 against .25
+    assert flicker(truth.mean(1, keepdim=True).expand_as(truth), truth) == 0
+    assert math.isnan(flicker(truth[:, :1], truth[:, :1]))
+
+
+def test_correlation_by_column_and_nan_for_a_constant_one() -> None:
+    x = torch.tensor([[0.0, 1, 5], [1, 0, 5], [2, -1, 5]])
+    y = torch.tensor([[1.0, 1, 1], [3, 2, 2], [5, 3, 3]])
+    values = correlation(x, y)
+    assert values[:2].tolist() == pytest.approx([1, -1])
+    assert values[2].isnan()
+
+
+def test_rotation_error_is_the_angle_of_neck_and_root_together(head: HeadModel) -> None:
+    truth = head.neutral(2)
+    pose = truth.pose.clone()
+    pose[0, 1], pose[0, 4] = math.radians(20), math.radians(-15)
+    pose[1, 3] = math.radians(3)
+    assert rotation_error(replace(truth, pose=pose), truth).tolist() == pytest.approx([5, 3], abs=1e-3)
+
+
+def test_read_back_leaves_out_frames_without_a_face_and_invisible_actions(head: HeadModel) -> None:
+    generator = torch.Generator().manual_seed(0)
+    truth = replace(head.neutral(20), expression=torch.rand(20, head.n_expression, generator=generator))
+    found = replace(truth, expression=truth.expression.clone(), valid=truth.valid.clone())
+    found.expression[:5] = 9.0
+    found.valid[:5] = False
+    found.expression[:, 1] = torch.rand(20, generator=generator)
+    visible = torch.zeros(head.n_expression, dtype=torch.bool)
+    visible[[0, 2]] = True
+    read = read_back(found, truth, head.expression_names, visible)
+    assert read.frames == 15
+    assert read.correlation == pytest.approx(1, abs=1e-5)
+    assert set(read.by_action) == {head.expression_names[0], head.expression_names[2]}
+
+
+# ---- regions
+
+
+def test_spots_lie_on_eyes_and_mouth_and_grow_with_the_picture(head: HeadModel) -> None:
+    params = head.neutral(2)
+    spots = face_spots(head, params, 256)
+    assert torch.allclose(face_spots(head, params, 512), spots * 2, atol=1e-3)
+    pixels = to_pixels(project(head(params), params.camera), 256)
+    left = pixels[:, head.regions["left_eye"], :2].mean(1)
+    assert torch.allclose(spots[:, SPOTS.index("left_eye"), :2], left)
+    lips = pixels[:, head.regions["lips"], :2]
+    center, radius = spots[:, SPOTS.index("mouth"), None, :2], spots[:, SPOTS.index("mouth"), 2:]
+    assert ((lips - center).norm(dim=-1) < 1.1 * radius).all()
+    masks = region_masks(spots, 256)
+    assert all(mask.shape == (2, 1, 256, 256) for mask in masks.values())
+
+
+def test_disks_have_the_area_of_disks_also_in_coarse_windows() -> None:
+    spots = torch.tensor([[[40.0, 24.0, 12.0]]])
+    whole = disks(spots, torch.zeros(1, 2), 64)
+    assert float(whole.sum()) == pytest.approx(math.pi * 144, rel=0.02)
+    window = disks(spots, torch.tensor([[20.0, 4.0]]), 40)
+    assert torch.allclose(window[0, 0], whole[0, 0, 4:44, 20:60])
+    coarse = disks(spots, torch.zeros(1, 2), 16, step=4.0)
+    assert float(coarse.sum()) * 16 == pytest.approx(math.pi * 144, rel=0.05)
+
+
+def test_emphasis_is_one_away_from_the_face() -> None:
+    spots = torch.tensor([[[10.0, 20, 3], [22, 20, 3], [16, 40, 5], [16, 30, 20]]])
+    weight = emphasis(spots, torch.zeros(1, 2), 64, 1.0, head=2.0, details=3.0)[0, 0]
+    assert weight[20, 10] == 3 and weight[40, 16] == 3 and weight[30, 16] == 2 and weight[60, 60] == 1
+
+
+# ---- the benchmark
+
+
+def toy_network() -> AniFaceDiff:
+    torch.manual_seed(0)
+    config = replace(
+        NetworkConfig.tiny(),
+        block_out_channels=(32, 32, 32),
+        attention_heads=(1, 1, 1),
+        motion_heads=(1, 1, 1),
+        cross_attention_dim=32,
+        pose_channels=(8, 8, 16, 16),
+        image_size=56,
+        image_hidden=32,
+        image_layers=1,
+        image_heads=2,
+        image_intermediate=64,
+    )
+    model = AniFaceDiff(config, motion=True)
+    for parameter in model.parameters():  # the zero layers too, so that every condition counts
+        torch.nn.init.normal_(parameter, std=0.08)
+    return model.eval()
+
+
+def test_batched_clips_equal_the_pipeline_clip_by_clip(head: HeadModel) -> None:
+    model, autoencoder = toy_network(), AutoEncoder().eval()
+    protocol = Protocol(pairs=2, frames=3, size=64, steps=3, shared_noise=0.5)
+    cases: Cases = draw_cases(protocol, head)
+    source = torch.rand(2, 3, 64, 64)
+    pipeline = Pipeline(model, autoencoder, head)
+    noise = starting_noise(2, 3, protocol, 0)
+    expected, normals = [], []
+    for pair in range(2):
+        motion = cases.aligned[3 * pair : 3 * pair + 3]
+        conditioning = pipeline.conditioning(source[pair : pair + 1], cases.still[pair], motion)
+        latents = pipeline.sample(conditioning, steps=3, cfg=2.5, noise=noise[3 * pair : 3 * pair + 3])
+        expected.append(torch.cat(list(pipeline.decode(latents))))
+        from anifacediff_core.head.render import render_normals
+
+        normals.append(render_normals(head, motion, 64))
+    found = Reenactor(model, autoencoder)(
+        source, torch.cat(normals), cases.motion.expression, noise, steps=3, cfg=2.5
+    )
+    torch.testing.assert_close(found, torch.cat(expected), atol=2e-4, rtol=1e-3)
+
+
+def test_cases_follow_their_seed_and_differ_from_other_seeds(head: HeadModel) -> None:
+    first, again, other = (draw_cases(Protocol(pairs=3, frames=4, seed=s), head) for s in (1, 1, 2))
+    assert torch.equal(first.motion.expression, again.motion.expression)
+    assert torch.equal(first.sources.shape, again.sources.shape)
+    assert not torch.equal(first.sources.shape, other.sources.shape)
+    assert not torch.equal(first.sources.shape, first.drivers.shape)
+    assert torch.equal(first.aligned.shape[4:8], first.sources.shape[1:2].expand(4, -1))
+    assert torch.equal(first.part(1, 2, torch.device("cpu")).motion.pose, first.motion.pose[4:8])
+
+
+def test_noise_of_a_pair_does_not_depend_on_how_the_pairs_are_divided() -> None:
+    protocol = Protocol(pairs=4, frames=2, size=64)
+    whole = starting_noise(4, 2, protocol, 0)
+    assert torch.equal(whole[4:], starting_noise(2, 2, protocol, 2))
+    assert torch.equal(whole[0], whole[1]) and not torch.equal(whole[0], whole[2])
+
+
+def test_reports_of_several_processes_are_joined(head: HeadModel) -> None:
+    truth = torch.rand(4, 3, 32, 32)
+    masks = {"head": torch.ones(4, 1, 32, 32)}
+    protocol = Protocol(pairs=4, frames=2, variants=("full",))
+    clips = measure((truth + 0.1).clamp(0, 2), truth, masks, frames=2)
+    assert len(clips) == 2 and clips[0]["psnr"] == pytest.approx(20, abs=0.1)
+    report = summarize(
+        [Record({"full": clips}, {}, [], {}), Record({"full": clips}, {}, [], {})], head, protocol
+    )
+    assert report["results"]["full"]["psnr"] == pytest.approx(20, abs=0.1)
+    assert "| full | 20.0 |" in table(report)
+
+
+def test_actions_that_nobody_uses_are_not_visible(head: HeadModel) -> None:
+    params = head.neutral(50)
+    expression = torch.zeros(50, head.n_expression)
+    names = head.expression_names
+    expression[:, names.index("jawOpen")] = torch.rand(50)
+    expression[:, names.index("eyeLookUpLeft")] = torch.rand(50)
+    seen = visible_actions(head, replace(params, expression=expression))
+    assert {name for name, on in zip(names, seen) if on} == {"jawOpen", "eyeLookUpLeft"}
+
+
+# ---- pictures and videos
+
+
+def write_sound_video(path: Path, frames: int, rate: Fraction) -> None:
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=rate)
+        video.width = video.height = 32
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=16000)
+        tone = (np.sin(np.arange(16000) / 8) * 8000).astype(np.int16)[None]
+        chunk = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+        chunk.sample_rate = 16000
+        for index in range(frames):
+            pixels = np.full((32, 32, 3), 10 * index, np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(video.encode())
+        container.mux(sound.encode(chunk))
+        container.mux(sound.encode())
+
+
+def test_a_video_keeps_frames_rate_and_sound(tmp_path: Path) -> None:
+    rate = Fraction(30000, 1001)
+    write_sound_video(tmp_path / "driver.mp4", 20, rate)
+    info = probe(tmp_path / "driver.mp4")
+    assert (info.width, info.frames, info.rate, info.has_audio) == (32, 20, rate, True)
+    frames = torch.stack(list(read_frames(tmp_path / "driver.mp4")))
+    assert frames.shape == (20, 3, 32, 32)
+    assert frames[10].mean() == pytest.approx(100 / 255, abs=0.03)
+    with VideoWriter(tmp_path / "out.mp4", info.rate, audio_from=tmp_path / "driver.mp4") as video:
+        video.write(frames[:7])
+        video.write(frames[7:])
+    out = probe(tmp_path / "out.mp4")
+    assert (out.frames, out.rate, out.has_audio) == (20, rate, True)
+    with av.open(str(tmp_path / "driver.mp4")) as a, av.open(str(tmp_path / "out.mp4")) as b:
+        before, after = ([bytes(p) for p in c.demux(c.streams.audio[0]) if p.size] for c in (a, b))
+        assert before == after, "the sound is copied, not encoded again"
+
+
+def test_an_unfinished_video_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "out.mp4", Fraction(24)) as video:
+        video.write(torch.rand(3, 3, 32, 32))
+        raise KeyboardInterrupt
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_odd_sizes_are_padded(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "out.mp4", Fraction(24)) as video:
+        video.write(torch.rand(2, 3, 31, 45))
+    assert (probe(tmp_path / "out.mp4").width, probe(tmp_path / "out.mp4").height) == (46, 32)
+
+
+def test_pictures_with_alpha_gray_and_nonsense(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.zeros((4, 5, 4), np.uint8)).save(tmp_path / "clear.png")
+    assert read_image(tmp_path / "clear.png").shape == (1, 3, 4, 5)
+    assert read_image(tmp_path / "clear.png").mean() == pytest.approx(128 / 255)
+    Image.fromarray(np.full((4, 5), 51, np.uint8)).save(tmp_path / "gray.png")
+    assert torch.allclose(read_image(tmp_path / "gray.png"), torch.tensor(0.2))
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG nonsense")
+    with pytest.raises(InputError, match=r"broken\.png could not be read"):
+        read_image(tmp_path / "broken.png")
+    with pytest.raises(InputError, match="no video stream|could not be read"):
+        probe(tmp_path / "broken.png")
+    sheet = contact_sheet([torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)])
+    write_image(tmp_path / "sheet.png", sheet)
+    assert torch.allclose(read_image(tmp_path / "sheet.png")[0], sheet, atol=1 / 255)
+
+
+# ---- command line
+
+
+def test_bad_input_is_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(
+        ["render-normals", "--parameters", str(tmp_path / "none.safetensors"), "--out", str(tmp_path)]
+    )
+    told = capsys.readouterr().err.strip()
+    assert code == 2 and told.count("\n") == 0 and "none.safetensors" in told
+    assert main(["evaluate", "avatars", "--checkpoint", str(tmp_path / "none.safetensors")]) == 2
+    assert main(["evaluate", "avatars", "--variants", "best"]) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", "avatars", "--pairs", "0"])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "command", ["reenact", "capture", "render-normals", "evaluate avatars", "train", "avatars"]
+)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    assert len(capsys.readouterr().out) > 200
+
+
+def test_avatars_and_normals_from_the_command_line(tmp_path: Path, head: HeadModel) -> None:
+    small = ["--size", "64", "--device", "cpu"]
+    assert (
+        main(
+            ["avatars", "gallery", "--out", str(tmp_path / "g.png"), "--rows", "1", "--columns", "2", *small]
+        )
+        == 0
+    )
+    assert read_image(tmp_path / "g.png").shape == (1, 3, 64, 128)
+    clips = [
+        "avatars",
+        "clips",
+        "--out",
+        str(tmp_path),
+        "--count",
+        "1",
+        "--frames",
+        "3",
+        "--fps",
+        "30000/1001",
+    ]
+    assert main([*clips, *small]) == 0
+    assert probe(tmp_path / "clip_0000.mp4").rate == Fraction(30000, 1001)
+    normals = ["render-normals", "--parameters", str(tmp_path / "clip_0000.safetensors"), "--out"]
+    assert main([*normals, str(tmp_path / "n.mp4"), "--size", "64"]) == 0
+    assert probe(tmp_path / "n.mp4").frames == 3
+    assert (
+        main(["avatars", "data", "--out", str(tmp_path / "d"), "--count", "1", "--frames", "2", *small]) == 0
+    )
+    assert len(list((tmp_path / "d").glob("*_normals.png"))) == 2
