@@ -1,4 +1,4 @@
-"""Hats and glasses. Points are unposed, in meters; an absent part collapses into the origin and is not drawn."""
+"""Hats and glasses. Points are unposed, in meters; an absent part collapses into the origin, undrawn."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def build_hat(skull: Skull, surface: Tensor, accessories: Accessories) -> tuple[
     """Beanie, cap or headband.
 
     Returns:
-        points (batch, HAT_ROWS * COLUMNS, 3); coordinates (…, 4): share from crown to edge, sine and cosine of
-        the azimuth, openness to light.
+        points (batch, HAT_ROWS * COLUMNS, 3); coordinates (…, 4): share from crown to edge, sine and
+        cosine of the azimuth, openness to light.
     """
     azimuth = signed_azimuth(surface.device)[None, None]
     kind = accessories.hat[:, None, None]

@@ -56,8 +56,9 @@ class Torso(nn.Module):
             rest: (batch, vertices, 3) the unposed head.
 
         Returns:
-            points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4): share down the torso
-            (0 to 1) or around the collar's rim (-2 to -1), sine and cosine of the azimuth, unposed height in meters.
+            points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4):
+            share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine and cosine of the azimuth,
+            unposed height in meters.
         """
         neck = rest[:, self.neck]
         half_width = neck[..., 0].abs().amax(dim=1)

@@ -98,8 +98,8 @@ def build_hair(
         surface: (batch, SKULL_ROWS, COLUMNS, 3) from the skull.
 
     Returns:
-        points (batch, ROWS * COLUMNS, 3), unposed; strand coordinates (…, 4): meters along the strand, sine and
-        cosine of the azimuth, openness to light; weight of the neck joint (batch, ROWS * COLUMNS).
+        points (batch, ROWS * COLUMNS, 3), unposed; strand coordinates (…, 4): meters along the strand,
+        sine and cosine of the azimuth, openness to light; weight of the neck joint (batch, ROWS * COLUMNS).
     """
     azimuth = signed_azimuth(surface.device)[None]
     hairline = _hairline(hair, accessories, azimuth)

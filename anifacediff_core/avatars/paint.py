@@ -242,8 +242,8 @@ def paint_clothes(coordinates: Tensor, body: Body, skin: Skin) -> Surface:
     """Cloth with broad stripes, and the bare chest in an open collar.
 
     Args:
-        coordinates: (n, 4): share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine and cosine
-            of the azimuth, height in meters on the unposed body.
+        coordinates: (n, 4): share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine and
+            cosine of the azimuth, height in meters on the unposed body.
     """
     share, sine, cosine, height = coordinates.unbind(-1)
     collar = share < -0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -111,7 +112,7 @@ def _expression(dice: Dice, names: list[str]) -> Tensor:
     jaw = dice.chance(0.55) * dice.uniform(0.05, 0.85)
     add(("jawOpen",), jaw)
     add(("mouthClose",), dice.chance(0.06) * jaw * 0.5)
-    add(("tongueOut",), (dice.chance(0.06) & (jaw > 0.4)) * dice.uniform(0.4, 0.9))
+    add(("tongueOut",), (dice.chance(0.06) & (jaw > 0.55)) * dice.uniform(0.4, 0.8))
     blink = torch.where(dice.chance(0.14), dice.uniform(0.6, 1.0), dice.chance(0.3) * dice.uniform(0.0, 0.4))
     add(sides("eyeBlink"), blink)
     for side in sides("eyeBlink"):
@@ -121,7 +122,8 @@ def _expression(dice: Dice, names: list[str]) -> Tensor:
     return values.clamp(0, 1)
 
 
-def _look(add, dice: Dice) -> None:
+def _look(add: Callable[[tuple[str, ...], Tensor], None], dice: Dice) -> None:
+    """Gaze: both eyes turn together."""
     across = dice.chance(0.65) * dice.uniform(-1, 1)
     up = dice.chance(0.55) * dice.uniform(-0.8, 0.8)
     add(("eyeLookOutLeft", "eyeLookInRight"), across.clamp(min=0))
