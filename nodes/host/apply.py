@@ -20,7 +20,7 @@ from typing import Any
 import comfy.patcher_extension
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer, optimized_attention
+from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch, optimized_attention
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
@@ -249,7 +249,12 @@ def _groups(options: dict, rows: int) -> tuple[int, list[tuple[slice, bool]]]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-    return optimized_attention(
+    if k.shape[1] == 1:
+        # a softmax over one token is one
+        return v.expand(-1, q.shape[1], -1)
+    # on the CPU the host's default saves memory that there is plenty of, and takes several times as long
+    attention = attention_pytorch if q.device.type == "cpu" else optimized_attention
+    return attention(
         q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
     )
 

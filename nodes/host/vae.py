@@ -21,6 +21,7 @@ def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.
     host = {f"taesd_{name}": weight for name, weight in weights.items()}
     host["vae_scale"] = torch.tensor(SD15_LATENT_SCALE / network.latent_scale)
     host["vae_shift"] = torch.tensor(0.0)
-    vae = comfy.sd.VAE(sd=host)
+    # it is small, and half precision shows as banding
+    vae = comfy.sd.VAE(sd=host, dtype=torch.float32)
     vae.throw_exception_if_invalid()
     return vae

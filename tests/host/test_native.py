@@ -80,6 +80,28 @@ def test_every_weight_arrives(
     assert list(host.apply.block_names(model).values()) == transformer_block_names(unet)
 
 
+def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
+    """Every weight of Stable Diffusion 1.5 has its place, in the topology that the host itself detects."""
+    import comfy.model_detection
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    from anifacediff_core.network.config import NetworkConfig
+    from anifacediff_core.network.model import make_unet
+
+    with torch.device("meta"):
+        weights = make_unet(NetworkConfig.full()).state_dict()
+    found = host.model.unet_config(weights)
+    detected = comfy.model_detection.unet_config_from_diffusers_unet(weights, torch.float32)
+    shared = found.keys() & detected.keys()
+    assert len(shared) > 10
+    assert {name: found[name] for name in shared} == {name: detected[name] for name in shared}
+    unet = UNetModel(**found, num_heads=8, device="meta")
+    shapes = {name: weight.shape for name, weight in unet.state_dict().items()}
+    renamed = host.model.to_host_names(weights, found)
+    assert {name: weight.shape for name, weight in renamed.items()} == shapes
+    assert len(weights) == 686
+
+
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_prediction_is_native(host: SimpleNamespace, comfy: ModuleType, prediction: str) -> None:
     from anifacediff_core.network.model import make_unet
