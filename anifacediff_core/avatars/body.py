@@ -57,7 +57,7 @@ class Torso(nn.Module):
 
         Returns:
             points (batch, (rows + COLLAR_POINTS) * COLUMNS, 3) and coordinates (…, 4):
-            share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine and cosine of the azimuth,
+            share down the torso (0 to 1) or around the collar's rim (-2 to -1), sine and cosine of azimuth,
             unposed height in meters.
         """
         neck = rest[:, self.neck]
