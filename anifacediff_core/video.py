@@ -1,7 +1,8 @@
 """Pictures and videos on disk, as float RGB tensors in [0, 1] with axes (frames, 3, height, width).
 
 Videos are read and written as streams, so that memory does not grow with their length. The frame rate stays
-the exact fraction that the file holds, and sound is copied packet by packet when the container allows it.
+the exact fraction that the file holds, and sound is copied packet by packet when the container allows it. PyAV is imported by
+what needs it: training writes pictures only and does without.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import av
 import numpy as np
 import torch
-from av.error import FFmpegError
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+MICROSECONDS = 1_000_000  # the unit of a container's duration
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 
 
@@ -38,6 +38,9 @@ class VideoInfo:
 
 
 def _open(path: str | Path) -> Any:
+    import av
+    from av.error import FFmpegError
+
     if not Path(path).is_file():
         raise InputError(f"There is no video file {path}.")
     try:
@@ -57,7 +60,7 @@ def probe(path: str | Path) -> VideoInfo:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         frames = stream.frames
         if not frames and container.duration:
-            frames = round(container.duration / av.time_base * rate)
+            frames = round(Fraction(container.duration, MICROSECONDS) * rate)
         return VideoInfo(stream.width, stream.height, Fraction(rate), frames, bool(container.streams.audio))
 
 
@@ -74,6 +77,8 @@ def to_pixels(image: Tensor) -> np.ndarray:
 
 def read_frames(path: str | Path) -> Iterator[Tensor]:
     """Frames of a video one after the other, each (3, height, width)."""
+    from av.error import FFmpegError
+
     with _open(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -127,13 +132,15 @@ class VideoWriter:
     def __init__(
         self, path: str | Path, rate: Fraction, audio_from: str | Path | None = None, crf: int = 16
     ) -> None:
+        import av
+
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rate = Fraction(rate).limit_denominator(1_000_000)
         self.crf = crf
         self.frames = 0
         self._stream: Any = None
-        self._container = av.open(str(path), "w", format="mp4")
+        self._container: Any = av.open(str(path), "w", format="mp4")
         self._sound = _open(audio_from) if audio_from is not None else None
         self._sound_packets: Iterator[Any] = iter(())
         self._pending: Any = None
@@ -154,12 +161,14 @@ class VideoWriter:
 
     def write(self, frames: Tensor) -> None:
         """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even."""
+        from av import VideoFrame
+
         for frame in frames:
             pixels = to_pixels(frame)
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
             if self._stream is None:
                 self._start(pixels.shape[1], pixels.shape[0])
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            picture = VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             picture.pts = self.frames
             picture.time_base = 1 / self.rate
             self._container.mux(self._stream.encode(picture))
