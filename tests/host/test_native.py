@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -201,11 +202,13 @@ def test_host_layers_leave_nothing_behind(host: SimpleNamespace) -> None:
         host.auxiliary.use_host_layers(nn.Sequential(nn.Linear(2, 2), Loose()))
 
 
-def test_folders(host: SimpleNamespace, tmp_path) -> None:
+def test_folders(host: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import folder_paths
 
     from anifacediff_core.errors import InputError
 
+    monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
     # what extra_model_paths.yaml does, before extensions load
     folder_paths.add_model_folder_path("anifacediff", str(tmp_path))
     host.folders.register_folders()
@@ -217,4 +220,3 @@ def test_folders(host: SimpleNamespace, tmp_path) -> None:
     assert host.folders.file_path("anifacediff", "bundled", "x.safetensors").parent.name == "assets"
     with pytest.raises(InputError):
         host.folders.file_path("anifacediff", "other.safetensors")
-    folder_paths.folder_names_and_paths.pop("anifacediff")
