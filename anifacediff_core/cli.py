@@ -443,7 +443,9 @@ def _studio(options: argparse.Namespace, count: int) -> tuple[Any, Any, Any, tor
     return Studio(head), head, identities, generator
 
 
-def _render(studio: Any, identities: Any, params: Any, size: int, progress: Progress) -> Iterator[torch.Tensor]:
+def _render(
+    studio: Any, identities: Any, params: Any, size: int, progress: Progress
+) -> Iterator[torch.Tensor]:
     """Pictures in batches, on the CPU."""
     from dataclasses import replace
 

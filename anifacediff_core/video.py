@@ -1,8 +1,8 @@
 """Pictures and videos on disk, as float RGB tensors in [0, 1] with axes (frames, 3, height, width).
 
 Videos are read and written as streams, so that memory does not grow with their length. The frame rate stays
-the exact fraction that the file holds, and sound is copied packet by packet when the container allows it. PyAV is imported by
-what needs it: training writes pictures only and does without.
+the exact fraction that the file holds, and sound is copied packet by packet when the container allows it.
+PyAV is imported by what needs it: training writes pictures only and does without.
 """
 
 from __future__ import annotations

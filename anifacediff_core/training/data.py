@@ -185,7 +185,7 @@ class Pool:
         for start in range(0, len(motion), self.plan.batch):
             part = slice(start, min(start + self.plan.batch, len(motion)))
             where = slice(first * frames + part.start, first * frames + part.stop)
-            self._store(where, self.studio.render(identity[part], motion[part], size=self.plan.size))
+            self._store(where, self._picture(identity[part], motion[part]))
             if self.plan.normals:
                 self.normals[where] = quantize(draw_normals(self.head, motion[part], self.plan.size))
                 self.coarse[where] = quantize(draw_normals(self.head, weak[part], self.plan.size // 2))
@@ -193,6 +193,11 @@ class Pool:
         for name in ("shape", "expression", "pose", "camera"):
             getattr(self.params, name)[where] = getattr(motion, name)
         self.spots[where] = face_spots(self.head, motion, self.plan.size)
+
+    def _picture(self, identity: Identity, motion: FaceParameters) -> Tensor:
+        # The cost of a small batch is that of launching its many small kernels.
+        batch = self.plan.batch if self.spots.is_cuda else None
+        return self.studio.render(identity, motion, size=self.plan.size, batch=batch)
 
     def _store(self, where: slice, image: Tensor) -> None:
         if self.autoencoder is None:

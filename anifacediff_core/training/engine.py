@@ -7,6 +7,7 @@ holds. The engine knows nothing about faces.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import math
 import os
@@ -40,7 +41,8 @@ class Loop:
         learning_rate: its peak, reached after `warmup` steps; then it falls as a cosine over the
             *fraction of the budget* that has passed, to `final_rate` times the peak.
         average: weight of the past in the running average of the weights.
-        precision: "bf16" or "no" (float32).
+        precision: "no" for float32, "bf16" for autocast, "bf16_weights" for a copy of the
+            module in bf16 beside its float32 weights: the fastest, since norms run in bf16 too.
         cuda_graph: record forward and backward once and replay them; falls back to eager where that fails.
         channels_last: memory layout of convolutions.
         check_every: steps between two looks at the clock and the loss; in between nothing waits for
@@ -98,7 +100,7 @@ def make_accelerator(loop: Loop, seed: int) -> Accelerator:
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision="no" if on_cpu else loop.precision,
+        mixed_precision="bf16" if loop.precision == "bf16" and not on_cpu else "no",
         kwargs_handlers=[
             # Casts must not be cached: a recorded graph would read the casts of the first step for ever.
             AutocastKwargs(cache_enabled=False),
@@ -110,6 +112,9 @@ def make_accelerator(loop: Loop, seed: int) -> Accelerator:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = (
+            4  # trying ten algorithms for each of many shapes takes half a minute
+        )
     return accelerator
 
 
@@ -246,51 +251,105 @@ def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-def freeze_unused(task: Task, accelerator: Accelerator) -> int:
-    """Stop optimizing weights that the loss does not reach; gradients of all others can then be awaited.
+class Worker(nn.Module):
+    """The module that runs forward and backward: the task's own, or a copy of it in another precision.
+
+    The weights that the optimizer changes stay the task's, in float32; a copy hands its gradients over before
+    every step and takes the weights after it.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.module = module if dtype is None else copy.deepcopy(module).to(dtype)
+        self.own = list(module.parameters())
+        self.learning: list[tuple[nn.Parameter, nn.Parameter]] = []
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.dtype is not None:
+            inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in inputs)
+        return self.module(*inputs)
+
+    def freeze_unused(self) -> int:
+        """Stop optimizing weights that the last backward pass did not reach and return their number.
+
+        Distributed training would wait for their gradients.
+        """
+        frozen = 0
+        for own, used in zip(self.own, self.module.parameters(), strict=True):
+            if used.requires_grad and used.grad is None:
+                own.requires_grad_(False)
+                used.requires_grad_(False)
+                frozen += 1
+            elif used.requires_grad:
+                self.learning.append((own, used))
+            used.grad = None
+        return frozen
+
+    @torch.no_grad()
+    def hand_over_gradients(self) -> None:
+        if self.dtype is None:
+            return
+        targets, sources = [], []
+        for own, used in self.learning:
+            own.grad = torch.empty_like(own) if own.grad is None else own.grad
+            targets.append(own.grad)
+            sources.append(used.grad)
+        torch._foreach_copy_(targets, sources)
+
+    @torch.no_grad()
+    def take_weights(self) -> None:
+        """Prepare the next step: weights of the last one, no gradients."""
+        if self.dtype is not None:
+            torch._foreach_copy_([used for _, used in self.learning], [own for own, _ in self.learning])
+        for _, used in self.learning:
+            used.grad = None
+
+
+def make_worker(task: Task, loop: Loop, accelerator: Accelerator) -> tuple[Worker, int, str]:
+    """Build the worker, find out what learns, record its CUDA graphs.
+
+    Graphs must lie inside DDP, so this comes before it.
 
     Returns:
-        the number of weight tensors frozen.
+        the worker, the number of weights that are frozen because nothing depends on them, and how it runs.
     """
+    on_gpu = accelerator.device.type == "cuda"
+    worker = Worker(task.module, torch.bfloat16 if loop.precision == "bf16_weights" and on_gpu else None)
     inputs, targets = task.draw(0.0)
     with accelerator.autocast():
-        task.losses(task.module(*inputs), targets)["loss"].backward()
-    unused = [p for p in task.module.parameters() if p.requires_grad and p.grad is None]
-    for parameter in unused:
-        parameter.requires_grad_(False)
-    for parameter in task.module.parameters():
-        parameter.grad = None
-    return len(unused)
-
-
-def record_graph(task: Task, accelerator: Accelerator) -> str:
-    """Replace the module's forward and backward by CUDA graphs; they must lie inside DDP, so this comes
-    before it.
-    """
-    inputs, _ = task.draw(0.0)
+        outputs = worker(*inputs)
+    task.losses(outputs, targets)["loss"].backward()
+    frozen = worker.freeze_unused()
+    if not on_gpu or not loop.cuda_graph:
+        return worker, frozen, "eager"
+    del outputs
     try:
+        samples = tuple(x.clone() for x in inputs)
         with accelerator.autocast():
-            torch.cuda.make_graphed_callables(
-                task.module, tuple(x.clone() for x in inputs), allow_unused_input=True
-            )
+            torch.cuda.make_graphed_callables(worker, samples, allow_unused_input=True)
     except RuntimeError as error:
         torch.cuda.synchronize()
-        return f"eager, recording failed: {str(error).splitlines()[0]}"
-    return "recorded"
+        return worker, frozen, f"eager, recording failed: {str(error).splitlines()[0]}"
+    return worker, frozen, "recorded"
+
+
+@torch.no_grad()
+def share_start(module: nn.Module, accelerator: Accelerator) -> None:
+    """Begin with the main process's weights everywhere."""
+    if accelerator.num_processes > 1:
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.copy_(broadcast(tensor.detach().clone()))
 
 
 def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal: Journal) -> None:
-    """Train `task` until its budget is spent, writing `<task name>.safetensors` at the snapshots and at the
-    end.
-    """
+    """Train until the budget is spent; write `<task name>.safetensors` at the snapshots and at the end."""
     task.module.to(accelerator.device).train()
     if loop.channels_last:
         task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    frozen = freeze_unused(task, accelerator)
-    trainable = [p for p in task.module.parameters() if p.requires_grad]
-    mode = (
-        record_graph(task, accelerator) if loop.cuda_graph and accelerator.device.type == "cuda" else "eager"
-    )
+    share_start(task.module, accelerator)
+    worker, frozen, mode = make_worker(task, loop, accelerator)
+    trainable = [own for own, _ in worker.learning]
     average = Average(trainable, loop.average)
     optimizer = torch.optim.AdamW(
         trainable,
@@ -299,11 +358,10 @@ def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal:
         weight_decay=loop.weight_decay,
         fused=accelerator.device.type == "cuda",
     )
-    module, optimizer = accelerator.prepare(task.module, optimizer)
+    module, optimizer = accelerator.prepare(worker, optimizer)
     count = sum(p.numel() for p in trainable)
-    journal(
-        task.name, "start", parameters=count, unused=frozen, processes=accelerator.num_processes, mode=mode
-    )
+    facts = {"parameters": count, "unused": frozen, "processes": accelerator.num_processes, "mode": mode}
+    journal(task.name, "start", **facts)
 
     clock = Clock(loop, accelerator, already=journal.elapsed())
     marks = [mark for mark in loop.snapshots if mark > clock.offset]
@@ -313,43 +371,29 @@ def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal:
         if clock.due():
             clock.check()
             if losses:
-                _report(
-                    task, journal, clock, losses, time.monotonic() - began, optimizer.param_groups[0]["lr"]
-                )
+                pace = clock.step / max(time.monotonic() - began, 1e-6)
+                _report(task, journal, clock, losses, pace, optimizer.param_groups[0]["lr"])
             if clock.fraction >= 1:
                 break
             if marks and clock.fraction >= marks[0]:
-                mark = marks.pop(0)
-                _snapshot(task, average, accelerator, folder, journal, mark)
-        rate = learning_rate(loop, clock.step, clock.progress)
+                _snapshot(task, average, accelerator, folder, journal, marks.pop(0))
         for group in optimizer.param_groups:
-            group["lr"] = rate
-        losses = _step(task, module, optimizer, accelerator, trainable, loop, clock.progress)
+            group["lr"] = learning_rate(loop, clock.step, clock.progress)
+        inputs, targets = task.draw(clock.progress)
+        losses = task.losses(module(*inputs), targets)
+        accelerator.backward(losses["loss"])
+        worker.hand_over_gradients()
+        gradient = torch.nn.utils.clip_grad_norm_(trainable, loop.clip, foreach=True)
+        optimizer.step()
+        worker.take_weights()
+        losses = {key: value.detach() for key, value in losses.items()} | {"gradient": gradient}
         clock.step += 1
         average.update(clock.step)
     _snapshot(task, average, accelerator, folder, journal, 1.0)
 
 
-def _step(
-    task: Task,
-    module: nn.Module,
-    optimizer: Any,
-    accelerator: Accelerator,
-    trainable: list[nn.Parameter],
-    loop: Loop,
-    progress: float,
-) -> dict[str, Tensor]:
-    inputs, targets = task.draw(progress)
-    losses = task.losses(module(*inputs), targets)
-    optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(losses["loss"])
-    losses["gradient"] = torch.nn.utils.clip_grad_norm_(trainable, loop.clip, foreach=True)
-    optimizer.step()
-    return {key: value.detach() for key, value in losses.items()}
-
-
 def _report(
-    task: Task, journal: Journal, clock: Clock, losses: dict[str, Tensor], spent: float, rate: float
+    task: Task, journal: Journal, clock: Clock, losses: dict[str, Tensor], pace: float, rate: float
 ) -> None:
     values = {key: float(value) for key, value in losses.items()}
     journal(
@@ -358,7 +402,7 @@ def _report(
         step=clock.step,
         fraction=clock.fraction,
         rate=rate,
-        steps_per_second=clock.step / max(spent, 1e-6),
+        steps_per_second=pace,
         **values,
     )
     if not math.isfinite(values["loss"]):

@@ -140,7 +140,7 @@ def train_stage(phase: Phase, stage: int) -> None:
         build(DenoisingSettings, phase.settings.get("settings"), f"{phase.name}.settings"),
         _sampler(phase, Reenactor(model, autoencoder), stage),
         stage=stage,
-        dtype=torch.bfloat16 if phase.accelerator.mixed_precision == "bf16" else torch.float32,
+        dtype=torch.float32 if phase.device.type == "cpu" or phase.loop.precision == "no" else torch.bfloat16,
     )
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
     if phase.accelerator.is_main_process:

@@ -169,6 +169,25 @@ def test_an_average_puts_itself_in_place_and_away_again() -> None:
     assert weight.tolist() == [8.0] * 3
 
 
+def test_a_copy_in_bf16_trains_the_float32_weights() -> None:
+    torch.manual_seed(0)
+    task = Line()
+    worker = engine.Worker(task.module, torch.bfloat16)
+    optimizer = torch.optim.AdamW(task.module.parameters(), lr=0.05)
+    for _ in range(150):
+        inputs, targets = task.draw(0)
+        task.losses(worker(*inputs).float(), targets)["loss"].backward()
+        if not worker.learning:
+            assert worker.freeze_unused() == 2
+            continue
+        worker.hand_over_gradients()
+        optimizer.step()
+        worker.take_weights()
+    assert task.module.weight.dtype == torch.float32 and worker.module.weight.dtype == torch.bfloat16
+    assert float(task.module.weight) == pytest.approx(3, abs=0.1)
+    assert torch.equal(worker.module.weight, task.module.weight.bfloat16())
+
+
 def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path: Path) -> None:
     script = tmp_path / "two.py"
     script.write_text(
@@ -191,7 +210,8 @@ def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path:
             ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
         )
         command = [sys.executable, *launcher, str(script), str(target)]
-        subprocess.run(command, check=True, env=environment, capture_output=True, timeout=120)
+        found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert found.returncode == 0, found.stderr[-3000:]
         grads.append(torch.load(target, weights_only=True))
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
