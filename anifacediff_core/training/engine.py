@@ -290,8 +290,10 @@ class Worker(nn.Module):
     def hand_over_gradients(self) -> None:
         if self.dtype is None:
             return
-        targets, sources = [], []
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
         for own, used in self.learning:
+            assert used.grad is not None
             own.grad = torch.empty_like(own) if own.grad is None else own.grad
             targets.append(own.grad)
             sources.append(used.grad)
