@@ -410,27 +410,34 @@ def _means(clips: list[dict[str, float]]) -> dict[str, float]:
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    columns = ("psnr", "ssim", "head", "eyes", "mouth", "flicker")
-    lines = [
-        "| unseen avatars | PSNR | SSIM | head | eyes | mouth | flicker | expression r | head rotation ° |"
+    columns = {"psnr": 1, "ssim": 3, "head": 1, "eyes": 1, "mouth": 1, "flicker": 2}
+    titles = [
+        "unseen avatars",
+        "PSNR",
+        "SSIM",
+        "head",
+        "eyes",
+        "mouth",
+        "flicker",
+        "expression r",
+        "rotation °",
     ]
-    lines += ["|---" * 9 + "|"]
+    rows = [titles, ["---"] * len(titles)]
     read = report.get("read_back", {})
-    rows = dict(report["results"])
-    for variant, values in rows.items():
-        cells = [
-            f"{values.get(name, float('nan')):.{3 if name in ('ssim', 'flicker') else 1}f}"
-            for name in columns
-        ]
-        lines.append(_line(VARIANTS[variant], cells, read.get(variant)))
+    for variant, values in report["results"].items():
+        cells = [_number(values.get(name), digits) for name, digits in columns.items()]
+        rows.append([VARIANTS[variant], *cells, *_read_cells(read.get(variant, {}))])
     if "truth" in read:
-        lines.append(_line("truth, read back", ["–"] * len(columns), read["truth"]))
-    return "\n".join(lines)
+        rows.append(["truth, read back", *["–"] * len(columns), *_read_cells(read["truth"])])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _line(name: str, cells: list[str], read: dict[str, Any] | None) -> str:
-    tail = ["–", "–"] if read is None else [f"{read['correlation']:.3f}", f"{read['rotation']:.2f}"]
-    return f"| {name} | " + " | ".join(cells + tail) + " |"
+def _read_cells(read: dict[str, Any]) -> list[str]:
+    return [_number(read.get("correlation"), 3), _number(read.get("rotation"), 2)]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
 def sheet_columns(records: list[Record], rows: int = 12) -> list[Tensor]:

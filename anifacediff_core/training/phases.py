@@ -26,6 +26,7 @@ from ..sampling.schedule import NoiseSchedule
 from ..weights.checkpoint import save_checkpoint
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
+from .card import write_card
 from .data import Pool, PoolPlan
 from .engine import Journal, Loop, load_weights, make_accelerator, run
 from .reenactment import DenoisingSettings, DenoisingTask
@@ -203,6 +204,9 @@ def evaluate(phase: Phase) -> None:
         sheet=phase.folder / "evaluation.jpg",
         device=phase.device,
     )
+    if phase.accelerator.is_main_process:
+        name = phase.experiment.get("name", "FILE")
+        write_card(phase.folder, f"python -m anifacediff_core train --config {name}")
 
 
 PHASES: dict[str, Callable[[Phase], None]] = {

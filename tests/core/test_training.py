@@ -184,7 +184,7 @@ def test_a_copy_in_bf16_trains_the_float32_weights() -> None:
         optimizer.step()
         worker.take_weights()
     assert task.module.weight.dtype == torch.float32 and worker.module.weight.dtype == torch.bfloat16
-    assert float(task.module.weight) == pytest.approx(3, abs=0.1)
+    assert float(task.module.weight.detach()) == pytest.approx(3, abs=0.1)
     assert torch.equal(worker.module.weight, task.module.weight.bfloat16())
 
 
@@ -364,6 +364,8 @@ def test_the_report_of_an_experiment_has_every_variant(toy: tuple[Path, Path]) -
     }
     assert set(report["read_back"]) == {"truth", "full", "no_adapter", "driver_shape", "captured"}
     assert (folder / "evaluation.jpg").stat().st_size > 1000
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "| without expression adapter |" in card and "| stage2 | 1 |" in card and "seed 3" in card
 
 
 def test_a_second_run_of_the_conductor_does_only_what_is_missing(toy: tuple[Path, Path]) -> None:
