@@ -35,6 +35,13 @@ def main(arguments: list[str] | None = None) -> int:
 # ---- parser
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, [], False) else super()._get_help_string(action)
+
+
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anifacediff",
@@ -54,9 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
 ) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
     parser.set_defaults(run=run)
     return parser
 
