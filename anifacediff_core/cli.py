@@ -39,7 +39,8 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names a default where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None or action.default == [] else super()._get_help_string(action)
+        empty = action.default is None or action.default == []
+        return action.help if empty else super()._get_help_string(action)
 
 
 def make_parser() -> argparse.ArgumentParser:
