@@ -37,7 +37,7 @@ class VideoInfo:
     has_audio: bool
 
 
-def _open(path: str | Path) -> Any:
+def _open(path: str | Path, needs_video: bool = True) -> Any:
     import av
     from av.error import FFmpegError
 
@@ -47,7 +47,7 @@ def _open(path: str | Path) -> Any:
         container = av.open(str(path))
     except FFmpegError as error:
         raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
-    if not container.streams.video or not container.streams.video[0].width:
+    if needs_video and not (container.streams.video and container.streams.video[0].width):
         container.close()
         raise InputError(f"{path} has no video stream; give a video file as the driving video.")
     return container
@@ -124,7 +124,8 @@ def contact_sheet(columns: Iterable[Tensor]) -> Tensor:
 
 
 class VideoWriter:
-    """Writes an H.264 mp4; with `audio_from`, the sound of that file is copied beside the pictures.
+    """Writes an H.264 mp4; with `audio_from`, the sound of that video or sound file is copied beside
+    the pictures.
 
     Use it as a context manager. When the body raises, the unfinished file is removed.
     """
@@ -141,7 +142,7 @@ class VideoWriter:
         self.frames = 0
         self._stream: Any = None
         self._container: Any = av.open(str(path), "w", format="mp4")
-        self._sound = _open(audio_from) if audio_from is not None else None
+        self._sound = _open(audio_from, needs_video=False) if audio_from is not None else None
         self._sound_packets: Iterator[Any] = iter(())
         self._pending: Any = None
 
@@ -206,6 +207,7 @@ class VideoWriter:
 
     def _encoded_packets(self, container: Any, source: Any) -> Iterator[Any]:
         target = self._container.add_stream("aac", rate=source.codec_context.sample_rate)
+        target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
 
         def packets() -> Iterator[Any]:
             for frame in container.decode(source):

@@ -1,0 +1,96 @@
+"""The bundled example: a source picture and a driving clip with sound, of two different avatars.
+
+    python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import wave
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..head import rotation
+from ..head.model import HeadModel
+from ..head.motion import look_along
+from ..head.parameters import FaceParameters
+from ..video import VideoWriter, write_image
+from .identity import Identity
+from .poses import SCALE, SHIFT_Y
+from .speech import speech_audio
+from .studio import Studio
+from .tracks import perform
+
+SIZE, FRAMES, RATE = 256, 48, Fraction(24)
+SOURCE, DRIVER, PERFORMANCE = 116, 118, 35686  # seeds chosen by eye
+VOICE = 120.0  # Hz
+SAMPLE_RATE = 44100
+SUPERSAMPLE = 3
+FRIENDLY = {
+    "mouthSmileLeft": 0.62, "mouthSmileRight": 0.58, "mouthDimpleLeft": 0.2, "mouthDimpleRight": 0.2,
+    "cheekSquintLeft": 0.35, "cheekSquintRight": 0.35, "browInnerUp": 0.25, "browOuterUpLeft": 0.15,
+    "browOuterUpRight": 0.15,
+}  # fmt: skip
+
+
+def make_source(head: HeadModel, studio: Studio) -> torch.Tensor:
+    """The friendly source avatar, looking at the camera: (3, size, size)."""
+    identity = Identity.random(1, torch.Generator().manual_seed(SOURCE), head)
+    neutral = FaceParameters.neutral(1, head.name, head.n_shape, head.n_expression)
+    expression, pose = neutral.expression.clone(), neutral.pose.clone()
+    for name, value in FRIENDLY.items():
+        expression[:, head.expression_names.index(name)] = value
+    pose[:, 3:6] = rotation.from_euler(torch.tensor([0.05]), torch.tensor([0.0]), torch.tensor([0.04]))
+    params = replace(
+        neutral,
+        shape=identity.shape,
+        expression=expression,
+        pose=pose,
+        camera=torch.tensor([[SCALE, 0.0, sum(SHIFT_Y) / 2]]),
+    )
+    params = look_along(params, head.expression_names)
+    return studio.render(identity, params, SIZE, SUPERSAMPLE)[0]
+
+
+def write_driving(path: Path, head: HeadModel, studio: Studio) -> None:
+    """Two seconds of another avatar who talks, smiles, blinks, glances and turns the head, with the voice."""
+    performance = perform(
+        1, FRAMES, float(RATE), torch.Generator().manual_seed(PERFORMANCE), head, talking=1.0
+    )
+    identity = Identity.random(1, torch.Generator().manual_seed(DRIVER), head)
+    params = replace(performance.params, shape=identity.shape.expand(FRAMES, -1))
+    with tempfile.TemporaryDirectory() as folder:
+        sound = Path(folder) / "voice.wav"
+        write_wave(sound, speech_audio(performance, head, SAMPLE_RATE, VOICE))
+        with VideoWriter(path, RATE, audio_from=sound) as video:
+            video.write(studio.render(identity, params, SIZE, SUPERSAMPLE))
+
+
+def write_wave(path: Path, samples: np.ndarray) -> None:
+    """(samples,) in [-1, 1] as 16-bit mono."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(SAMPLE_RATE)
+        file.writeframes((samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m anifacediff_core.avatars.examples", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for source.png and driving.mp4")
+    folder = parser.parse_args().out
+    head = HeadModel.bundled()
+    studio = Studio(head)
+    write_image(folder / "source.png", make_source(head, studio))
+    write_driving(folder / "driving.mp4", head, studio)
+
+
+if __name__ == "__main__":
+    main()
