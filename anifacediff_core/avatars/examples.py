@@ -1,6 +1,6 @@
 """The bundled example: a source picture and a driving clip with sound, of two different avatars.
 
-    python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples
+Made by ``python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples``.
 """
 
 from __future__ import annotations

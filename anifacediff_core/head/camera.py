@@ -4,8 +4,8 @@ World axes: x right, y up, z towards the camera, in meters. A camera is ``[s, tx
 
     x_ndc =  s (x + tx)        y_ndc = -s (y + ty)        z_ndc = -s z
 
-so NDC has x right, y down, z into the screen (smaller is nearer), and [-1, 1] spans the square picture. A point lies at
-pixel ``(ndc + 1) / 2 * size``; the center of pixel ``i`` is at ``i + 0.5``.
+so NDC has x right, y down, z into the screen (smaller is nearer), and [-1, 1] spans the square picture. A
+point lies at pixel ``(ndc + 1) / 2 * size``; the center of pixel ``i`` is at ``i + 0.5``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def project(vertices: Tensor, camera: Tensor) -> Tensor:
 
 
 def to_pixels(ndc: Tensor, size: int) -> Tensor:
-    """NDC (..., 3) to pixel coordinates of a ``size``² picture; depth is scaled alike, so that geometry stays isotropic."""
+    """NDC (..., 3) to pixel coordinates of a ``size``² picture; depth is scaled alike: isotropic."""
     return torch.cat([(ndc[..., :2] + 1) * (size / 2), ndc[..., 2:] * (size / 2)], dim=-1)
 
 

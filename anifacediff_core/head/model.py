@@ -16,7 +16,15 @@ from .parameters import POSE_JOINTS, FaceParameters
 
 FORMAT = "anifacediff-head"
 BUNDLED = "head.safetensors"
-REQUIRED = ("template", "faces", "shape_basis", "expression_basis", "joint_regressor", "skin_weights", "parents")
+REQUIRED = (
+    "template",
+    "faces",
+    "shape_basis",
+    "expression_basis",
+    "joint_regressor",
+    "skin_weights",
+    "parents",
+)
 
 
 class HeadModel(nn.Module):
@@ -24,21 +32,21 @@ class HeadModel(nn.Module):
 
     The file is safetensors with, in meters, x right, y up, z to the camera:
 
-    ===================  ===========================  ==========================================================
+    ===================  ===========================  =====================================================
     template             (vertices, 3)                the average head
     faces                (triangles, 3)               vertex indices, counter-clockwise from outside
     shape_basis          (vertices, 3, shapes)        displacement per unit of β
     expression_basis     (vertices, 3, expressions)   displacement per unit of ψ
-    expression_vertices  (moved vertices,), optional  when given, expression_basis holds these vertices only
+    expression_vertices  (moved vertices,), optional  the only vertices in expression_basis
     pose_basis           (vertices, 3, 36), optional  pose correctives, FLAME's ``posedirs``
-    joint_regressor      (5, vertices)                joints from the shaped template, order of ``POSE_JOINTS``
+    joint_regressor      (5, vertices)                joints from the shaped template, as POSE_JOINTS
     skin_weights         (vertices, 5)                rows sum to 1
     parents              (5,)                         parent joint, -1 for the root
     landmarks            (68,), optional              vertex indices in iBUG's order
     occlusion            (vertices,), optional        ambient occlusion of the rest pose, 1 = open
-    chart                (vertices, 3), optional      each vertex on the unstylized head: fixed coordinates to paint in
+    chart                (vertices, 3), optional      each vertex on the unstylized head, to paint in
     region.<name>        (n,), optional               vertex indices
-    ===================  ===========================  ==========================================================
+    ===================  ===========================  =====================================================
 
     and in the header ``anifacediff-head``: JSON with name, expression names, licence and origin.
     """
@@ -64,15 +72,28 @@ class HeadModel(nn.Module):
         self.parents: list[int] = tensors["parents"].tolist()
         vertices = len(tensors["template"])
         expression = _all_vertices(tensors["expression_basis"], tensors.get("expression_vertices"), vertices)
-        floats = {name: tensors[name].float() for name in ("template", "shape_basis", "joint_regressor", "skin_weights")}
-        integers = {"faces": tensors["faces"].long(), "landmarks": tensors.get("landmarks", torch.zeros(0)).long()}
-        optional = {"occlusion": tensors.get("occlusion", torch.ones(vertices)).float(), "pose_basis": tensors.get("pose_basis")}
+        floats = {
+            name: tensors[name].float()
+            for name in ("template", "shape_basis", "joint_regressor", "skin_weights")
+        }
+        integers = {
+            "faces": tensors["faces"].long(),
+            "landmarks": tensors.get("landmarks", torch.zeros(0)).long(),
+        }
+        optional = {
+            "occlusion": tensors.get("occlusion", torch.ones(vertices)).float(),
+            "pose_basis": tensors.get("pose_basis"),
+        }
         optional["chart"] = tensors.get("chart", tensors["template"]).float()
         for name, tensor in {**floats, **integers, **optional, "expression_basis": expression}.items():
             self.register_buffer(name, tensor, persistent=False)
         # J(β) is linear: regress the template and the basis once instead of the shaped head at every call.
         self.register_buffer("joint_template", self.joint_regressor @ self.template, persistent=False)
-        self.register_buffer("joint_basis", torch.einsum("jv,vcs->jcs", self.joint_regressor, self.shape_basis), persistent=False)
+        self.register_buffer(
+            "joint_basis",
+            torch.einsum("jv,vcs->jcs", self.joint_regressor, self.shape_basis),
+            persistent=False,
+        )
         self.region_names = [name.removeprefix("region.") for name in tensors if name.startswith("region.")]
         for name in self.region_names:
             self.register_buffer(f"region_{name}", tensors[f"region.{name}"].long(), persistent=False)
@@ -99,7 +120,9 @@ class HeadModel(nn.Module):
             raise InputError(f"The head file '{name}' cannot be read; it is missing or damaged.") from error
         missing = [key for key in REQUIRED if key not in tensors]
         if header is None or missing:
-            raise InputError(f"'{name}' is not a head file: expected {', '.join(missing) or 'a header'}, found none.")
+            raise InputError(
+                f"'{name}' is not a head file: expected {', '.join(missing) or 'a header'}, found none."
+            )
         _check_shapes(tensors, name)
         return cls(tensors, header)
 
@@ -118,15 +141,19 @@ class HeadModel(nn.Module):
 
     def neutral(self, frames: int = 1) -> FaceParameters:
         """Neutral parameters of this head, on its device."""
-        return FaceParameters.neutral(frames, self.name, self.n_shape, self.n_expression).to(self.template.device)
+        return FaceParameters.neutral(frames, self.name, self.n_shape, self.n_expression).to(
+            self.template.device
+        )
 
     def require(self, params: FaceParameters) -> None:
         """Refuse parameters that belong to another head."""
-        expected, found = (self.n_shape, self.n_expression), (params.shape.shape[1], params.expression.shape[1])
+        expected = (self.n_shape, self.n_expression)
+        found = (params.shape.shape[1], params.expression.shape[1])
         if params.head != self.name or expected != found:
             raise InputError(
-                f"The face parameters belong to the head '{params.head}' ({found[0]} shape, {found[1]} expression values) "
-                f"but this is '{self.name}' ({expected[0]}, {expected[1]}); extract them again with this head."
+                f"The face parameters belong to the head '{params.head}' ({found[0]} shape, {found[1]} "
+                f"expression values) but this is '{self.name}' ({expected[0]}, {expected[1]}); "
+                "extract them again with this head."
             )
 
     def forward(self, params: FaceParameters) -> Tensor:
@@ -181,7 +208,9 @@ class HeadModel(nn.Module):
 
     def _pose_correctives(self, pose: Tensor) -> Tensor:
         assert self.pose_basis is not None
-        relative = rotation.matrix(pose.unflatten(1, (-1, 3))[:, 1:]) - torch.eye(3, device=pose.device, dtype=pose.dtype)
+        relative = rotation.matrix(pose.unflatten(1, (-1, 3))[:, 1:]) - torch.eye(
+            3, device=pose.device, dtype=pose.dtype
+        )
         return torch.einsum("fp,vcp->fvc", relative.flatten(1), self.pose_basis.to(pose))
 
 
@@ -207,8 +236,14 @@ def _check_shapes(tensors: dict[str, Tensor], name: str) -> None:
     for key, shape in expected.items():
         found = tuple(tensors[key].shape)
         if found != shape:
-            raise InputError(f"The head file '{name}' does not fit together: expected {key} {list(shape)}, found {list(found)}.")
+            raise InputError(
+                f"The head file '{name}' does not fit together: expected {key} {list(shape)}, "
+                f"found {list(found)}."
+            )
         if not torch.isfinite(tensors[key].float()).all():
             raise InputError(f"The head file '{name}' contains NaN or infinity in {key}; get a fresh copy.")
     if tensors["faces"].max() >= vertices or tensors["faces"].min() < 0:
-        raise InputError(f"The head file '{name}' has triangles that point outside its {vertices} vertices; get a fresh copy.")
+        raise InputError(
+            f"The head file '{name}' has triangles that point outside its {vertices} vertices; "
+            "get a fresh copy."
+        )

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,7 +29,8 @@ class FaceParameters:
     Attributes:
         shape: (frames, shape modes) float, β.
         expression: (frames, expressions) float, ψ.
-        pose: (frames, 15) float, θ: axis-angle in radians of the joints in ``POSE_JOINTS``, x right, y up, z to the camera.
+        pose: (frames, 15) float, θ: axis-angle in radians of the joints in ``POSE_JOINTS``, x right, y up,
+            z to the camera.
         camera: (frames, 3) float, ``[s, tx, ty]``, see :mod:`.camera`.
         valid: (frames,) bool, False where no face was found.
         head: name of the head model that β and ψ belong to.
@@ -44,14 +46,21 @@ class FaceParameters:
     def __post_init__(self) -> None:
         frames = self.shape.shape[0]
         expected = {"pose": (frames, POSE_SIZE), "camera": (frames, 3), "valid": (frames,)}
-        expected |= {"shape": (frames, self.shape.shape[-1]), "expression": (frames, self.expression.shape[-1])}
+        expected |= {
+            "shape": (frames, self.shape.shape[-1]),
+            "expression": (frames, self.expression.shape[-1]),
+        }
         for name, size in expected.items():
             found = tuple(getattr(self, name).shape)
             if found != size:
-                raise InputError(f"Face parameters: {name} has shape {list(found)} where {list(size)} is expected.")
+                raise InputError(
+                    f"Face parameters: {name} has shape {list(found)} where {list(size)} is expected."
+                )
 
     @classmethod
-    def neutral(cls, frames: int, head: str, n_shape: int, n_expression: int, scale: float = 6.0) -> FaceParameters:
+    def neutral(
+        cls, frames: int, head: str, n_shape: int, n_expression: int, scale: float = 6.0
+    ) -> FaceParameters:
         """A neutral, average head looking straight ahead, on the CPU."""
         camera = torch.tensor([scale, 0.0, 0.0]).expand(frames, 3).clone()
         return cls(
@@ -74,8 +83,12 @@ class FaceParameters:
             index = torch.as_tensor(list(index), dtype=torch.long, device=self.shape.device)
         return replace(self, **{name: getattr(self, name)[index] for name in TENSORS})
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> FaceParameters:
-        moved = {name: getattr(self, name).to(device=device, dtype=dtype) for name in TENSORS if name != "valid"}
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> FaceParameters:
+        moved: dict[str, Any] = {
+            name: getattr(self, name).to(device=device, dtype=dtype) for name in TENSORS if name != "valid"
+        }
         return replace(self, valid=self.valid.to(device=device), **moved)
 
     def expand(self, frames: int) -> FaceParameters:
@@ -83,7 +96,7 @@ class FaceParameters:
         if len(self) == frames:
             return self
         if len(self) != 1:
-            raise InputError(f"Face parameters of {len(self)} frames cannot be repeated to {frames} frames: give one frame.")
+            raise InputError(f"Face parameters of {len(self)} frames cannot become {frames}: give one frame.")
         return self[[0] * frames]
 
     @staticmethod
@@ -93,10 +106,13 @@ class FaceParameters:
             raise InputError("There are no face parameters to join: give at least one.")
         for part in parts[1:]:
             parts[0].require_same_head(part, "the parts to join")
-        return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS})
+        joined: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS
+        }
+        return replace(parts[0], **joined)
 
     def interpolate(self, other: FaceParameters, weight: float | Tensor) -> FaceParameters:
-        """Blend frame by frame: 0 gives self, 1 gives ``other``. Rotations are blended along the shortest arc.
+        """Blend frame by frame: 0 gives self, 1 gives ``other``; rotations go along the shortest arc.
 
         Args:
             weight: a number or (frames,).
@@ -105,11 +121,18 @@ class FaceParameters:
 
         self.require_same_head(other, "the parameters to blend")
         weight = torch.as_tensor(weight, dtype=self.shape.dtype, device=self.shape.device).reshape(-1, 1)
-        blended = {name: torch.lerp(getattr(self, name), getattr(other, name), weight) for name in ("shape", "expression")}
-        # Blending the scale in the logarithm zooms evenly, and x = s (x + t) means that s·t is what moves evenly.
+        blended: dict[str, Any] = {
+            name: torch.lerp(getattr(self, name), getattr(other, name), weight)
+            for name in ("shape", "expression")
+        }
+        # Blending the scale in the logarithm zooms evenly; by x = s (x + t), s·t is what moves evenly.
         scale = torch.exp(torch.lerp(self.camera[:, :1].log(), other.camera[:, :1].log(), weight))
-        shift = torch.lerp(self.camera[:, :1] * self.camera[:, 1:], other.camera[:, :1] * other.camera[:, 1:], weight)
-        pose = slerp(self.pose.unflatten(1, (-1, 3)), other.pose.unflatten(1, (-1, 3)), weight[..., None]).flatten(1)
+        shift = torch.lerp(
+            self.camera[:, :1] * self.camera[:, 1:], other.camera[:, :1] * other.camera[:, 1:], weight
+        )
+        pose = slerp(
+            self.pose.unflatten(1, (-1, 3)), other.pose.unflatten(1, (-1, 3)), weight[..., None]
+        ).flatten(1)
         camera = torch.cat([scale, shift / scale], dim=1)
         return replace(self, **blended, pose=pose, camera=camera, valid=self.valid & other.valid)
 
@@ -137,7 +160,10 @@ class FaceParameters:
             bad = ~torch.isfinite(getattr(self, name)).all(dim=1)
             if bad.any():
                 frame = int(torch.nonzero(bad)[0])
-                raise InputError(f"{what} contains NaN or infinity in {name} at frame {frame}; extract the parameters again.")
+                raise InputError(
+                    f"{what} contains NaN or infinity in {name} at frame {frame}; "
+                    "extract the parameters again."
+                )
         return self
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
@@ -161,11 +187,18 @@ class FaceParameters:
                 header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
                 names = set(file.keys())
                 if header is None or not set(TENSORS) <= names:
-                    raise InputError(f"'{Path(path).name}' holds no face parameters; choose a file written by Save Face Parameters.")
+                    raise InputError(
+                        f"'{Path(path).name}' holds no face parameters; "
+                        "choose a file written by Save Face Parameters."
+                    )
                 tensors = {name: file.get_tensor(name) for name in TENSORS}
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
-            raise InputError(f"'{Path(path).name}' cannot be read as face parameters; the file is missing or damaged.") from error
-        parameters = {name: tensor.bool() if name == "valid" else tensor.float() for name, tensor in tensors.items()}
+            raise InputError(
+                f"'{Path(path).name}' cannot be read as face parameters; the file is missing or damaged."
+            ) from error
+        parameters = {
+            name: tensor.bool() if name == "valid" else tensor.float() for name, tensor in tensors.items()
+        }
         return cls(**parameters, head=str(header["head"])).require_finite(f"'{Path(path).name}'")
 
 

@@ -1,7 +1,8 @@
 """Batched triangle rasterizer in plain torch: deterministic, CPU and CUDA, no compiled extension.
 
-Every triangle's bounding box is unrolled into a flat list of (triangle, pixel) candidates; candidates whose center is
-inside the triangle become fragments; a packed (depth, fragment) key and one ``scatter_reduce`` keep the nearest per pixel.
+Every triangle's bounding box is unrolled into a flat list of (triangle, pixel) candidates; candidates whose
+center is inside the triangle become fragments; a packed (depth, fragment) key and one ``scatter_reduce`` keep
+the nearest per pixel.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def rasterize(pixels: Tensor, faces: Tensor, height: int, width: int) -> Fragmen
     """Find the nearest triangle at every pixel center.
 
     Args:
-        pixels: (frames, vertices, 3) floating point: x, y in pixels (centers at i + 0.5), z with smaller = nearer.
+        pixels: (frames, vertices, 3) floating point: x, y in pixels (centers at i + 0.5), smaller z = nearer.
         faces: (triangles, 3) integer vertex indices, shared by all frames. Both windings are drawn.
         height, width: size of the picture.
 
@@ -73,7 +74,9 @@ def rasterize(pixels: Tensor, faces: Tensor, height: int, width: int) -> Fragmen
     result.barycentric[hit] = weights[fragment]
     result.depth[hit] = depth[fragment]
     shape = (frames, height, width)
-    return Fragments(result.triangle.view(shape), result.barycentric.view(*shape, 3), result.depth.view(shape))
+    return Fragments(
+        result.triangle.view(shape), result.barycentric.view(*shape, 3), result.depth.view(shape)
+    )
 
 
 def interpolate(fragments: Fragments, faces: Tensor, attributes: Tensor) -> Tensor:
@@ -101,7 +104,8 @@ def _candidates(corners: Tensor, height: int, width: int) -> tuple[Tensor, Tenso
         corners: (triangles, 3, 2) in pixels.
 
     Returns:
-        ``kept``: triangles with a non-empty box; then per candidate its column, row (int32) and index into ``kept``.
+        ``kept``: triangles with a non-empty box; then per candidate its column, row (int32) and index into
+        ``kept``.
     """
     limit = torch.tensor([width, height], device=corners.device)
     low = torch.ceil(corners.amin(dim=1) - 0.5).clamp(min=0)
@@ -120,7 +124,7 @@ def _candidates(corners: Tensor, height: int, width: int) -> tuple[Tensor, Tenso
 
 
 def _barycentric(corners: Tensor, owner: Tensor, column: Tensor, row: Tensor) -> Tensor:
-    """Barycentric weights (candidates, 3) of pixel centers; NaN-free: degenerate triangles give -1 (outside)."""
+    """Barycentric weights (candidates, 3) of pixel centers; degenerate triangles give -1: outside."""
     origin = corners[:, 0, :2]
     edge_1, edge_2 = corners[:, 1, :2] - origin, corners[:, 2, :2] - origin
     area = edge_1[:, 0] * edge_2[:, 1] - edge_1[:, 1] * edge_2[:, 0]

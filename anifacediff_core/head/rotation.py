@@ -1,4 +1,4 @@
-"""Axis-angle rotations. All functions are batched over the leading axes and differentiable, also at the identity."""
+"""Axis-angle rotations, batched over the leading axes and differentiable, also at the identity."""
 
 from __future__ import annotations
 
@@ -17,11 +17,15 @@ def matrix(axis_angle: Tensor) -> Tensor:
     angle = torch.where(small, torch.ones_like(squared), squared).sqrt()
     first = torch.where(small, 1 - squared / 6, angle.sin() / angle)
     second = torch.where(small, 0.5 - squared / 24, (1 - angle.cos()) / angle.square())
-    return torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device) + first * skew + second * (skew @ skew)
+    identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    return identity + first * skew + second * (skew @ skew)
 
 
 def axis_angle(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), angles in [0, π]: through the quaternion, stable everywhere."""
+    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), angles in [0, π].
+
+    Through the quaternion, which is stable everywhere.
+    """
     quaternion = _quaternion(matrix)
     vector = quaternion[..., 1:]
     norm = vector.norm(dim=-1, keepdim=True)
@@ -48,7 +52,8 @@ def slerp(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 def from_euler(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
     """Head angles (...) in radians to axis-angle (..., 3): R = R_y(yaw) R_x(pitch) R_z(roll).
 
-    Positive yaw turns the face to the picture's right, positive pitch nods down, positive roll tilts counter-clockwise.
+    Positive yaw turns the face to the picture's right, positive pitch nods down, positive roll tilts
+    counter-clockwise.
     """
     zero = torch.zeros_like(yaw)
     turn = matrix(torch.stack([zero, yaw, zero], -1))
@@ -59,17 +64,16 @@ def from_euler(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
 
 def _quaternion(matrix: Tensor) -> Tensor:
     """(..., 4) w, x, y, z with w >= 0, from the best conditioned of the four classical formulas."""
-    m = matrix
-    m00, m11, m22 = m[..., 0, 0], m[..., 1, 1], m[..., 2, 2]
-    candidates = torch.stack(
-        [
-            torch.stack([1 + m00 + m11 + m22, m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], -1),
-            torch.stack([m[..., 2, 1] - m[..., 1, 2], 1 + m00 - m11 - m22, m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0]], -1),
-            torch.stack([m[..., 0, 2] - m[..., 2, 0], m[..., 0, 1] + m[..., 1, 0], 1 - m00 + m11 - m22, m[..., 1, 2] + m[..., 2, 1]], -1),
-            torch.stack([m[..., 1, 0] - m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1], 1 - m00 - m11 + m22], -1),
-        ],
-        dim=-2,
+    (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(-1) for row in matrix.unbind(-2))
+    x, y, z = m21 - m12, m02 - m20, m10 - m01
+    xy, xz, yz = m01 + m10, m02 + m20, m12 + m21
+    formulas = (
+        (1 + m00 + m11 + m22, x, y, z),
+        (x, 1 + m00 - m11 - m22, xy, xz),
+        (y, xy, 1 - m00 + m11 - m22, yz),
+        (z, xz, yz, 1 - m00 - m11 + m22),
     )
+    candidates = torch.stack([torch.stack(formula, -1) for formula in formulas], dim=-2)
     best = torch.diagonal(candidates, dim1=-2, dim2=-1).argmax(-1)
     chosen = torch.take_along_dim(candidates, best[..., None, None], dim=-2).squeeze(-2)
     chosen = chosen / chosen.norm(dim=-1, keepdim=True)

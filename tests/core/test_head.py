@@ -32,7 +32,8 @@ def random_params(head: HeadModel, frames: int, seed: int = 0) -> FaceParameters
         shape=torch.randn(frames, head.n_shape, generator=generator),
         expression=torch.rand(frames, head.n_expression, generator=generator) * 0.3,
         pose=torch.randn(frames, 15, generator=generator) * 0.2,
-        camera=torch.tensor([5.0, 0.01, -0.02]) + torch.randn(frames, 3, generator=generator) * torch.tensor([0.3, 0.01, 0.01]),
+        camera=torch.tensor([5.0, 0.01, -0.02])
+        + torch.randn(frames, 3, generator=generator) * torch.tensor([0.3, 0.01, 0.01]),
     )
 
 
@@ -60,7 +61,9 @@ def test_global_rotation_moves_the_head_rigidly(head):
     pivot = head.joints(torch.zeros(1, 100))[0, 0]
     torch.testing.assert_close(posed, (head.template - pivot) @ turn.T + pivot, atol=2e-4, rtol=0)
     nose = head.landmarks[30]
-    assert posed[nose, 0] > head.template[nose, 0] + 0.02, "positive yaw turns the nose to the picture's right"
+    assert posed[nose, 0] > head.template[nose, 0] + 0.02, (
+        "positive yaw turns the nose to the picture's right"
+    )
 
 
 def test_neck_turns_the_face_but_not_the_neck_base(head):
@@ -88,10 +91,13 @@ def test_eyes_turn_in_place_and_gaze_follows_arkit(head):
 
 def test_head_is_differentiable_at_the_neutral_pose(head):
     params = head.neutral()
-    tensors = {name: getattr(params, name).clone().requires_grad_() for name in ("shape", "expression", "pose")}
+    tensors = {
+        name: getattr(params, name).clone().requires_grad_() for name in ("shape", "expression", "pose")
+    }
     head(replace(params, **tensors)).square().sum().backward()
     for name, tensor in tensors.items():
-        assert tensor.grad is not None and torch.isfinite(tensor.grad).all() and tensor.grad.abs().max() > 0, name
+        assert tensor.grad is not None, name
+        assert torch.isfinite(tensor.grad).all() and tensor.grad.abs().max() > 0, name
 
 
 def test_pose_correctives_of_flame_files_are_applied(head, tmp_path):
@@ -153,8 +159,10 @@ def test_crop_and_uncrop_are_inverse_and_draw_the_same_head(head):
 def naive_rasterize(points, faces, size):
     """Every pixel against every triangle, in float64."""
     corners = points[faces].double()
-    centers = torch.stack(torch.meshgrid(torch.arange(size) + 0.5, torch.arange(size) + 0.5, indexing="xy"), -1).view(-1, 1, 2).double()
-    origin, one, two = corners[:, 0, :2], corners[:, 1, :2] - corners[:, 0, :2], corners[:, 2, :2] - corners[:, 0, :2]
+    steps = torch.arange(size, dtype=torch.float64) + 0.5
+    centers = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(-1, 1, 2)
+    origin = corners[:, 0, :2]
+    one, two = corners[:, 1, :2] - origin, corners[:, 2, :2] - origin
     area = one[:, 0] * two[:, 1] - one[:, 1] * two[:, 0]
     offset = centers - origin
     b1 = (offset[..., 0] * two[:, 1] - offset[..., 1] * two[:, 0]) / area
@@ -179,7 +187,8 @@ def test_rasterizer_pixel_centers_and_nearest_surface():
     near = torch.tensor([[0.0, 0.0, 1.0], [4.0, 0.0, 1.0], [0.0, 4.0, 1.0]])
     points = torch.cat([near + torch.tensor([0, 0, 1.0]), near])[None]
     fragments = rasterize(points, torch.tensor([[0, 1, 2], [3, 4, 5]]), 4, 4)
-    inside = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()  # centers with x + y <= 4
+    # Centers with x + y <= 4.
+    inside = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
     assert (fragments.covered[0] == inside).all() and (fragments.triangle[0][inside] == 1).all()
     position = interpolate(fragments, torch.tensor([[0, 1, 2], [3, 4, 5]]), points[0])
     torch.testing.assert_close(position[0, 1, 2, :2], torch.tensor([2.5, 1.5]))
@@ -211,14 +220,18 @@ def test_normals_of_a_batch_equal_those_of_single_frames(head):
     params = random_params(head, 3)
     together = render_normals(head, params, 48, batch=3)
     calls = []
-    singly = render_normals(head, params, 48, batch=1, progress=lambda done, total: calls.append((done, total)))
+    singly = render_normals(
+        head, params, 48, batch=1, progress=lambda done, total: calls.append((done, total))
+    )
     torch.testing.assert_close(together, singly, atol=1e-3, rtol=0)
     assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_vertex_normals_of_a_known_surface():
     vertices = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [0, 1, 0]]])
-    torch.testing.assert_close(vertex_normals(vertices, torch.tensor([[0, 1, 2]]))[0, 0], torch.tensor([0.0, 0.0, 1.0]))
+    torch.testing.assert_close(
+        vertex_normals(vertices, torch.tensor([[0, 1, 2]]))[0, 0], torch.tensor([0.0, 0.0, 1.0])
+    )
 
 
 # ---- rotations
@@ -227,11 +240,14 @@ def test_vertex_normals_of_a_known_surface():
 @pytest.mark.parametrize("angle", [0.0, 1e-5, 0.4, 3.0, math.pi - 1e-3])
 def test_axis_angle_round_trip(angle):
     axis = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), dim=0)
-    torch.testing.assert_close(rotation.axis_angle(rotation.matrix(axis * angle)), axis * angle, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(
+        rotation.axis_angle(rotation.matrix(axis * angle)), axis * angle, atol=1e-7, rtol=1e-6
+    )
 
 
 def test_slerp_runs_evenly_along_the_shortest_arc():
-    start, end = torch.tensor([[0.0, 3.0, 0.0]]), torch.tensor([[0.0, -3.0, 0.0]])  # 0.283 rad apart through π
+    # 0.283 rad apart through π.
+    start, end = torch.tensor([[0.0, 3.0, 0.0]]), torch.tensor([[0.0, -3.0, 0.0]])
     middle = rotation.slerp(start, end, torch.tensor(0.5))
     assert abs(float(rotation.angle_between(start, middle)) - (math.pi - 3)) < 1e-4
 
