@@ -78,8 +78,8 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=_positive, default=20, help="sampling steps")
-    parser.add_argument("--cfg", type=float, default=2.0, help="guidance; 1 is none and twice as fast")
+    parser.add_argument("--steps", type=_positive, default=10, help="sampling steps")
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance; 1 is none and twice as fast")
 
 
 def _add_reenact(commands: Any) -> None:
@@ -246,7 +246,7 @@ def checkpoint_path(options: argparse.Namespace) -> Path:
     """The checkpoint named, or the bundled one."""
     if options.checkpoint is not None:
         return options.checkpoint
-    bundled = Path(__file__).parent / "assets" / "anifacediff.safetensors"
+    bundled = Path(__file__).parent / "assets" / "demo.safetensors"
     if not bundled.is_file():
         raise InputError("This installation has no bundled checkpoint; name one with --checkpoint.")
     return bundled

@@ -68,8 +68,8 @@ class Protocol:
     frames: int = 24
     fps: float = 24.0
     size: int = 256
-    steps: int = 20
-    cfg: float = 2.0
+    steps: int = 10
+    cfg: float = 1.5
     shared_noise: float = 1.0
     batch: int = 4
     variants: tuple[str, ...] = tuple(VARIANTS)

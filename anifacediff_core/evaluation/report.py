@@ -139,6 +139,6 @@ def _processes() -> tuple[int, int]:
 def _gather(record: Record, world: int) -> list[Record]:
     if world == 1:
         return [record]
-    from accelerate.utils import gather_object
-
-    return gather_object([record])
+    records: list[Any] = [None] * world
+    torch.distributed.all_gather_object(records, record)
+    return records
