@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
+from .progress import Progress
 
 if TYPE_CHECKING:
     import torch
-
-Progress = Callable[[int, int], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -302,9 +301,8 @@ def evaluate_avatars(options: argparse.Namespace) -> None:
 def reenact(options: argparse.Namespace) -> None:
     from itertools import islice
 
+    from .capture.capture import CaptureModels, crop_portrait
     from .capture.capture import capture as read
-    from .capture.capture import crop_portrait
-    from .evaluation.report import load_capture
     from .sampling.pipeline import Pipeline
     from .video import VideoWriter, probe, read_frames, read_image
     from .weights.checkpoint import load_checkpoint
@@ -312,7 +310,7 @@ def reenact(options: argparse.Namespace) -> None:
     device = pick_device(options.device)
     path = checkpoint_path(options)
     pipeline = Pipeline.from_checkpoint(path, device)
-    models = load_capture(load_checkpoint(path), pipeline.head)
+    models = CaptureModels.from_checkpoint(load_checkpoint(path), pipeline.head)
     picture = read_image(options.source)
     source = read(picture, models, what="the source picture")
     print(source.note)
@@ -341,14 +339,14 @@ def reenact(options: argparse.Namespace) -> None:
 
 
 def capture(options: argparse.Namespace) -> None:
+    from .capture.capture import CaptureModels
     from .capture.capture import capture as read
-    from .evaluation.report import load_capture
     from .head.model import HeadModel
     from .video import IMAGE_ENDINGS, probe, read_frames, read_image
     from .weights.checkpoint import load_checkpoint
 
     head = HeadModel.bundled().to(pick_device(options.device))
-    models = load_capture(load_checkpoint(checkpoint_path(options)), head)
+    models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint_path(options)), head)
     if options.input.suffix.lower() in IMAGE_ENDINGS:
         found = read(read_image(options.input), models, what="the picture")
     else:

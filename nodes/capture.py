@@ -10,8 +10,6 @@ from comfy_api.latest import io
 
 from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import MODES, SMOOTHING, CaptureModels, capture, crop_portrait
-from anifacediff_core.capture.detector import PortraitDetector
-from anifacediff_core.capture.encoder import FaceEncoder
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
@@ -34,8 +32,7 @@ def load_face_capture(checkpoint: Checkpoint) -> CaptureModels | None:
     head = HeadModel.bundled()
     if checkpoint.head != head.name or not {"face_detector", "face_encoder"} <= set(checkpoint.parts):
         return None
-    detector = PortraitDetector.from_weights(checkpoint.part("face_detector"))
-    return CaptureModels(detector, FaceEncoder.from_weights(checkpoint.part("face_encoder")), head)
+    return CaptureModels.from_checkpoint(checkpoint, head)
 
 
 def _region_input() -> io.Combo.Input:
@@ -96,16 +93,7 @@ class DECAExtract(io.ComfyNode):
                     "face_capture", tooltip="Face detector and encoder of Load AniFaceDiff."
                 ),
                 io.Image.Input("image", tooltip="Picture or video with a face."),
-                io.Combo.Input(
-                    "region",
-                    options=list(MODES),
-                    default="auto",
-                    tooltip="What becomes the portrait. auto: the whole picture if it is a square portrait "
-                    "already, "
-                    "else the square around the head. portrait: always the square around the head. whole: "
-                    "always "
-                    "the whole picture.",
-                ),
+                _region_input(),
                 size_input("Side of the portrait pictures in pixels. It doesn't change the parameters."),
                 _face_input(),
                 _smoothing_input(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,13 @@ from ..head.camera import crop_camera, uncrop_camera
 from ..head.model import HeadModel
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
-from .detector import Detection, face_square
-from .encoder import CROP, Reading
+from ..progress import Progress
+from .detector import Detection, PortraitDetector, face_square
+from .encoder import CROP, FaceEncoder, Reading
 from .tracker import Tracker, portrait_square, smooth_parameters
+
+if TYPE_CHECKING:
+    from ..weights.checkpoint import Checkpoint
 
 MODES = ("auto", "portrait", "whole")
 SMOOTHING = 0.3
@@ -25,8 +29,6 @@ LEAST_PIXELS = 16
 PIXELS_AT_ONCE = 32 * 512 * 512
 FRAMES_AT_ONCE = 16
 BACKGROUND = 128 / 255  # behind transparent pixels, as in `video.read_image`
-
-Progress = Callable[[int, int], None]
 
 
 class Detects(Protocol):
@@ -48,6 +50,14 @@ class CaptureModels:
     detector: Detects
     encoder: Reads
     head: HeadModel
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, head: HeadModel) -> CaptureModels:
+        """A checkpoint's face detector and encoder, on the head's device."""
+        device = head.template.device
+        detector = PortraitDetector.from_weights(checkpoint.part("face_detector"))
+        encoder = FaceEncoder.from_weights(checkpoint.part("face_encoder"))
+        return cls(detector.to(device), encoder.to(device), head)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..progress import Progress
 from .capture import prepare
 
 Face = dict[str, Any]
@@ -34,7 +35,7 @@ def detect_landmarks(
     faces: int = 4,
     what: str = "the driving video",
     total: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Landmarks of all frames in the form that :func:`.arkit.from_face_landmarks` takes.
 

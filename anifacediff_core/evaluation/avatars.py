@@ -24,14 +24,16 @@ from ..avatars.tracks import random_tracks
 from ..head.alignment import align
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
+from ..head.render import draw_normals
 from ..network.attention import Conditions, project_reference
 from ..network.autoencoder import AutoEncoder
 from ..network.encoders import clip_preprocess
 from ..network.model import AniFaceDiff, append_zero_rows, run_unet
+from ..progress import Progress
 from ..sampling.schedule import NoiseSchedule, euler_step
 from ..sampling.windows import initial_noise
 from .metrics import ReadBack, flicker, psnr, read_back, ssim
-from .regions import draw_normals, face_spots, region_masks
+from .regions import face_spots, region_masks
 
 SEED_OFFSET = 500_000_000  # far from the seeds of training pools
 VARIANTS = {
@@ -43,7 +45,6 @@ VARIANTS = {
     "autoencoder": "autoencoder on the truth",
 }
 GENERATED = ("full", "no_adapter", "driver_shape", "captured")
-Progress = Callable[[int, int], None]
 FaceReader = Callable[[Tensor], FaceParameters]
 """Pictures of one clip (frames, 3, size, size) -> their captured parameters, on the CPU."""
 

@@ -1,30 +1,17 @@
-"""What the head model tells about a picture: its normals, and where eyes, mouth and head lie in it."""
+"""What the head model tells about a picture: where eyes, mouth and head lie in it."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from ..head.camera import project, to_pixels
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
-from ..head.rasterize import interpolate, rasterize
-from ..head.render import vertex_normals
 
 SPOTS = ("left_eye", "right_eye", "mouth", "head")
 # Radii in units of the distance between the eyes.
 RADII = {"left_eye": 0.36, "right_eye": 0.36, "mouth": 0.55, "head": 1.9}
-
-
-@torch.no_grad()
-def draw_normals(head: HeadModel, params: FaceParameters, size: int) -> Tensor:
-    """As `head.render.render_normals`, but the pictures (frames, 3, size, size) stay on the head's device."""
-    vertices = head(params)
-    fragments = rasterize(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
-    normals = F.normalize(interpolate(fragments, head.faces, vertex_normals(vertices, head.faces)), dim=-1)
-    return rearrange((normals * 0.5 + 0.5) * fragments.covered[..., None], "f h w c -> f c h w")
 
 
 @torch.no_grad()

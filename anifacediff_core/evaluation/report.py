@@ -14,15 +14,14 @@ from torch import Tensor
 
 from ..avatars.studio import Studio
 from ..capture.capture import CaptureModels, capture
-from ..capture.detector import PortraitDetector
-from ..capture.encoder import FaceEncoder
 from ..errors import InputError
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..network.autoencoder import AutoEncoder
+from ..progress import Progress
 from ..video import contact_sheet, write_image
 from ..weights.checkpoint import Checkpoint, load_checkpoint, load_network
-from .avatars import FaceReader, Progress, Protocol, Record, Reenactor, evaluate, sheet_columns, summarize
+from .avatars import FaceReader, Protocol, Record, Reenactor, evaluate, sheet_columns, summarize
 
 
 def run(
@@ -96,19 +95,11 @@ def load_reenactor(checkpoint: Checkpoint, device: torch.device) -> Reenactor:
     return Reenactor(load_network(checkpoint).to(device), autoencoder.to(device).eval())
 
 
-def load_capture(checkpoint: Checkpoint, head: HeadModel) -> CaptureModels:
-    """The checkpoint's face detector and encoder, on the head's device."""
-    device = head.template.device
-    detector = PortraitDetector.from_weights(checkpoint.part("face_detector")).to(device)
-    encoder = FaceEncoder.from_weights(checkpoint.part("face_encoder")).to(device)
-    return CaptureModels(detector, encoder, head)
-
-
 def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
     """Captures clips with the checkpoint's own networks, or None when it has none."""
     if "face_encoder" not in checkpoint.parts or "face_detector" not in checkpoint.parts:
         return None
-    models = load_capture(checkpoint, head)
+    models = CaptureModels.from_checkpoint(checkpoint, head)
 
     def read(clip: Tensor) -> FaceParameters:
         try:

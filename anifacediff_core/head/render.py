@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
+from ..progress import Progress
 from .camera import project, to_pixels
 from .model import HeadModel
 from .parameters import FaceParameters
@@ -36,6 +38,18 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def draw_normals(
+    head: HeadModel, params: FaceParameters, size: int, rasterizer: Rasterizer = rasterize
+) -> Tensor:
+    """All frames at once, on the head's device, where ``params`` lie too; see :func:`render_normals`."""
+    vertices = head(params)
+    fragments = rasterizer(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
+    normals = interpolate(fragments, head.faces, vertex_normals(vertices, head.faces))
+    image = (F.normalize(normals, dim=-1) * 0.5 + 0.5) * fragments.covered[..., None]
+    return rearrange(image, "f h w c -> f c h w")
+
+
+@torch.no_grad()
 def render_normals(
     head: HeadModel,
     params: FaceParameters,
@@ -43,7 +57,7 @@ def render_normals(
     *,
     batch: int = 8,
     rasterizer: Rasterizer = rasterize,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Draw the head's surface normals.
 
@@ -61,16 +75,7 @@ def render_normals(
     image = torch.empty(len(params), 3, size, size)
     for start in range(0, len(params), batch):
         part = params[start : start + batch].to(head.template.device, torch.float32)
-        image[start : start + batch] = _draw(head, part, size, rasterizer).cpu()
+        image[start : start + batch] = draw_normals(head, part, size, rasterizer).cpu()
         if progress is not None:
             progress(min(start + batch, len(params)), len(params))
     return image
-
-
-def _draw(head: HeadModel, params: FaceParameters, size: int, rasterizer: Rasterizer) -> Tensor:
-    vertices = head(params)
-    fragments = rasterizer(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
-    normals = interpolate(fragments, head.faces, vertex_normals(vertices, head.faces))
-    normals = F.normalize(normals, dim=-1)
-    image = (normals * 0.5 + 0.5) * fragments.covered[..., None]
-    return image.permute(0, 3, 1, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -17,11 +17,10 @@ from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
 from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
-
-Progress = Callable[[int, int], None]
 
 
 class Pipeline:

@@ -7,7 +7,6 @@ reenactment tasks know of their data: another source of `Pairs` (videos, shards)
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,13 +17,13 @@ from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
-from ..evaluation.regions import SPOTS, draw_normals, face_spots
+from ..evaluation.regions import SPOTS, face_spots
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
+from ..head.render import draw_normals
 from ..network.autoencoder import AutoEncoder
 from ..network.encoders import CLIP_MEAN, CLIP_STD, clip_preprocess
-
-Progress = Callable[[int, int], None]
+from ..progress import Progress
 
 
 @dataclass(frozen=True)

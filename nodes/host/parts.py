@@ -19,6 +19,7 @@ from anifacediff_core.network.attention import (
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder
 from anifacediff_core.network.model import make_motion, make_unet, run_unet, trim_reference
+from anifacediff_core.progress import Progress
 
 from .auxiliary import manage, run, unwrap
 
@@ -77,7 +78,7 @@ def encode_pose(
     encoder: ModelPatcher,
     normals: Tensor,
     chunk: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Tensor:
     """Normals (frames, 3, height, width) in [0, 1] → features (frames, C, height / 8, width / 8), on the CPU.
 

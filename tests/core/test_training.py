@@ -19,9 +19,8 @@ from anifacediff_core.capture import detector as detection
 from anifacediff_core.capture.detector import face_square
 from anifacediff_core.errors import InputError
 from anifacediff_core.evaluation.avatars import Protocol
-from anifacediff_core.evaluation.regions import draw_normals
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.render import render_normals
+from anifacediff_core.head.render import draw_normals, render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.training import engine
