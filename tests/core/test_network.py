@@ -17,21 +17,10 @@ from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import PARTS, AniFaceDiff, FixedRows, make_unet, run_unet
+from harness.weights import randomize
 
 SOURCES, FRAMES = 2, 3
 ROWS = SOURCES * FRAMES
-
-
-def randomize(module: torch.nn.Module, seed: int) -> None:
-    """Weights of a trained size everywhere, so that no zero initialization hides an error."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-            else:
-                parameter.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
 
 
 @pytest.fixture(scope="module")

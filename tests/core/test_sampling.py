@@ -20,18 +20,9 @@ from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step, make_sigmas
 from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
 from anifacediff_core.weights.checkpoint import save_checkpoint
+from harness.weights import randomize
 
 CONFIG = NetworkConfig.tiny()
-
-
-def randomize(module: torch.nn.Module) -> None:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            if parameter.ndim > 1:
-                parameter.copy_(
-                    torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5
-                )
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +33,7 @@ def head() -> HeadModel:
 @pytest.fixture(scope="module")
 def pipeline(head: HeadModel) -> Pipeline:
     model = AniFaceDiff(CONFIG, motion=True)
-    randomize(model)
+    randomize(model, 0)
     return Pipeline(model, AutoEncoder(), head)
 
 

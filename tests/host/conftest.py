@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +24,13 @@ def load_package(name: str, folder: Path) -> ModuleType:
     sys.modules[name] = package
     spec.loader.exec_module(package)
     return package
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_gradients() -> Iterator[None]:
+    """As the host runs its nodes; only here, since other tests train."""
+    with torch.no_grad():
+        yield
 
 
 @pytest.fixture(scope="session")

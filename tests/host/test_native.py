@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-torch.set_grad_enabled(False)
+from harness.weights import randomize
 
 
 def configs() -> dict:
@@ -30,18 +30,6 @@ def configs() -> dict:
     return {"tiny": tiny, "narrow": narrow}
 
 
-def randomize(module: nn.Module, seed: int) -> nn.Module:
-    """Weights of a trained size everywhere, so that no zero initialization hides an error."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.copy_(noise / parameter[0].numel() ** 0.5)
-        else:
-            parameter.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
-    return module.eval().requires_grad_(False)
-
-
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
@@ -55,7 +43,7 @@ def config(request: pytest.FixtureRequest, host: SimpleNamespace):
 def unet(config) -> nn.Module:
     from anifacediff_core.network.model import make_unet
 
-    return randomize(make_unet(config), 0)
+    return randomize(make_unet(config), 0).eval()
 
 
 def test_model_equals_diffusers(host: SimpleNamespace, config, unet: nn.Module) -> None:
@@ -147,7 +135,7 @@ def test_damaged_unet_is_refused(host: SimpleNamespace, damage: str) -> None:
 def test_vae_equals_autoencoder(host: SimpleNamespace) -> None:
     from anifacediff_core.network.autoencoder import AutoEncoder
 
-    autoencoder = randomize(AutoEncoder(), 2)
+    autoencoder = randomize(AutoEncoder(), 2).eval()
     vae = host.vae.load_vae(autoencoder.state_dict(), configs()["tiny"])
     images = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(3))
     latents = autoencoder.encode(images.movedim(-1, 1))
@@ -161,7 +149,7 @@ def test_clip_vision_equals_transformers(host: SimpleNamespace) -> None:
 
     config = configs()["tiny"]
     # the host keeps such encoders in half precision, as checkpoints do
-    encoder = randomize(make_image_encoder(config), 4).half().float()
+    encoder = randomize(make_image_encoder(config), 4).eval().half().float()
     clip_vision = host.clip_vision.load_clip_vision(encoder.state_dict(), config)
     image = torch.rand(1, 60, 48, 3, generator=torch.Generator().manual_seed(5))
     found = host.clip_vision.image_embedding(clip_vision, image)
@@ -174,7 +162,7 @@ def test_parts_survive_partial_loading(host: SimpleNamespace, config) -> None:
     """The reference features and pose features stay the same when the host loads only some layers."""
     from anifacediff_core.network.model import AniFaceDiff
 
-    core = randomize(AniFaceDiff(config), 6)
+    core = randomize(AniFaceDiff(config), 6).eval()
     reference = host.parts.load_reference(config, core.reference.state_dict())
     pose_encoder = host.parts.load_pose_encoder(config, core.pose_encoder.state_dict())
     generator = torch.Generator().manual_seed(7)

@@ -32,8 +32,7 @@ from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.windows import initial_noise
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network, save_checkpoint
-
-torch.set_grad_enabled(False)
+from harness.weights import randomize
 
 ROOT = Path(__file__).resolve().parents[2]
 SNAPSHOT = Path(__file__).with_name("nodes.json")
@@ -85,18 +84,6 @@ def one_sentence(text: str) -> str:
 
 def small_config() -> NetworkConfig:
     return replace(NetworkConfig.tiny(), block_out_channels=(32, 32, 32), attention_heads=(1, 1, 1))
-
-
-def randomize(module: nn.Module, seed: int) -> nn.Module:
-    """Weights of a trained size everywhere, so that no zero initialization hides an error."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.copy_(noise / parameter[0].numel() ** 0.5)
-        else:
-            parameter.copy_(0.1 * noise + ("norm" in name and name.endswith("weight")))
-    return module
 
 
 def write_checkpoint(path: Path, head: str = "anifacediff-head-1", without: tuple[str, ...] = ()) -> None:

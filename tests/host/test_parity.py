@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_native import configs, randomize, relative_error
+from test_native import configs, relative_error
 from torch import Tensor, nn
 
-torch.set_grad_enabled(False)
+from harness.weights import randomize
 
 ONE_CALL = 1e-4  # relative error in fp32; 1e-6 to 6e-5 measured, by the order in which threads add up
 WHOLE_RUN = 1e-3  # from σ = 4519 to 0, over random weights that amplify every rounding; 1e-5 to 1e-4 measured
@@ -38,7 +38,7 @@ class Twin:
 def make_twin(host: SimpleNamespace, config: Any, frames: int) -> Twin:
     from anifacediff_core.network.model import AniFaceDiff
 
-    core = randomize(AniFaceDiff(config, motion=True), 10)
+    core = randomize(AniFaceDiff(config, motion=True), 10).eval()
     generator = torch.Generator().manual_seed(11)
     expression = torch.rand(frames, config.n_expression, generator=generator)
     conditioning = core.encode_conditioning(
