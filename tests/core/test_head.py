@@ -202,6 +202,18 @@ def test_rasterizer_survives_points_outside_and_degenerate_triangles():
     assert not empty.covered.any()
 
 
+def test_pytorch3d_draws_the_same(head):
+    pytest.importorskip("pytorch3d", reason="PyTorch3D is not installed")
+    from anifacediff_core.head import pytorch3d_rasterize
+
+    params = random_params(head, 2)
+    pixels = to_pixels(project(head(params), params.camera), 64)
+    ours, theirs = rasterize(pixels, head.faces, 64, 64), pytorch3d_rasterize.rasterize(pixels, head.faces, 64, 64)
+    assert (ours.triangle == theirs.triangle).float().mean() > 0.999
+    same = ours.triangle == theirs.triangle
+    torch.testing.assert_close(ours.barycentric[same], theirs.barycentric[same], atol=1e-3, rtol=0)
+
+
 # ---- normals
 
 
