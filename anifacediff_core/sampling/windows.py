@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor
 
@@ -11,8 +13,9 @@ from anifacediff_core.errors import InputError
 def context_windows(frames: int, length: int, overlap: int) -> list[list[int]]:
     """Frame indices of each window, in order.
 
-    Windows have `length` frames and begin `length - overlap` frames apart; the last one is moved back to end
-    at the last frame. A video no longer than a window is one window.
+    As few windows of at most `length` frames as share at least `overlap` frames with their neighbors. All have
+    the same length, the shortest possible, so that little is computed twice: 48 frames are three windows of 20,
+    not of 24. A video no longer than a window is one window.
     """
     if frames < 1:
         raise InputError("The video has no frames: give at least one.")
@@ -22,8 +25,10 @@ def context_windows(frames: int, length: int, overlap: int) -> list[list[int]]:
         )
     if frames <= length:
         return [list(range(frames))]
-    starts = [*range(0, frames - length, length - overlap), frames - length]
-    return [list(range(start, start + length)) for start in starts]
+    count = ceil((frames - overlap) / (length - overlap))
+    even = ceil((frames + (count - 1) * overlap) / count)
+    starts = [i * (frames - even) // (count - 1) for i in range(count)]
+    return [list(range(start, start + even)) for start in starts]
 
 
 def fuse_weights(length: int, overlap: int) -> Tensor:

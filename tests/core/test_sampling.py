@@ -142,7 +142,8 @@ def test_windows_cover_every_frame(length: int, overlap: int) -> None:
     for frames in [*range(1, 60), 480]:
         windows = context_windows(frames, length, overlap)
         assert sorted({frame for window in windows for frame in window}) == list(range(frames))
-        assert all(window == list(range(window[0], window[0] + min(length, frames))) for window in windows)
+        assert len({len(window) for window in windows}) == 1 and len(windows[0]) <= length
+        assert all(window == list(range(window[0], window[-1] + 1)) for window in windows)
         starts = [window[0] for window in windows]
         assert starts == sorted(set(starts))
         for first, second in pairwise(windows):
@@ -156,6 +157,11 @@ def test_number_of_windows_is_minimal() -> None:
     assert len(context_windows(43, 24, 6)) == 3
 
 
+def test_little_is_computed_twice() -> None:
+    assert sum(map(len, context_windows(48, 24, 6))) == 60  # three windows of 20
+    assert len(context_windows(42, 24, 6)[0]) == 24
+
+
 @pytest.mark.parametrize(("length", "overlap"), [(24, 6), (24, 0), (16, 15), (5, 4)])
 def test_fuse_weights_fade_between_neighbors(length: int, overlap: int) -> None:
     weights = fuse_weights(length, overlap)
@@ -167,7 +173,7 @@ def test_fuse_weights_fade_between_neighbors(length: int, overlap: int) -> None:
         assert (weights[overlap : length - overlap] == 1).all()
     share = torch.zeros(3 * length)
     for window in context_windows(3 * length, length, overlap):
-        share[window] += weights
+        share[window] += fuse_weights(len(window), overlap)
     assert (share > 0).all()
 
 
