@@ -332,7 +332,8 @@ def reenact(options: argparse.Namespace) -> None:
         progress=bar("sampling"),
     )
     sound = options.driving if info.has_audio else None
-    with VideoWriter(options.out, info.rate, audio_from=sound) as video:
+    cut = options.max_frames is not None
+    with VideoWriter(options.out, info.rate, audio_from=sound, cut_sound=cut) as video:
         for pictures in result:
             video.write(pictures)
     print(f"{options.out}: {video.frames} frames at {float(info.rate):g} frames a second.")

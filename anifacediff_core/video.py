@@ -125,13 +125,18 @@ def contact_sheet(columns: Iterable[Tensor]) -> Tensor:
 
 class VideoWriter:
     """Writes an H.264 mp4; with `audio_from`, the sound of that video or sound file is copied beside
-    the pictures.
+    the pictures, with `cut_sound` only as far as there are pictures.
 
     Use it as a context manager. When the body raises, the unfinished file is removed.
     """
 
     def __init__(
-        self, path: str | Path, rate: Fraction, audio_from: str | Path | None = None, crf: int = 16
+        self,
+        path: str | Path,
+        rate: Fraction,
+        audio_from: str | Path | None = None,
+        crf: int = 16,
+        cut_sound: bool = False,
     ) -> None:
         import av
 
@@ -139,6 +144,7 @@ class VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.rate = Fraction(rate).limit_denominator(1_000_000)
         self.crf = crf
+        self.cut_sound = cut_sound
         self.frames = 0
         self._stream: Any = None
         self._container: Any = av.open(str(path), "w", format="mp4")
@@ -178,7 +184,8 @@ class VideoWriter:
 
     def close(self) -> None:
         self._container.mux(self._stream.encode())
-        self._copy_sound(float("inf"))
+        if not self.cut_sound:
+            self._copy_sound(float("inf"))
         self._container.close()
         if self._sound is not None:
             self._sound.close()

@@ -265,6 +265,16 @@ def test_a_video_keeps_frames_rate_and_sound(tmp_path: Path) -> None:
         assert before == after, "the sound is copied, not encoded again"
 
 
+def test_sound_can_end_with_the_pictures(tmp_path: Path) -> None:
+    write_sound_video(tmp_path / "driver.mp4", 24, Fraction(24))
+    driver = tmp_path / "driver.mp4"
+    with VideoWriter(tmp_path / "out.mp4", Fraction(24), audio_from=driver, cut_sound=True) as video:
+        video.write(torch.rand(6, 3, 32, 32))
+    with av.open(str(tmp_path / "out.mp4")) as out:
+        sound = out.streams.audio[0]
+        assert float(sound.duration * sound.time_base) == pytest.approx(0.25, abs=0.05)
+
+
 def test_an_unfinished_video_is_removed(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "out.mp4", Fraction(24)) as video:
         video.write(torch.rand(3, 3, 32, 32))
