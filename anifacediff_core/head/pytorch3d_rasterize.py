@@ -1,6 +1,6 @@
-"""PyTorch3D as an optional rasterizer (paper 3.3 uses it); the same form and conventions as :mod:`.rasterize`.
+"""PyTorch3D as an optional rasterizer (paper 3.3 uses it); form and conventions of :mod:`.rasterize`.
 
-    render_normals(head, params, size, rasterizer=pytorch3d_rasterize.rasterize)
+Use it by ``render_normals(head, params, size, rasterizer=pytorch3d_rasterize.rasterize)``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ def rasterize(pixels: Tensor, faces: Tensor, height: int, width: int) -> Fragmen
             "The PyTorch3D rasterizer is not installed; install pytorch3d or use the built-in one."
         ) from error
     if height != width:
-        raise InputError(f"The PyTorch3D rasterizer draws square pictures only; {width} x {height} was asked for.")
+        raise InputError(
+            f"The PyTorch3D rasterizer draws square pictures only; {width} x {height} was asked for."
+        )
     frames = len(pixels)
     # PyTorch3D's NDC has x to the left and y up, and drops what lies behind z = 0.
     ndc = 1 - 2 * pixels[..., :2] / width

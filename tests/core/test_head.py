@@ -208,7 +208,8 @@ def test_pytorch3d_draws_the_same(head):
 
     params = random_params(head, 2)
     pixels = to_pixels(project(head(params), params.camera), 64)
-    ours, theirs = rasterize(pixels, head.faces, 64, 64), pytorch3d_rasterize.rasterize(pixels, head.faces, 64, 64)
+    ours = rasterize(pixels, head.faces, 64, 64)
+    theirs = pytorch3d_rasterize.rasterize(pixels, head.faces, 64, 64)
     assert (ours.triangle == theirs.triangle).float().mean() > 0.999
     same = ours.triangle == theirs.triangle
     torch.testing.assert_close(ours.barycentric[same], theirs.barycentric[same], atol=1e-3, rtol=0)

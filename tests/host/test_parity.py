@@ -1,7 +1,7 @@
 """The host's own UNet with AniFaceDiff attached, against the reference implementation on diffusers.
 
-The bundled weights, and random ones at their topology and at a narrow copy of Stable Diffusion 1.5's; latents of
-8×8.
+The bundled weights, and random ones at their topology and at a narrow copy of Stable Diffusion 1.5's;
+latents of 8×8.
 """
 
 from __future__ import annotations
