@@ -125,8 +125,8 @@ class Pipeline:
         self,
         conditioning: Conditioning,
         *,
-        steps: int = 20,
-        cfg: float = 2.0,
+        steps: int = 10,
+        cfg: float = 1.5,
         seed: int = 0,
         window: int = 24,
         overlap: int = 6,
@@ -155,7 +155,7 @@ class Pipeline:
                 "that the temporal modules know: reduce the window."
             )
         windows = context_windows(len(conditioning), window, overlap)
-        weights = fuse_weights(len(windows[0]), overlap if len(windows) > 1 else 0).view(-1, 1, 1, 1)
+        weights = [fuse_weights(len(frames), overlap if len(windows) > 1 else 0) for frames in windows]
         if noise is None:
             height, width = conditioning.pose.shape[-2:]
             channels = config.latent_channels
@@ -173,9 +173,9 @@ class Pipeline:
                 if part is None:
                     part = conditioning.window(frames, self.device, self.dtype)
                 prediction = self._predict(part, latents[frames], timestep, sigma, cfg, expression_scale)
-                weighted = weights.to(store)
-                denoised[frames] += weighted * prediction.to(store)
-                total[frames] += weighted
+                weight = weights[index].view(-1, 1, 1, 1).to(store)
+                denoised[frames] += weight * prediction.to(store)
+                total[frames] += weight
                 if progress is not None:
                     progress(step * len(windows) + index + 1, steps * len(windows))
             latents = euler_step(latents, denoised / total, sigma, sigmas[step + 1].to(store))

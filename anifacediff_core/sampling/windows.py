@@ -13,9 +13,9 @@ from anifacediff_core.errors import InputError
 def context_windows(frames: int, length: int, overlap: int) -> list[list[int]]:
     """Frame indices of each window, in order.
 
-    As few windows of at most `length` frames as share at least `overlap` frames with their neighbors. All have
-    the same length, the shortest possible, so that little is computed twice: 48 frames are three windows of 20,
-    not of 24. A video no longer than a window is one window.
+    Windows have `length` frames and begin `length - overlap` frames apart; the last two share what is left evenly
+    instead of computing frames twice: 48 frames are windows of 24, 18 and 18. A video no longer than a window is
+    one window.
     """
     if frames < 1:
         raise InputError("The video has no frames: give at least one.")
@@ -25,10 +25,12 @@ def context_windows(frames: int, length: int, overlap: int) -> list[list[int]]:
         )
     if frames <= length:
         return [list(range(frames))]
-    count = ceil((frames - overlap) / (length - overlap))
-    even = ceil((frames + (count - 1) * overlap) / count)
-    starts = [i * (frames - even) // (count - 1) for i in range(count)]
-    return [list(range(start, start + even)) for start in starts]
+    stride = length - overlap
+    count = ceil((frames - overlap) / stride)
+    left = (count - 2) * stride  # where the last two begin
+    even = ceil((frames - left + overlap) / 2)
+    full = [list(range(start, start + length)) for start in range(0, left, stride)]
+    return [*full, list(range(left, left + even)), list(range(frames - even, frames))]
 
 
 def fuse_weights(length: int, overlap: int) -> Tensor:
