@@ -41,9 +41,8 @@ def _region_input() -> io.Combo.Input:
         options=list(MODES),
         default="auto",
         tooltip="What becomes the portrait. auto: the whole picture if it is a square portrait already, "
-        "else the "
-        "square around the head. portrait: always the square around the head. whole: always the whole "
-        "picture.",
+        "else the square around the head. portrait: always the square around the head. whole: always the "
+        "whole picture.",
     )
 
 
@@ -54,8 +53,7 @@ def _face_input() -> io.Int.Input:
         min=0,
         max=31,
         tooltip="Which face, if there are several: 0 follows the most prominent one, 1 the first from the "
-        "left, "
-        "and so on.",
+        "left, and so on.",
     )
 
 
@@ -67,8 +65,7 @@ def _smoothing_input() -> io.Float.Input:
         max=1.0,
         step=0.05,
         tooltip="How much to calm the tremble of a video's parameters: 0 leaves them as they were read, 1 "
-        "is strong. "
-        "No effect on a single picture.",
+        "is strong. No effect on a single picture.",
     )
 
 
@@ -84,9 +81,8 @@ class DECAExtract(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffDECAExtract",
             display_name="DECA Extract",
-            description="Find the face, cut the portrait square around it, and read shape, expression, "
-            "pose and camera, "
-            "frame by frame. Use one for the source picture and one for the driving video.",
+            description="Find the face, cut the portrait square around it, and read shape, expression, pose "
+            "and camera, frame by frame. Use one for the source picture and one for the driving video.",
             search_aliases=["face detection", "face capture", "portrait crop", "tracking"],
             inputs=[
                 FaceCaptureSocket.Input(
@@ -102,8 +98,7 @@ class DECAExtract(io.ComfyNode):
                 FaceParametersSocket.Output(
                     display_name="parameters",
                     tooltip="Shape, expression, pose and camera of every frame. Frames without a face are "
-                    "filled in "
-                    "from their neighbors.",
+                    "filled in from their neighbors.",
                 ),
                 io.Image.Output(
                     display_name="portrait",
@@ -159,10 +154,9 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffParametersFromFaceLandmarks",
             display_name="Parameters from Face Landmarks",
-            description="Turn the landmarks of a person's face into face parameters: the way for a video "
-            "of a person to "
-            "drive an avatar. Connect ComfyUI's own face landmarker, or the video itself where MediaPipe "
-            "is installed.",
+            description="Turn the landmarks of a person's face into face parameters: the way for a video of "
+            "a person to drive an avatar. Connect ComfyUI's own face landmarker, or the video itself where "
+            "MediaPipe is installed.",
             search_aliases=["mediapipe", "arkit", "blendshapes"],
             inputs=[
                 FaceLandmarksSocket.Input(
@@ -174,8 +168,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                     "image",
                     optional=True,
                     tooltip="Picture or video of a person, for ComfyUI versions without a face landmarker; "
-                    "needs the "
-                    "Python package mediapipe. Without effect when landmarks are connected.",
+                    "needs the Python package mediapipe. Without effect when landmarks are connected.",
                 ),
                 _region_input(),
                 _face_input(),
@@ -203,8 +196,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
             if image is None:
                 raise InputError(
                     "There is nothing to read parameters from: connect face_landmarks, or image where "
-                    "MediaPipe is "
-                    "installed."
+                    "MediaPipe is installed."
                 )
             frames = to_core(image, "picture or video")
             face_landmarks = detect_landmarks(frames, what=_name(frames), progress=Progress(len(frames)))

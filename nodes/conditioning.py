@@ -79,13 +79,11 @@ class ReferenceNetEncode(io.ComfyNode):
                 io.Image.Input(
                     "source_image",
                     tooltip="Portrait square of the source, as DECA Extract cuts it. Of several pictures "
-                    "the first is taken; "
-                    "of a picture that isn't square, the middle.",
+                    "the first is taken; of a picture that isn't square, the middle.",
                 ),
                 size_input(
                     "Side in pixels at which the source is read, and of the video; the same as in Render "
-                    "Normals. "
-                    "The bundled model was trained at 256."
+                    "Normals. The bundled model was trained at 256."
                 ),
             ],
             outputs=[

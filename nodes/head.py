@@ -26,15 +26,13 @@ class FacialShapeAlign(io.ComfyNode):
             node_id="AniFaceDiffFacialShapeAlign",
             display_name="Facial Shape Align",
             description="Give the source's face shape to the driving motion, so that the result keeps the "
-            "source's "
-            "identity and takes pose, expression and framing from the driver.",
+            "source's identity and takes pose, expression and framing from the driver.",
             search_aliases=["identity", "shape", "retarget"],
             inputs=[
                 FaceParametersSocket.Input(
                     "source",
                     tooltip="Face parameters of the source picture; their shape is kept. Of several frames "
-                    "the first is "
-                    "taken.",
+                    "the first is taken.",
                 ),
                 FaceParametersSocket.Input(
                     "driving",
@@ -69,8 +67,7 @@ class RenderNormals(io.ComfyNode):
             node_id="AniFaceDiffRenderNormals",
             display_name="Render Normals",
             description="Draw the surface normals of the head, frame by frame: the picture that tells the "
-            "model where "
-            "every part of the face is and which way it looks.",
+            "model where every part of the face is and which way it looks.",
             search_aliases=["normal map", "mesh", "snapshot"],
             inputs=[
                 FaceParametersSocket.Input(
@@ -84,9 +81,8 @@ class RenderNormals(io.ComfyNode):
                     "head",
                     options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
                     default=BUNDLED,
-                    tooltip="Head model that the parameters belong to: the bundled one, or a converted "
-                    "file in "
-                    "models/flame.",
+                    tooltip="Head model that the parameters belong to: the bundled one, or a converted file "
+                    "in models/flame.",
                 ),
             ],
             outputs=[

@@ -53,8 +53,7 @@ class LoadAniFaceDiff(io.ComfyNode):
             node_id="AniFaceDiffLoader",
             display_name="Load AniFaceDiff",
             description="Load all networks of a checkpoint. The MODEL is an ordinary Stable Diffusion 1.5 "
-            "one for the "
-            "host: LoRA loaders, ControlNet and the stock samplers work on it.",
+            "one for the host: LoRA loaders, ControlNet and the stock samplers work on it.",
             search_aliases=["anifacediff checkpoint", "face reenactment", "live portrait"],
             inputs=[
                 io.Combo.Input(
@@ -107,8 +106,7 @@ class ExpressionAdapterLoader(io.ComfyNode):
             node_id="AniFaceDiffExpressionAdapterLoader",
             display_name="Expression Adapter Loader",
             description="Put the expression adapter onto a MODEL, so that the driver's expression also "
-            "reaches it as "
-            "numbers, which tell fine things that normals don't show.",
+            "reaches it as numbers, which tell fine things that normals don't show.",
             search_aliases=["expression strength", "lambda"],
             inputs=[
                 io.Model.Input("model", tooltip="MODEL of Load AniFaceDiff."),

@@ -46,8 +46,7 @@ def _window_inputs() -> list[io.Input]:
             min=1,
             max=128,
             tooltip="Frames that are sampled together. Memory grows with it, not with the length of the "
-            "video; the bundled "
-            "model knows up to 32.",
+            "video; the bundled model knows up to 32.",
         ),
         io.Int.Input(
             "overlap",
@@ -71,15 +70,13 @@ def _apply(
     if reference.size != pose.size:
         raise InputError(
             f"The source was encoded at {reference.size} pixels (ReferenceNet Encode) but the normals were "
-            f"rendered at "
-            f"{pose.size} (Render Normals): set both to the same size."
+            f"rendered at {pose.size} (Render Normals): set both to the same size."
         )
     frames = len(pose.features)
     if len(parameters) != frames:
         raise InputError(
             f"The face parameters have {len(parameters)} frames but the pose has {frames}: connect the "
-            f"parameters that the "
-            "normals were rendered from."
+            "parameters that the normals were rendered from."
         )
     origin = origin_of(model)
     if origin is not None and origin.checkpoint.head != parameters.head:
@@ -105,8 +102,7 @@ class ApplyAniFaceDiff(io.ComfyNode):
             node_id="AniFaceDiffApply",
             display_name="Apply AniFaceDiff",
             description="Put source and motion onto the MODEL, for KSampler, SamplerCustomAdvanced and "
-            "every other sampler. "
-            "AniFaceDiff Sampler does the same and samples at once.",
+            "every other sampler. AniFaceDiff Sampler does the same and samples at once.",
             search_aliases=["ksampler", "conditioning"],
             inputs=[*_video_inputs(), *_window_inputs()],
             outputs=[

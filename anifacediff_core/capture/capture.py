@@ -66,8 +66,7 @@ class Captured:
 
     Attributes:
         parameters: (frames) on the CPU, camera of the portrait square; ``valid`` is False where no face was
-        found, such
-            frames are filled from their neighbors.
+            found, such frames are filled from their neighbors.
         square: (3,) left, top, side of the portrait square, as fractions of the picture's longer side.
         frames_without_face: their indices.
         note: one or two sentences for people.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import InputError
+from ..storage import write_tensors
 
 POSE_JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
 POSE_SIZE = 3 * len(POSE_JOINTS)
@@ -168,12 +167,9 @@ class FaceParameters:
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Write a safetensors file atomically."""
-        path = Path(path)
         header = {"format": FORMAT, "version": "1", "head": self.head, **(metadata or {})}
-        tensors = {name: getattr(self, name).detach().cpu().contiguous() for name in TENSORS}
-        temporary = path.with_name(path.name + ".part")
-        save_file(tensors, temporary, metadata={FORMAT: json.dumps(header)})
-        os.replace(temporary, path)
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        write_tensors(Path(path), tensors, {FORMAT: json.dumps(header)})
 
     @classmethod
     def load(cls, path: str | Path) -> FaceParameters:

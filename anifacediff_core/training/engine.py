@@ -10,7 +10,6 @@ import contextlib
 import copy
 import json
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,8 +20,10 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, broadcast, set_seed
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
+
+from ..storage import write_tensors
 
 Tensors = tuple[Tensor, ...]
 
@@ -233,14 +234,6 @@ class Average:
             value.copy_(kept)
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file so that a reader sees the old one or the new one, never a half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, temporary, metadata)
-    os.replace(temporary, path)
-
-
 def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Tensors of a file whose names begin with `prefix`, without it."""
     found = {key[len(prefix) :]: value for key, value in load_file(path).items() if key.startswith(prefix)}
@@ -429,7 +422,7 @@ def _snapshot(
     if accelerator.is_main_process:
         task.module.eval()
         with average.applied(), torch.no_grad():
-            save_weights(folder / f"{task.name}.safetensors", task.weights(), {"fraction": str(fraction)})
+            write_tensors(folder / f"{task.name}.safetensors", task.weights(), {"fraction": str(fraction)})
             measures = _sample(task, folder / f"{task.name}_{round(100 * fraction):03d}.jpg", fraction)
         task.module.train()
         journal(task.name, "snapshot", fraction=fraction, **measures)

@@ -7,8 +7,6 @@ of the head model that the parts were trained on) and `provenance` (how they cam
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +14,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.storage import write_tensors
 
 VERSION = 1
 HEADER = "anifacediff"
@@ -55,16 +53,7 @@ def save_checkpoint(
             _require_finite(stored, f"{part}.{name}", path)
             tensors[f"{part}.{name}"] = stored.contiguous().clone()
     header = {"version": VERSION, "network": config.to_json(), "head": head, "provenance": provenance or {}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={HEADER: json.dumps(header), "format": "pt"})
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_tensors(path, tensors, {HEADER: json.dumps(header), "format": "pt"})
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:

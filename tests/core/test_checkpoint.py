@@ -142,7 +142,7 @@ def test_failed_write_keeps_the_old_file(path: Path, tmp_path: Path, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("anifacediff_core.weights.checkpoint.save_file", fail)
+    monkeypatch.setattr("anifacediff_core.storage.save_file", fail)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(target, {"vae": {"weight": torch.zeros(1)}}, CONFIG, head="")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
