@@ -13,9 +13,9 @@ from anifacediff_core.errors import InputError
 def context_windows(frames: int, length: int, overlap: int) -> list[list[int]]:
     """Frame indices of each window, in order.
 
-    Windows have `length` frames and begin `length - overlap` frames apart; the last two share what is left evenly
-    instead of computing frames twice: 48 frames are windows of 24, 18 and 18. A video no longer than a window is
-    one window.
+    Windows have `length` frames and begin `length - overlap` frames apart; the last two share what is left
+    evenly instead of computing frames twice: 48 frames are windows of 24, 18 and 18. A video no longer than a
+    window is one window.
     """
     if frames < 1:
         raise InputError("The video has no frames: give at least one.")
