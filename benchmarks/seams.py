@@ -2,8 +2,8 @@
 
     python benchmarks/seams.py result.mp4 driving.mp4 --window 24 --overlap 6
 
-Compares the mean difference of neighboring frames inside the overlaps with that elsewhere, both as multiples of
-the driver's own: a driver that turns its head just there would look like a seam otherwise.
+Compares the mean difference of neighboring frames inside the overlaps with that elsewhere, both as multiples
+of the driver's own: a driver that turns its head just there would look like a seam otherwise.
 """
 
 from __future__ import annotations
