@@ -38,12 +38,17 @@ async function inspect(page, name, errors) {
       api.addEventListener("execution_interrupted", () => resolve("interrupted"));
       setTimeout(() => resolve("no end in time"), timeout);
     });
+    // Drawing the graph in software would take the time that the host needs.
+    window.app.canvas.pause_rendering = true;
     await window.app.queuePrompt(0, 1);
     const refused = window.app.lastNodeErrors ?? {};
     return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
   }, task.timeout);
   const screenshot = join(task.screenshots, `${name}.png`);
-  await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+  await page.evaluate(() => {
+    window.app.canvas.pause_rendering = false;
+    return window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  });
   await page.waitForTimeout(1000);
   await page.screenshot({ path: screenshot });
   return { ...found, outcome, errors: errors.splice(0), screenshot };

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from einops import rearrange
-from test_native import configs, relative_error
+from test_native import relative_error
 from test_parity import Twin, applied, call_core, call_host, make_twin, noise_for, run_core, run_host
 from torch import Tensor, nn
 
@@ -18,7 +18,7 @@ WINDOW = {"window": 4, "overlap": 1}
 
 @pytest.fixture(scope="module")
 def twin(host: SimpleNamespace) -> Twin:
-    return make_twin(host, configs()["tiny"], FRAMES)
+    return make_twin(host, "tiny", FRAMES)
 
 
 def layers_of(model: Any) -> list[int]:
@@ -49,7 +49,7 @@ def test_other_model_is_refused(comfy: ModuleType, host: SimpleNamespace) -> Non
 
 
 def test_parts_of_another_checkpoint_are_refused(host: SimpleNamespace, twin: Twin) -> None:
-    narrow = make_twin(host, configs()["narrow"], 2)
+    narrow = make_twin(host, "narrow", 2)
     apply = host.apply.apply_anifacediff
     with input_error():
         apply(twin.model, reference=narrow.conditioning.reference)
