@@ -16,15 +16,16 @@ from .parameters import POSE_JOINTS, FaceParameters
 
 FORMAT = "anifacediff-head"
 BUNDLED = "head.safetensors"
-REQUIRED = (
-    "template",
-    "faces",
-    "shape_basis",
-    "expression_basis",
-    "joint_regressor",
-    "skin_weights",
-    "parents",
-)
+# Tensors that a head must have, with their number of axes.
+REQUIRED = {
+    "template": 2,
+    "faces": 2,
+    "shape_basis": 3,
+    "expression_basis": 3,
+    "joint_regressor": 2,
+    "skin_weights": 2,
+    "parents": 1,
+}
 
 
 class HeadModel(nn.Module):
@@ -223,6 +224,12 @@ def _all_vertices(basis: Tensor, moved: Tensor | None, vertices: int) -> Tensor:
 
 
 def _check_shapes(tensors: dict[str, Tensor], name: str) -> None:
+    for key, axes in REQUIRED.items():
+        if tensors[key].ndim != axes or not tensors[key].numel():
+            raise InputError(
+                f"The head file '{name}' does not fit together: "
+                f"expected {key} with {axes} axes, found {list(tensors[key].shape)}."
+            )
     vertices, joints = len(tensors["template"]), len(POSE_JOINTS)
     moved = len(tensors.get("expression_vertices", tensors["template"]))
     expected = {

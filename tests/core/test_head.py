@@ -12,7 +12,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.camera import crop_camera, project, to_pixels, uncrop_camera
-from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.model import REQUIRED, HeadModel
 from anifacediff_core.head.motion import gaze_pose, look_along
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.rasterize import interpolate, rasterize
@@ -129,6 +129,14 @@ def test_wrong_head_files_are_refused_in_a_sentence(head, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a head file"):
         HeadModel.load(tmp_path / "other.safetensors")
+    tensors = {name: getattr(head, name).clone() for name in REQUIRED if name != "parents"}
+    tensors["parents"] = torch.tensor(head.parents)
+    header = {"anifacediff-head": '{"name": "x"}'}
+    wrong = {"faces": head.faces[:0], "template": torch.tensor(1.0), "skin_weights": head.skin_weights[:5]}
+    for key, tensor in wrong.items():
+        save_file({**tensors, key: tensor.clone()}, tmp_path / "wrong.safetensors", header)
+        with pytest.raises(InputError, match=f"does not fit together: expected {key}"):
+            HeadModel.load(tmp_path / "wrong.safetensors")
     other = replace(head.neutral(), head="flame")
     with pytest.raises(InputError, match="belong to the head 'flame'"):
         render_normals(head, other, 32)
