@@ -7,7 +7,13 @@ from typing import Any
 
 from anifacediff_core.errors import InputError
 
-PREDICTIONS = ("v_prediction", "epsilon")
+CHOICES = {
+    "prediction": ("v_prediction", "epsilon"),
+    "beta_schedule": ("scaled_linear", "linear"),
+    "motion_norm": ("clip", "frame"),
+    "pose_encoder": ("convolution", "attention", "multiscale"),
+    "context": ("image", "text"),
+}
 
 
 @dataclass(frozen=True)
@@ -23,13 +29,22 @@ class NetworkConfig:
         motion_heads: number of heads of the temporal module of each level.
         motion_max_frames: longest window that the temporal modules have positions for.
         motion_mid_block: whether there is a temporal module in the middle block.
+        motion_norm: whether a temporal module normalizes over all frames of a window, "clip" as in diffusers,
+            or each frame by itself, "frame" as in AnimateDiff and the Animate-Anyone family.
+        pose_encoder: "convolution" is ControlNet's small encoder; "attention" is Champ's and MagicPortrait's,
+            one per picture, summed; "multiscale" is AniPortrait's, whose features enter at five places.
+        pose_inputs: names of the pictures that the pose encoder reads, in the order of their channels.
         pose_channels: channels of the pose encoder; each further entry halves the resolution.
+        context: what the cross-attention reads: "image", CLIP's embedding of the source, with zero as its
+            unconditional counterpart; or "text", one fixed text for both halves of guidance.
         image_*: the CLIP vision transformer; its projection has `cross_attention_dim` channels.
         n_expression: length of the expression vector.
         expression_tokens, expression_hidden: shape of the expression adapter's MLP.
         prediction: what the UNet predicts, "v_prediction" or "epsilon".
         zero_terminal_snr: whether the last time step is pure noise.
+        beta_schedule: diffusers' name of how β grows from 0.00085 to 0.012.
         latent_scale: factor from autoencoder output to UNet latents.
+        profile: the method that the weights were made for.
     """
 
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
@@ -43,9 +58,13 @@ class NetworkConfig:
     motion_heads: tuple[int, ...] = (8, 8, 8, 8)
     motion_max_frames: int = 32
     motion_mid_block: bool = True
+    motion_norm: str = "clip"
 
+    pose_encoder: str = "convolution"
+    pose_inputs: tuple[str, ...] = ("normals",)
     pose_channels: tuple[int, ...] = (16, 32, 96, 256)
 
+    context: str = "image"
     image_size: int = 224
     image_patch: int = 14
     image_hidden: int = 1024
@@ -60,7 +79,10 @@ class NetworkConfig:
 
     prediction: str = "v_prediction"
     zero_terminal_snr: bool = True
+    beta_schedule: str = "scaled_linear"
     latent_scale: float = 0.18215
+
+    profile: str = "anifacediff"
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -70,10 +92,11 @@ class NetworkConfig:
                     f"Network config: {name} has {len(getattr(self, name))} entries, "
                     f"expected one for each of the {levels} levels."
                 )
-        if self.prediction not in PREDICTIONS:
-            raise InputError(
-                f"Network config: prediction is {self.prediction!r}, expected {' or '.join(PREDICTIONS)}."
-            )
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise InputError(
+                    f"Network config: {name} is {getattr(self, name)!r}, expected {' or '.join(choices)}."
+                )
 
     @classmethod
     def tiny(cls) -> NetworkConfig:

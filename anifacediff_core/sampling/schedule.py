@@ -20,12 +20,17 @@ BETA_START, BETA_END = 0.00085, 0.012
 TERMINAL_ALPHA = 4.8973451890853435e-08
 
 
-def make_sigmas(zero_terminal_snr: bool) -> Tensor:
-    """σ of every time step, (1000,) float32, rising, of the betas "scaled_linear" ("linear" in ComfyUI).
+def make_sigmas(zero_terminal_snr: bool, beta_schedule: str = "scaled_linear") -> Tensor:
+    """σ of every time step, (1000,) float32, rising.
+
+    The betas are "scaled_linear" as in Stable Diffusion ("linear" in ComfyUI), whose roots grow evenly, or
+    "linear" ("sqrt_linear" in ComfyUI), which grow evenly themselves.
 
     With `zero_terminal_snr` the signal is rescaled to vanish at the last step (Lin et al. 2023, algorithm 1).
     """
-    betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    power = 2 if beta_schedule == "scaled_linear" else 1
+    ends = BETA_START ** (1 / power), BETA_END ** (1 / power)
+    betas = torch.linspace(*ends, TIMESTEPS, dtype=torch.float64) ** power
     alphas = torch.cumprod(1 - betas, 0)
     if zero_terminal_snr:
         signal = alphas.sqrt()
@@ -49,7 +54,7 @@ class NoiseSchedule:
 
     @classmethod
     def of(cls, config: NetworkConfig) -> NoiseSchedule:
-        return cls(make_sigmas(config.zero_terminal_snr), config.prediction)
+        return cls(make_sigmas(config.zero_terminal_snr, config.beta_schedule), config.prediction)
 
     @property
     def alphas(self) -> Tensor:

@@ -19,6 +19,8 @@ from anifacediff_core.network.config import NetworkConfig
 
 Weights = dict[str, torch.Tensor]
 
+_BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear"}  # diffusers' words to the host's
+
 
 def load_model(
     weights: Weights, network: NetworkConfig, dtype: torch.dtype | None = None
@@ -128,6 +130,7 @@ class _ModelConfig(comfy.supported_models.SD15):
         }
         super().__init__(config)
         self.v_prediction = network.prediction == "v_prediction"
+        self.sampling_settings["beta_schedule"] = _BETAS[network.beta_schedule]
         if network.zero_terminal_snr:
             self.sampling_settings["zsnr"] = True
 
