@@ -18,6 +18,8 @@ from anifacediff_core.weights.checkpoint import Checkpoint
 from .host.runtime import Progress, device, show_text
 from .images import to_core, to_host
 from .sockets import (
+    Crop,
+    CropSocket,
     FaceCaptureSocket,
     FaceLandmarksSocket,
     FaceParametersSocket,
@@ -105,6 +107,10 @@ class DECAExtract(io.ComfyNode):
                     tooltip="The portrait square that the parameters refer to, one picture per frame.",
                 ),
                 _report_output(),
+                CropSocket.Output(
+                    display_name="crop",
+                    tooltip="Where the portrait lies in the picture, for putting a result back.",
+                ),
             ],
         )
 
@@ -133,7 +139,8 @@ class DECAExtract(io.ComfyNode):
         )
         show_text(captured.note)
         portrait = crop_portrait(frames, captured.square, size)
-        return io.NodeOutput(captured.parameters, to_host(portrait), captured.note)
+        crop = Crop(captured.square, width=frames.shape[-1], height=frames.shape[-2])
+        return io.NodeOutput(captured.parameters, to_host(portrait), captured.note, crop)
 
 
 def _name(frames: torch.Tensor) -> str:

@@ -17,6 +17,8 @@ PoseEncoderSocket = io.Custom("ANIFACEDIFF_POSE_ENCODER")
 FaceCaptureSocket = io.Custom("ANIFACEDIFF_FACE_CAPTURE")
 ReferenceSocket = io.Custom("ANIFACEDIFF_REFERENCE")
 PoseSocket = io.Custom("ANIFACEDIFF_POSE")
+CropSocket = io.Custom("ANIFACEDIFF_CROP")
+BoundingBoxSocket = io.Custom("BOUNDING_BOX")  # the host's own, in releases that have face detectors
 
 CATEGORY = "AniFaceDiff"
 SIZE = 256  # side of the pictures that the bundled model was trained on
@@ -54,6 +56,21 @@ class Pose:
     def size(self) -> int:
         """Side of the normals in pixels."""
         return 8 * self.features.shape[-1]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Where a portrait was cut out of its picture, so that what becomes of it can be put back.
+
+    Attributes:
+        square: (3,) left, top, side of the portrait, as fractions of the picture's longer side; it may reach
+            beyond the picture. One square for all frames.
+        width, height: of the picture, in pixels.
+    """
+
+    square: torch.Tensor
+    width: int
+    height: int
 
 
 def make_schema(**values: Any) -> io.Schema:

@@ -198,7 +198,7 @@ def models_that_find(*faces: list[tuple[float, float, float]]) -> CaptureModels:
 def extract(extension: Extension, models: Any, image: Tensor | None, **inputs: Any) -> dict[str, Any]:
     given = {"region": "auto", "size": SIZE, "face": 0, "smoothing": 0.3, **inputs}
     result = extension.run("DECAExtract", face_capture=models, image=image, **given)
-    return dict(zip(("parameters", "portrait", "report"), result, strict=True))
+    return dict(zip(("parameters", "portrait", "report", "crop"), result, strict=True))
 
 
 # --- Schemas -------------------------------------------------------------------------------------
@@ -287,6 +287,8 @@ def test_extract_is_the_cores(extension: Extension) -> None:
     assert found["report"] == expected.note
     portrait = crop_portrait(frames, expected.square, SIZE)
     assert torch.equal(found["portrait"].movedim(-1, 1), portrait)
+    crop = found["crop"]
+    assert torch.equal(crop.square, expected.square) and (crop.width, crop.height) == (160, 120)
 
 
 def landmarks(head: HeadModel, frames: int = FRAMES, missing: tuple[int, ...] = ()) -> dict[str, Any]:
