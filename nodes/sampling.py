@@ -87,7 +87,7 @@ def _apply(
     return apply_anifacediff(
         model,
         reference=reference.tokens,
-        pose=pose.features,
+        pose=pose.levels,
         expression=parameters.expression,
         motion=None if origin is None else origin.motion,
         window=window,

@@ -48,13 +48,21 @@ class Reference:
 
 @dataclass(frozen=True)
 class Pose:
-    """Features of the pose encoder (frames, channels, height / 8, width / 8)."""
+    """Features of the pose encoder.
 
-    features: torch.Tensor
+    Attributes:
+        levels: (frames, channels, height / 8, width / 8), and smaller ones of some encoders.
+    """
+
+    levels: tuple[torch.Tensor, ...]
+
+    @property
+    def features(self) -> torch.Tensor:
+        return self.levels[0]
 
     @property
     def size(self) -> int:
-        """Side of the normals in pixels."""
+        """Side of the encoded pictures in pixels."""
         return 8 * self.features.shape[-1]
 
 

@@ -207,7 +207,7 @@ class Reenactor:
                     torch.full((halves * rows,), timestep, device=device),
                     context,
                     conditions=conditions,
-                    pose=torch.cat([pose] * halves),
+                    pose=tuple(torch.cat([level] * halves) for level in pose),
                     motion=net.motion,
                     frames=frames,
                 ).float()

@@ -15,25 +15,34 @@ class Conditioning:
 
     Arguments:
         reference: of each transformer block, the ReferenceNet's tokens (1, tokens, channels).
-        image: embedding of the source picture (1, 1, cross_attention_dim).
-        pose: pose features (frames, channels, height, width), kept where memory is plenty.
-        expression: expression tokens (frames, tokens, cross_attention_dim).
+        context: what the cross-attention reads: embedding of the source picture (1, 1, cross_attention_dim),
+            or of a text (1, tokens, cross_attention_dim).
+        pose: pose features of all levels, (frames, channels, height, width) each, kept where memory is
+            plenty.
+        expression: expression tokens (frames, tokens, cross_attention_dim), or none.
+        unconditional: the context of the unconditional half of guidance, zero by default.
     """
 
     reference: dict[str, Tensor]
-    image: Tensor
-    pose: Tensor
-    expression: Tensor
+    context: Tensor
+    pose: tuple[Tensor, ...]
+    expression: Tensor | None
+    unconditional: Tensor | None = None
 
     def __len__(self) -> int:
-        return len(self.pose)
+        return len(self.pose[0])
 
     def window(self, frames: Sequence[int], device: torch.device, dtype: torch.dtype) -> Conditioning:
         """The part that belongs to some frames, moved; what is there already is shared."""
-        index = torch.as_tensor(frames, device=self.pose.device)
+        index = torch.as_tensor(frames, device=self.pose[0].device)
         return Conditioning(
             reference={name: tokens.to(device, dtype) for name, tokens in self.reference.items()},
-            image=self.image.to(device, dtype),
-            pose=self.pose[index].to(device, dtype, memory_format=torch.channels_last),
-            expression=self.expression[index.to(self.expression.device)].to(device, dtype),
+            context=self.context.to(device, dtype),
+            pose=tuple(
+                level[index].to(device, dtype, memory_format=torch.channels_last) for level in self.pose
+            ),
+            expression=None
+            if self.expression is None
+            else self.expression[index.to(self.expression.device)].to(device, dtype),
+            unconditional=None if self.unconditional is None else self.unconditional.to(device, dtype),
         )

@@ -24,6 +24,17 @@ def make_pose_encoder(config: NetworkConfig) -> ControlNetConditioningEmbedding:
     return ControlNetConditioningEmbedding(config.block_out_channels[0], 3, config.pose_channels)
 
 
+def encode_pose(encoder: nn.Module, pictures: Tensor, reference: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Features of all levels of any pose encoder, for `network.model.run_unet`.
+
+    Arguments:
+        pictures: (frames, 3 * pose inputs, H, W) in [0, 1].
+        reference: the source's own picture (1, 3, H, W), for a "multiscale" pose encoder.
+    """
+    features = encoder(pictures) if reference is None else encoder(pictures, reference)
+    return features if isinstance(features, tuple) else (features,)
+
+
 def image_encoder_json(config: NetworkConfig) -> dict[str, object]:
     """The image encoder's configuration in Hugging Face's form, which ComfyUI's ClipVisionModel reads too."""
     return {

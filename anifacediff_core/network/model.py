@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from diffusers import MotionAdapter, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from einops import repeat
@@ -28,9 +28,11 @@ from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import (
     ExpressionAdapter,
+    encode_pose,
     make_image_encoder,
     make_pose_encoder,
 )
+from anifacediff_core.network.temporal import MotionModules
 
 Layer = nn.Module | None
 
@@ -54,22 +56,6 @@ def make_unet(config: NetworkConfig) -> UNet2DConditionModel:
         norm_num_groups=config.norm_num_groups,
         attention_head_dim=config.attention_heads,  # diffusers' old name: it is the number of heads
     )
-
-
-def make_motion(config: NetworkConfig) -> MotionAdapter:
-    """Temporal modules in AnimateDiff's layout; their last projections start at zero: they begin silent."""
-    motion = MotionAdapter(
-        block_out_channels=config.block_out_channels,
-        motion_layers_per_block=config.layers_per_block,
-        motion_num_attention_heads=config.motion_heads,
-        motion_norm_num_groups=config.norm_num_groups,
-        motion_max_seq_length=config.motion_max_frames,
-        use_motion_mid_block=config.motion_mid_block,
-    )
-    for name, module in motion.named_modules():
-        if name.endswith(".proj_out"):
-            zero(module)
-    return motion
 
 
 def zero(module: nn.Module) -> None:
@@ -103,8 +89,8 @@ def run_unet(
     context: Tensor,
     *,
     conditions: Conditions | None = None,
-    pose: Tensor | None = None,
-    motion: MotionAdapter | None = None,
+    pose: tuple[Tensor, ...] = (),
+    motion: MotionModules | None = None,
     frames: int = 1,
     checkpointing: bool = False,
 ) -> Tensor:
@@ -115,7 +101,8 @@ def run_unet(
         timesteps: (rows,).
         context: (rows, tokens, cross_attention_dim).
         conditions: what the attention processors need.
-        pose: features (rows, C, h, w), added after conv_in.
+        pose: features to add: the first (rows, C, h, w) after conv_in, each further one to what leaves the
+            next down block, after its skip connections.
         motion: temporal modules, run over each `frames` consecutive rows.
         checkpointing: recompute the layers in the backward pass instead of keeping their activations.
 
@@ -140,8 +127,8 @@ def run_unet(
 
     embedding = unet.time_embedding(unet.time_proj(timesteps).to(latents.dtype))
     hidden = unet.conv_in(latents)
-    if pose is not None:
-        hidden = hidden + pose
+    if pose:
+        hidden = hidden + pose[0]
 
     skips = [hidden]
     for index, block in enumerate(unet.down_blocks):
@@ -151,6 +138,8 @@ def run_unet(
         for downsampler in block.downsamplers or ():
             hidden = downsampler(hidden)
             skips.append(hidden)
+        if len(pose) > index + 1:
+            hidden = hidden + pose[index + 1]
 
     middle = unet.mid_block
     temporal = None if motion is None or motion.mid_block is None else motion.mid_block.motion_modules[0]
@@ -200,12 +189,12 @@ class AniFaceDiff(nn.Module):
         channels = {name: self.unet.get_submodule(name).attn1.to_q.out_features for name in self.block_names}
         self.expression_adapter = ExpressionAdapter(config, channels)
         self.image_encoder = make_image_encoder(config)
-        self.motion = make_motion(config) if motion else None
+        self.motion = MotionModules(config) if motion else None
         self.set_trainable(PARTS)
 
     def add_motion(self) -> None:
         """Insert untrained temporal modules, which do nothing yet: the start of stage 2."""
-        self.motion = make_motion(self.config).to(self.unet.device, self.unet.dtype)
+        self.motion = MotionModules(self.config).to(self.unet.device, self.unet.dtype)
 
     def set_trainable(self, parts: Iterable[str]) -> list[nn.Parameter]:
         """Make some of `PARTS` trainable, freeze the others, return the trainable parameters.
@@ -253,14 +242,26 @@ class AniFaceDiff(nn.Module):
         )
         return features
 
-    def encode_pose(self, normals: Tensor, chunk: int = 16) -> Tensor:
-        """Normals (frames, 3, H, W) in [0, 1], anywhere → pose features (frames, C, h, w) on the same device.
+    def encode_pose(
+        self, pictures: Tensor, reference: Tensor | None = None, chunk: int = 16
+    ) -> tuple[Tensor, ...]:
+        """Pictures (frames, 3 * pose inputs, H, W) in [0, 1], anywhere → pose features on the same device.
 
-        Takes `chunk` frames at a time, so a long video's normals never lie on the accelerator at once.
+        Takes `chunk` frames at a time, so a long video's pictures never lie on the accelerator at once.
+
+        Arguments:
+            reference: the source's own picture (1, 3, H, W), for a "multiscale" pose encoder.
+
+        Returns: features for `run_unet`, (frames, C, h, w) each.
         """
-        weight = self.pose_encoder.conv_in.weight
-        chunks = [self.pose_encoder(part.to(weight)).to(normals.device) for part in normals.split(chunk)]
-        return torch.cat(chunks)
+        weight = next(self.pose_encoder.parameters())
+        reference = None if reference is None else reference.to(weight)
+        chunks = [
+            encode_pose(self.pose_encoder, part.to(weight), reference) for part in pictures.split(chunk)
+        ]
+        return tuple(
+            torch.cat([level.to(pictures.device) for level in levels]) for levels in zip(*chunks, strict=True)
+        )
 
     def encode_expression(self, expression: Tensor) -> Tensor:
         """Expression (frames, n_expression) → tokens (frames, tokens, cross_attention_dim)."""
@@ -288,8 +289,8 @@ class AniFaceDiff(nn.Module):
         image = self.encode_image(source_pixels.to(weight))
         return Conditioning(
             reference=self.encode_reference(source_latent.to(weight), image),
-            image=image,
-            pose=torch.cat([self.encode_pose(part) for part in parts]),
+            context=image,
+            pose=tuple(map(torch.cat, zip(*map(self.encode_pose, parts), strict=True))),
             expression=self.encode_expression(expression.to(weight)).to(expression.device),
         )
 
@@ -317,16 +318,23 @@ class AniFaceDiff(nn.Module):
         conditions = Conditions(
             conditional_rows=frames,
             reference=project_reference(self.unet, conditioning.reference),
-            expression=self.expression_adapter.keys_values(conditioning.expression),
+            expression={}
+            if conditioning.expression is None
+            else self.expression_adapter.keys_values(conditioning.expression),
             expression_weight=expression_scale,
         )
+        context = conditioning.context.expand(frames, -1, -1)
+        if guided:
+            unconditional = conditioning.unconditional
+            other = torch.zeros_like(context) if unconditional is None else unconditional.expand_as(context)
+            context = torch.cat([context, other])
         return run_unet(
             self.unet,
             repeat(latents, "f c h w -> (b f) c h w", b=halves),
             timesteps.expand(halves * frames),
-            append_zero_rows(conditioning.image.expand(frames, -1, -1), halves * frames),
+            context,
             conditions=conditions,
-            pose=repeat(conditioning.pose, "f c h w -> (b f) c h w", b=halves),
+            pose=tuple(repeat(level, "f c h w -> (b f) c h w", b=halves) for level in conditioning.pose),
             motion=self.motion,
             frames=frames,
         )
@@ -387,7 +395,7 @@ class AniFaceDiff(nn.Module):
             timesteps,
             context,
             conditions=conditions,
-            pose=self.pose_encoder(normals),
+            pose=encode_pose(self.pose_encoder, normals),
             motion=self.motion,
             frames=frames,
             checkpointing=self.gradient_checkpointing,

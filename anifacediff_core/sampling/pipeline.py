@@ -157,7 +157,7 @@ class Pipeline:
         windows = context_windows(len(conditioning), window, overlap)
         weights = [fuse_weights(len(frames), overlap if len(windows) > 1 else 0) for frames in windows]
         if noise is None:
-            height, width = conditioning.pose.shape[-2:]
+            height, width = conditioning.pose[0].shape[-2:]
             channels = config.latent_channels
             noise = initial_noise(len(conditioning), channels, height, width, seed, shared_noise)
         store = self.device if len(windows) == 1 else torch.device("cpu")

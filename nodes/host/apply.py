@@ -1,18 +1,19 @@
 """AniFaceDiff on the host's MODEL, by the host's public hooks only.
 
-- pose: added to the UNet's first hidden state, by an input block patch;
+- pose: added to the UNet's first hidden state, and at lower levels if it has them, by input block patches;
 - reference: self-attention of conditional rows also attends to the reference tokens, by attn1 replacements;
 - expression: λ times attention to the expression tokens, by attn2 replacements (eq. 3 of the paper);
 - time: temporal modules behind the spatial ones, in slots that exist only while the UNet runs.
 
 Frames travel in the batch dimension. Rows of a call are groups of frames, one group per entry of
 `cond_or_uncond`; groups of kind 0 (positive) are conditional. Which frames they are is told by the context
-window, if there is one.
+window, if there is one. What a call needs is brought to the device around it, outside of what torch.compile
+sees, and handed to the hooks in the call's own `transformer_options`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,19 +21,23 @@ from typing import Any
 import comfy.patcher_extension
 import comfy.utils
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer, attention_pytorch, optimized_attention
-from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
 
+from .attention import attend
 from .auxiliary import run, unwrap
 from .windows import use_windows
 
 KEY = "anifacediff"
 EXPRESSION_KEY = "anifacediff_expression"
 CONDITIONAL = 0  # the host's name for rows of the positive conditioning
+# A video's pose features stay on the device from step to step when they are no larger than this, in bytes.
+RESIDENT = 2**28
 
 Block = tuple[str, int]  # the host's name of a block: ("input" | "middle" | "output", number)
 Attention = Callable[[Tensor, Tensor, Tensor, dict], Tensor]
@@ -56,7 +61,7 @@ def apply_anifacediff(
     model: ModelPatcher,
     *,
     reference: dict[str, Tensor] | None = None,
-    pose: Tensor | None = None,
+    pose: Sequence[Tensor] = (),
     expression: Tensor | None = None,
     motion: ModelPatcher | None = None,
     window: int = 24,
@@ -66,9 +71,10 @@ def apply_anifacediff(
 
     Arguments:
         reference: tokens of the ReferenceNet (1, tokens, channels) by the name of the transformer block.
-        pose: features of the pose encoder (frames, channels, height / 8, width / 8).
+        pose: features of the pose encoder, the first (frames, channels, height / 8, width / 8); further ones
+            belong to what leaves each of the UNet's levels on its way down.
         expression: ψ (frames, n_expression), used when the MODEL carries an expression adapter.
-        motion: the managed temporal modules (diffusers' `MotionAdapter`).
+        motion: the managed temporal modules (the core's `MotionModules`).
         window, overlap: frames of one call of the UNet, and how many of them neighboring windows share.
     """
     if model.get_attachment(KEY) is not None:
@@ -82,39 +88,52 @@ def apply_anifacediff(
         )
     places = _places(model)
     carried = model.get_attachment(EXPRESSION_KEY)
-    video = _Video(reference, pose, _expression_tokens(carried, expression))
+    video = _Video(reference, pose, carried, expression)
     _check_reference(places, video)
+    slots = [] if motion is None else _slots(places, motion, window)
 
     model = model.clone()
     model.set_attachments(KEY, video)
     if reference is not None:
-        attention = _reference_attention(places, video)
+        attention = _reference_attention(places)
         for place in _attending(places):
             model.set_model_attn1_replace(attention, *place.block)
-    if pose is not None:
-        model.set_model_input_block_patch(_pose_patch(video))
-    if carried is not None and len(video.expression):
-        _add_expression(model, places, video, carried)
-    if motion is not None:
-        _add_motion(model, places, motion, window)
+    if pose:
+        model.set_model_input_block_patch(_pose_patch({("input", 0): 0}))
+    if len(pose) > 1:
+        ends = _ends_of_levels(model.model.diffusion_model)
+        levels = {block: level for level, block in enumerate(ends, 1) if level < len(pose)}
+        model.set_model_input_block_patch_after_skip(_pose_patch(levels))
+    if video.expression is not None:
+        _add_expression(model, places, carried)
+    if slots:
+        model.set_additional_models(KEY, [motion])
+        model.set_model_forward_timestep_embed_patch((_Slot, _run_slot))
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _around_call(video, slots))
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(video))
     return use_windows(model, window, overlap)
 
 
 def conditioned_size(model: ModelPatcher) -> tuple[int, int, int]:
     """Frames, and latent height and width, of the video that is applied to `model`."""
     video = model.get_attachment(KEY)
-    if video is None or not len(video.pose):
+    if video is None or not video.pose:
         raise InputError(
             "The MODEL has no video to reenact: apply AniFaceDiff with an encoded pose to it first."
         )
-    frames, _, height, width = video.pose.shape
+    frames, _, height, width = video.pose[0].shape
     return frames, height, width
 
 
 def image_conditioning(embedding: Tensor) -> tuple[list, list]:
     """The image embedding (1, D) or (1, 1, D) as positive CONDITIONING of the host, and zero as negative."""
     embedding = embedding.reshape(1, 1, -1)
-    return [[embedding, {}]], [[torch.zeros_like(embedding), {}]]
+    return text_conditioning(embedding, torch.zeros_like(embedding))
+
+
+def text_conditioning(positive: Tensor, negative: Tensor) -> tuple[list, list]:
+    """Contexts (1, tokens, D) as positive and negative CONDITIONING of the host."""
+    return [[positive, {}]], [[negative, {}]]
 
 
 def block_names(model: ModelPatcher) -> dict[Block, str]:
@@ -146,25 +165,41 @@ class _Place:
         return self.transformer.transformer_blocks[0].attn1
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What the hooks need during one call of the UNet, on its device."""
+
+    reference: dict[str, Tensor]
+    pose: tuple[Tensor, ...]
+    expression: dict[str, tuple[Tensor, Tensor]]
+    expression_weight: float
+
+
 class _Video:
-    """Everything that conditions a whole video, on the CPU.
+    """Everything that conditions a whole video, on the CPU, and on the device while it is sampled.
 
     One opaque object: the host deep-copies the options of a MODEL whenever it clones one.
     """
 
     def __init__(
-        self, reference: dict[str, Tensor] | None, pose: Tensor | None, expression: Tensor | None
+        self,
+        reference: dict[str, Tensor] | None,
+        pose: Sequence[Tensor],
+        carried: _Expression | None,
+        expression: Tensor | None,
     ) -> None:
         self.reference = {name: tokens.cpu() for name, tokens in (reference or {}).items()}
-        self.pose = torch.empty(0) if pose is None else pose.cpu()
-        self.expression = torch.empty(0) if expression is None else expression.cpu()
-        lengths = [len(value) for value in (pose, expression) if value is not None]
+        self.pose = tuple(level.cpu() for level in pose)
+        self.carried = carried
+        self.expression = _expression_tokens(carried, expression)
+        lengths = [len(value) for value in (*self.pose[:1], self.expression) if value is not None]
         if len(set(lengths)) > 1:
             raise InputError(
                 f"The pose has {lengths[0]} frames but the expression has {lengths[1]}: "
                 "take both from one video."
             )
         self.frames = lengths[0] if lengths else None
+        self._calls: dict[tuple, _Call] = {}
 
     def __deepcopy__(self, memo: dict) -> _Video:
         return self
@@ -174,12 +209,70 @@ class _Video:
         window = options.get("context_window")
         if window is not None:
             return window.index_list
-        if self.frames != frames:
+        if self.frames not in (None, frames):
             raise InputError(
                 f"The latent has {frames} frames but the conditioning has {self.frames}: "
                 "make them the same length."
             )
         return slice(None)
+
+    def call(self, options: dict, frames: int, device: torch.device, dtype: torch.dtype) -> _Call:
+        """The part that a call of the UNet needs; what it needed before is there already."""
+        index = self.select(options, frames)
+        key = (device, dtype, None if isinstance(index, slice) else tuple(index))
+        if key not in self._calls:
+            if sum(level.numel() * dtype.itemsize for level in self.pose) > RESIDENT:
+                self._calls.clear()
+            known = next((call for place, call in self._calls.items() if place[:2] == key[:2]), None)
+            self._calls[key] = _Call(
+                {name: tokens.to(device, dtype) for name, tokens in self.reference.items()}
+                if known is None
+                else known.reference,
+                tuple(
+                    level[index].to(device, dtype, memory_format=torch.channels_last) for level in self.pose
+                ),
+                self._keys_values(index, device, dtype),
+                0.0 if self.carried is None else self.carried.weight,
+            )
+        return self._calls[key]
+
+    def forget(self) -> None:
+        """Free the device."""
+        self._calls.clear()
+
+    def _keys_values(
+        self, index: slice | list[int], device: torch.device, dtype: torch.dtype
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        if self.carried is None or self.expression is None:
+            return {}
+        projected = unwrap(self.carried.adapter).keys_values(self.expression[index].to(device, dtype))
+        return dict(projected)
+
+
+def _around_call(video: _Video, slots: list[tuple[_Place, _Slot]]) -> Callable[..., Tensor]:
+    def reenact(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        # the host hands them over by position: c_concat, c_crossattn, control, transformer_options
+        options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[3]
+        model = executor.class_obj
+        dtype = model.manual_cast_dtype or model.get_dtype()
+        options[KEY] = video.call(options, x.shape[0] // len(options["cond_or_uncond"]), x.device, dtype)
+        try:
+            with _in_place(slots):
+                return executor(x, t, *args, **kwargs)
+        finally:
+            del options[KEY]
+
+    return reenact
+
+
+def _around_sampling(video: _Video) -> Callable[..., Tensor]:
+    def sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            video.forget()
+
+    return sample
 
 
 def _places(model: ModelPatcher) -> list[_Place]:
@@ -236,7 +329,7 @@ def _expression_tokens(carried: _Expression | None, expression: Tensor | None) -
             f"The expression has shape {tuple(expression.shape)} but the adapter takes {length} numbers "
             "a frame: extract parameters for the head that the checkpoint was trained on."
         )
-    return run(carried.adapter, lambda adapter, values: adapter(values), expression)
+    return run(carried.adapter, lambda adapter, values: adapter(values).cpu(), expression)
 
 
 def _groups(options: dict, rows: int) -> tuple[int, list[tuple[slice, bool]]]:
@@ -248,34 +341,34 @@ def _groups(options: dict, rows: int) -> tuple[int, list[tuple[slice, bool]]]:
     ]
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-    if k.shape[1] == 1:
-        # a softmax over one token is one
-        return v.expand(-1, q.shape[1], -1)
-    # on the CPU the host's default saves memory that there is plenty of, and takes several times as long
-    attention = attention_pytorch if q.device.type == "cpu" else optimized_attention
-    return attention(
-        q, k, v, options["n_heads"], attn_precision=options["attn_precision"], transformer_options=options
-    )
+def _ends_of_levels(unet: UNetModel) -> list[Block]:
+    """The last input block of each level, which reduces the resolution where there is a further level."""
+    reducing = [
+        index
+        for index, layers in enumerate(unet.input_blocks)
+        if any(isinstance(layer, Downsample) for layer in layers)
+    ]
+    return [("input", index) for index in (*reducing, len(unet.input_blocks) - 1)]
 
 
-def _pose_patch(video: _Video) -> Callable[[Tensor, dict], Tensor]:
+def _pose_patch(levels: dict[Block, int]) -> Callable[[Tensor, dict], Tensor]:
     def add_pose(hidden: Tensor, options: dict) -> Tensor:
-        if options["block"] != ("input", 0):
+        level = levels.get(options["block"])
+        if level is None:
             return hidden
-        frames, groups = _groups(options, hidden.shape[0])
-        pose = video.pose[video.select(options, frames)].to(hidden)
+        pose = options[KEY].pose[level]
         if pose.shape[1:] != hidden.shape[1:]:
             sizes = [f"{8 * tensor.shape[-1]}×{8 * tensor.shape[-2]}" for tensor in (pose, hidden)]
             raise InputError(
                 f"The pose was encoded at {sizes[0]} but the latent is {sizes[1]}: use the same size."
             )
-        return hidden + pose.repeat(len(groups), 1, 1, 1)
+        frames, groups = _groups(options, hidden.shape[0])
+        return (hidden.unflatten(0, (len(groups), frames)) + pose).flatten(0, 1)
 
     return add_pose
 
 
-def _reference_attention(places: list[_Place], video: _Video) -> Attention:
+def _reference_attention(places: list[_Place]) -> Attention:
     by_block = {place.block: place for place in places}
 
     def attend_to_reference(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
@@ -285,7 +378,7 @@ def _reference_attention(places: list[_Place], video: _Video) -> Attention:
             )
         place = by_block[options["block"]]
         attention = place.attention
-        tokens = video.reference[place.transformer_name].to(q)
+        tokens = options[KEY].reference[place.transformer_name]
         # projected by the block's own layers at every step, so that LoRA and low-VRAM patches apply
         reference_k, reference_v = attention.to_k(tokens), attention.to_v(tokens)
         frames, groups = _groups(options, q.shape[0])
@@ -295,41 +388,36 @@ def _reference_attention(places: list[_Place], video: _Video) -> Attention:
             if conditional:
                 keys = torch.cat([keys, reference_k.expand(frames, -1, -1)], 1)
                 values = torch.cat([values, reference_v.expand(frames, -1, -1)], 1)
-            attended.append(_attend(q[rows], keys, values, options))
+            attended.append(attend(q[rows], keys, values, options))
         return torch.cat(attended)
 
     return attend_to_reference
 
 
-def _add_expression(model: ModelPatcher, places: list[_Place], video: _Video, carried: _Expression) -> None:
-    adapter = unwrap(carried.adapter)
+def _add_expression(model: ModelPatcher, places: list[_Place], carried: _Expression) -> None:
+    names = unwrap(carried.adapter).names
     replaced = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
     for place in _attending(places):
-        if place.transformer_name not in adapter.names:
+        if place.transformer_name not in names:
             raise InputError(
                 f"The expression adapter has no layers for {place.transformer_name} of the MODEL: "
                 "take MODEL and adapter from one checkpoint."
             )
-        index = adapter.names.index(place.transformer_name)
         # one replacement per block: run what another extension has put there, under the name it chose
         name = (*place.block, 0) if (*place.block, 0) in replaced else place.block
-        attention = _expression_attention(
-            video, adapter.to_k[index], adapter.to_v[index], carried.weight, replaced.get(name, _attend)
-        )
+        attention = _expression_attention(place.transformer_name, replaced.get(name, attend))
         model.set_model_attn2_replace(attention, *name)
 
 
-def _expression_attention(
-    video: _Video, to_k: nn.Module, to_v: nn.Module, weight: float, inner: Attention
-) -> Attention:
+def _expression_attention(name: str, inner: Attention) -> Attention:
     def attend_to_expression(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
         attended = inner(q, k, v, options)
-        frames, groups = _groups(options, q.shape[0])
-        tokens = video.expression[video.select(options, frames)].to(q)
-        keys, values = to_k(tokens), to_v(tokens)
+        call = options[KEY]
+        keys, values = call.expression[name]
+        _, groups = _groups(options, q.shape[0])
         return torch.cat(
             [
-                attended[rows] + weight * _attend(q[rows], keys, values, options)
+                attended[rows] + call.expression_weight * attend(q[rows], keys, values, options)
                 if conditional
                 else attended[rows]
                 for rows, conditional in groups
@@ -349,12 +437,16 @@ class _Slot(nn.Module):
         super().__init__()
         self.held = (module,)
 
+    def forward(self, hidden: Tensor, *_: Any) -> Tensor:
+        """A MODEL without our patch passes through."""
+        return hidden
+
 
 def _run_slot(slot: _Slot, hidden: Tensor, emb: Tensor, context: Tensor, options: dict, *_: Any) -> Tensor:
     return slot.held[0](hidden, num_frames=hidden.shape[0] // len(options["cond_or_uncond"]))
 
 
-def _add_motion(model: ModelPatcher, places: list[_Place], motion: ModelPatcher, window: int) -> None:
+def _slots(places: list[_Place], motion: ModelPatcher, window: int) -> list[tuple[_Place, _Slot]]:
     modules = dict(unwrap(motion).named_modules())
     slots = [(place, _Slot(modules[place.motion_name])) for place in places if place.motion_name in modules]
     expected = [place for place in places if place.block[0] != "middle"]
@@ -374,23 +466,17 @@ def _add_motion(model: ModelPatcher, places: list[_Place], motion: ModelPatcher,
         raise InputError(
             f"A window of {window} frames is longer than the motion modules know: use {longest} at most."
         )
+    return slots
 
-    @contextmanager
-    def slots_in_place() -> Iterator[None]:
-        try:
-            for place, slot in slots:
-                place.layers.insert(place.motion_index, slot)
-            yield
-        finally:
-            for place, _ in slots:
-                for index in reversed(range(len(place.layers))):
-                    if isinstance(place.layers[index], _Slot):
-                        del place.layers[index]
 
-    def run_with_slots(executor: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        with slots_in_place():
-            return executor(*args, **kwargs)
-
-    model.set_additional_models(KEY, [motion])
-    model.set_model_forward_timestep_embed_patch((_Slot, _run_slot))
-    model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY, run_with_slots)
+@contextmanager
+def _in_place(slots: list[tuple[_Place, _Slot]]) -> Iterator[None]:
+    try:
+        for place, slot in slots:
+            place.layers.insert(place.motion_index, slot)
+        yield
+    finally:
+        for place, _ in slots:
+            for index in reversed(range(len(place.layers))):
+                if isinstance(place.layers[index], _Slot):
+                    del place.layers[index]

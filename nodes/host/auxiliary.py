@@ -14,7 +14,6 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import torch
-from diffusers.models.embeddings import SinusoidalPositionalEmbedding
 from torch import nn
 
 Result = TypeVar("Result")
@@ -75,9 +74,6 @@ def use_host_layers(module: nn.Module) -> None:
     The layers keep their numbers; the host can now load them in parts and patch their weights.
     """
     for name, layer in module.named_modules():
-        if type(layer) is SinusoidalPositionalEmbedding:
-            layer.__class__ = _PositionalEmbedding
-            continue
         for leaf in _LEAVES:
             if type(layer) is getattr(nn, leaf):
                 layer.__class__ = getattr(comfy.ops.manual_cast, leaf)
@@ -103,10 +99,3 @@ class _Holder(nn.Module):
 
     def get_dtype(self) -> torch.dtype:
         return self.dtype
-
-
-class _PositionalEmbedding(SinusoidalPositionalEmbedding):
-    """Positions that follow their input: the host moves no buffers when it loads a model in parts."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.pe[:, : x.shape[1]].to(x)

@@ -18,7 +18,9 @@ from anifacediff_core.network.attention import (
 )
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder
-from anifacediff_core.network.model import make_motion, make_unet, run_unet, trim_reference
+from anifacediff_core.network.encoders import encode_pose as encode_pictures
+from anifacediff_core.network.model import make_unet, run_unet, trim_reference
+from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.progress import Progress
 
 from .auxiliary import manage, run, unwrap
@@ -49,7 +51,7 @@ def load_expression_adapter(config: NetworkConfig, weights: Weights) -> ModelPat
 
 def load_motion(config: NetworkConfig, weights: Weights) -> ModelPatcher:
     """The temporal modules. Their positions are sines, which files may leave out."""
-    motion = make_motion(config)
+    motion = MotionModules(config)
     positions = dict(motion.named_buffers())
     return manage(_filled(motion, positions | weights, "motion modules"))
 
@@ -76,23 +78,35 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
 
 def encode_pose(
     encoder: ModelPatcher,
-    normals: Tensor,
+    pictures: Tensor,
+    reference: Tensor | None = None,
     chunk: int = 16,
     progress: Progress | None = None,
-) -> Tensor:
-    """Normals (frames, 3, height, width) in [0, 1] → features (frames, C, height / 8, width / 8), on the CPU.
+) -> tuple[Tensor, ...]:
+    """Pose features of all levels, (frames, C, height / 8, width / 8) and smaller ones, on the CPU.
 
     Works through `chunk` frames at a time, so that a long video never lies on the accelerator at once.
+
+    Arguments:
+        pictures: (frames, 3 * pose inputs, height, width) in [0, 1], usually normals.
+        reference: the source's own picture (1, 3, height, width), for encoders that compare with it.
     """
-    height, width = normals.shape[-2:]
+    height, width = pictures.shape[-2:]
     if height % 8 or width % 8:
-        raise InputError(f"The normals are {width}×{height}: render them at a size that is a multiple of 8.")
-    features = []
-    for part in normals.split(chunk):
-        features.append(run(encoder, lambda module, images: module(images).cpu(), part))
+        raise InputError(
+            f"The pose pictures are {width}×{height}: make them at a size that is a multiple of 8."
+        )
+
+    def encode(module: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(level.cpu() for level in encode_pictures(module, *images))
+
+    given = () if reference is None else (reference,)
+    chunks = []
+    for part in pictures.split(chunk):
+        chunks.append(run(encoder, encode, part, *given))
         if progress is not None:
-            progress(min(chunk * len(features), len(normals)), len(normals))
-    return torch.cat(features)
+            progress(min(chunk * len(chunks), len(pictures)), len(pictures))
+    return tuple(map(torch.cat, zip(*chunks, strict=True)))
 
 
 def n_expression(adapter: ModelPatcher) -> int:

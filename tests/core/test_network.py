@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel, UNetMotionModel
+from diffusers import MotionAdapter, UNet2DConditionModel, UNetMotionModel
 from einops import rearrange
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -67,7 +67,14 @@ def test_without_conditions_the_unet_is_that_of_diffusers(model: AniFaceDiff, ba
 
 @torch.no_grad()
 def test_with_motion_the_unet_is_that_of_diffusers(model: AniFaceDiff, batch: dict) -> None:
-    plain = UNetMotionModel.from_unet2d(model.unet, model.motion).eval()
+    adapter = MotionAdapter(
+        block_out_channels=model.config.block_out_channels,
+        motion_layers_per_block=model.config.layers_per_block,
+        motion_num_attention_heads=model.config.motion_heads,
+        motion_max_seq_length=model.config.motion_max_frames,
+    )
+    adapter.load_state_dict(model.motion.state_dict())
+    plain = UNetMotionModel.from_unet2d(model.unet, adapter).eval()
     plain.set_default_attn_processor()
     latents, context = batch["noisy_latents"], torch.randn(ROWS, 1, 128)
     clips = rearrange(latents, "(s f) c h w -> s c f h w", f=FRAMES)
@@ -137,7 +144,7 @@ def test_unconditional_rows_see_only_themselves_and_the_pose(model: AniFaceDiff,
         batch["noisy_latents"],
         batch["timesteps"],
         torch.zeros(ROWS, 1, 128),
-        pose=model.pose_encoder(batch["normals"]),
+        pose=(model.pose_encoder(batch["normals"]),),
         motion=model.motion,
         frames=FRAMES,
     )

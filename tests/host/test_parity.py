@@ -100,12 +100,12 @@ def applied(
     model = host.apply.apply_anifacediff(
         model,
         reference=twin.conditioning.reference if "reference" in conditions else None,
-        pose=twin.conditioning.pose[:frames] if "pose" in conditions else None,
+        pose=tuple(level[:frames] for level in twin.conditioning.pose) if "pose" in conditions else (),
         expression=twin.expression[:frames],
         motion=twin.motion if "motion" in conditions else None,
         **windows,
     )
-    image = twin.conditioning.image
+    image = twin.conditioning.context
     return model, *host.apply.image_conditioning(image if "image" in conditions else torch.zeros_like(image))
 
 
@@ -147,9 +147,9 @@ def on_core(twin: Twin, frames: int, conditions: tuple[str, ...] = CONDITIONS) -
     given = twin.conditioning.window(range(frames), torch.device("cpu"), torch.float32)
     given = replace(
         given,
-        image=given.image if "image" in conditions else torch.zeros_like(given.image),
+        context=given.context if "image" in conditions else torch.zeros_like(given.context),
         reference=given.reference if "reference" in conditions else {},
-        pose=given.pose if "pose" in conditions else torch.zeros_like(given.pose),
+        pose=given.pose if "pose" in conditions else (),
     )
     motion = twin.core.motion
     twin.core.motion = motion if "motion" in conditions else None
@@ -322,7 +322,7 @@ def test_half_precision(comfy: ModuleType, host: SimpleNamespace, tiny: Twin) ->
 
 def test_model_before_stays_as_it_was(comfy: ModuleType, host: SimpleNamespace, tiny: Twin) -> None:
     noise = noise_for(3)
-    positive, negative = host.apply.image_conditioning(tiny.conditioning.image)
+    positive, negative = host.apply.image_conditioning(tiny.conditioning.context)
     keys = list(tiny.model.model.state_dict())
     before = run_host(comfy, tiny.model, positive, negative, noise, 2, 2.5)
     model, *conds = applied(host, tiny, frames=3)

@@ -1,0 +1,134 @@
+"""AnimateDiff's temporal modules: every position attends to itself in the other frames of its clip.
+
+Weights have the names of diffusers' `MotionAdapter`, and with `norm="clip"` the numbers are its numbers. The
+computation is our own: tokens stay frame after frame, as the UNet has them, so that nothing is copied into
+another order but the keys and values of attention; and the norm can span a frame, as AnimateDiff has it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.kernels import attend_over_frames
+
+EXPANSION = 4  # of the feed-forward layer
+
+
+class MotionModules(nn.Module):
+    """The temporal modules of a UNet, one behind each of its residual layers, and one in the middle."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        widths = list(zip(config.block_out_channels, config.motion_heads, strict=True))
+        layers = config.layers_per_block
+        self.down_blocks = nn.ModuleList(Level(config, *width, layers) for width in widths)
+        self.up_blocks = nn.ModuleList(Level(config, *width, layers + 1) for width in reversed(widths))
+        self.mid_block = Level(config, *widths[-1], 1) if config.motion_mid_block else None
+
+
+class Level(nn.Module):
+    """The temporal modules of one block of the UNet."""
+
+    def __init__(self, config: NetworkConfig, channels: int, heads: int, layers: int) -> None:
+        super().__init__()
+        self.motion_modules = nn.ModuleList(TemporalModule(config, channels, heads) for _ in range(layers))
+
+
+class TemporalModule(nn.Module):
+    """One temporal transformer; its last projection starts at zero, so that it begins silent."""
+
+    def __init__(self, config: NetworkConfig, channels: int, heads: int) -> None:
+        super().__init__()
+        self.in_channels = channels
+        self.per_frame = config.motion_norm == "frame"
+        self.norm = nn.GroupNorm(config.norm_num_groups, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.transformer_blocks = nn.ModuleList([TemporalBlock(channels, heads, config.motion_max_frames)])
+        self.proj_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, hidden: Tensor, num_frames: int) -> Tensor:
+        """(clips * frames, C, h, w), clip-major, to the same shape."""
+        height = hidden.shape[2]
+        if self.per_frame:
+            normed = rearrange(self.norm(hidden), "r c h w -> r (h w) c")
+        else:
+            spanning = rearrange(hidden, "(b f) c h w -> b c (f h) w", f=num_frames)
+            normed = rearrange(self.norm(spanning), "b c (f h) w -> (b f) (h w) c", f=num_frames)
+        tokens = self.proj_in(normed)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, num_frames)
+        return hidden + rearrange(self.proj_out(tokens), "r (h w) c -> r c h w", h=height)
+
+
+class TemporalBlock(nn.Module):
+    """Twice attention over time, then a feed-forward layer; tokens are (clips * frames, positions, C)."""
+
+    def __init__(self, channels: int, heads: int, longest: int) -> None:
+        super().__init__()
+        self.pos_embed = Positions(channels, longest)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
+        self.attn1, self.attn2 = TemporalAttention(channels, heads), TemporalAttention(channels, heads)
+        self.ff = FeedForward(channels)
+
+    def forward(self, tokens: Tensor, frames: int) -> Tensor:
+        for norm, attention in ((self.norm1, self.attn1), (self.norm2, self.attn2)):
+            tokens = tokens + attention(self.pos_embed(norm(tokens), frames), frames)
+        return tokens + self.ff(self.norm3(tokens))
+
+
+class Positions(nn.Module):
+    """Sines of a frame's place in its window."""
+
+    def __init__(self, channels: int, longest: int) -> None:
+        super().__init__()
+        place = torch.arange(longest).unsqueeze(1)
+        frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+        sines = torch.stack([torch.sin(place * frequency), torch.cos(place * frequency)], -1)
+        self.register_buffer("pe", sines.flatten(1)[None])
+
+    def forward(self, tokens: Tensor, frames: int) -> Tensor:
+        # Buffers stay behind where weights are loaded in parts: bring the few numbers along.
+        positions = self.pe[0, :frames, None].to(tokens)
+        return (rearrange(tokens, "(b f) n c -> b f n c", f=frames) + positions).flatten(0, 1)
+
+
+class TemporalAttention(nn.Module):
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q, self.to_k, self.to_v = (nn.Linear(channels, channels, bias=False) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, tokens: Tensor, frames: int) -> Tensor:
+        query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
+        return self.to_out[0](attend_over_frames(query, key, value, frames, self.heads))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = EXPANSION * channels
+        self.net = nn.ModuleList([Gated(channels, inner), nn.Identity(), nn.Linear(inner, channels)])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.net[2](self.net[0](tokens))
+
+
+class Gated(nn.Module):
+    """GEGLU: one half of a projection, weighed by the GELU of the other."""
+
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * inner)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        value, gate = self.proj(tokens).chunk(2, -1)
+        return value * F.gelu(gate)
