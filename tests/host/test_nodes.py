@@ -22,6 +22,7 @@ from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait
 from anifacediff_core.capture.detector import Detection, PortraitDetector
 from anifacediff_core.capture.encoder import FaceEncoder, Reading
+from anifacediff_core.capture.paste import paste_back
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
@@ -228,7 +229,7 @@ def test_saved_workflows_keep_loading(extension: Extension) -> None:
 
 
 def test_every_name_explains_itself(extension: Extension) -> None:
-    assert len(extension.classes) == 12
+    assert set(extension.classes) == set(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
     for name, node in extension.classes.items():
         info = node.GET_NODE_INFO_V1()
         assert info["category"] == "AniFaceDiff" and info["description"], name
@@ -289,6 +290,34 @@ def test_extract_is_the_cores(extension: Extension) -> None:
     assert torch.equal(found["portrait"].movedim(-1, 1), portrait)
     crop = found["crop"]
     assert torch.equal(crop.square, expected.square) and (crop.width, crop.height) == (160, 120)
+
+
+def paste(extension: Extension, portrait: Tensor, original: Tensor, crop: Any, **inputs: Any) -> tuple:
+    given = {"feather": 0.1, "match_color": 0.5, **inputs}
+    return extension.run("PasteBack", portrait=portrait, original=original, crop=crop, **given)
+
+
+def test_paste_back_is_the_cores(extension: Extension) -> None:
+    image, portrait = picture(1, 120, 160), picture(FRAMES, 90, 90, seed=1)
+    crop = extract(extension, models_that_find([LEFT]), image, region="portrait")["crop"]
+    found, mask = paste(extension, portrait, image, crop)
+    expected, shown = paste_back(
+        portrait.movedim(-1, 1), image.movedim(-1, 1), crop.square, feather=0.1, match_color=0.5
+    )
+    assert found.shape == (FRAMES, 120, 160, 3) and found.is_contiguous()
+    assert torch.equal(found.movedim(-1, 1), expected) and torch.equal(mask, shown)
+    outside = mask[0] == 0
+    assert outside.any() and torch.equal(found[:, outside], image[:, outside].expand(FRAMES, -1, -1))
+
+
+def test_what_was_cut_out_fits_where_it_was(extension: Extension) -> None:
+    image = picture(FRAMES, 240, 320)
+    found = extract(extension, models_that_find([LEFT]), image, size=256, region="portrait")
+    pasted, mask = paste(extension, found["portrait"], image, found["crop"])
+    assert (mask == 1).any() and (pasted - image).abs().max() < 0.01
+    larger = nn.functional.interpolate(image.movedim(-1, 1), (480, 640), mode="bilinear").movedim(1, -1)
+    pasted, _ = paste(extension, found["portrait"], larger, found["crop"])
+    assert pasted.shape == larger.shape and (pasted - larger).abs().max() < 0.02
 
 
 def landmarks(head: HeadModel, frames: int = FRAMES, missing: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -479,6 +508,14 @@ def test_bad_pictures(extension: Extension, loaded: dict[str, Any], kind: str) -
     extension.refusal("PoseEncode", pose_encoder=loaded["pose_encoder"], normals=image)
     capturing = {"region": "auto", "size": SIZE, "face": 0, "smoothing": 0.3, "image": image}
     extension.refusal("DECAExtract", face_capture=models_that_find([LEFT]), **capturing)
+    pasting = {
+        "crop": extract(extension, models_that_find([LEFT]), picture(1, 32, 32))["crop"],
+        "feather": 0.1,
+        "match_color": 0.0,
+    }
+    whole = torch.zeros(1, 32, 32, 3)
+    assert "portrait" in extension.refusal("PasteBack", portrait=image, original=whole, **pasting)
+    assert "original" in extension.refusal("PasteBack", portrait=whole, original=image, **pasting)
 
 
 def test_no_face(extension: Extension) -> None:
@@ -557,6 +594,18 @@ def test_normals_of_other_forms(extension: Extension, loaded: dict[str, Any]) ->
     assert "multiple of 8" in extension.refusal(
         "PoseEncode", pose_encoder=encoder, normals=picture(1, 60, 60)
     )
+
+
+def test_a_portrait_of_another_picture(extension: Extension) -> None:
+    crop = extract(extension, models_that_find([LEFT]), picture(1, 120, 160))["crop"]
+    given = {"crop": crop, "feather": 0.1, "match_color": 0.0}
+    square, two = picture(1, 64, 64), picture(2, 120, 160)
+    message = extension.refusal("PasteBack", portrait=square, original=picture(1, 120, 120), **given)
+    assert "120×120" in message and "160×120" in message
+    assert "2 frames" in extension.refusal("PasteBack", portrait=square, original=two, **given)
+    assert "square" in extension.refusal("PasteBack", portrait=two, original=two, **given)
+    mask = torch.ones(1, 64, 64)
+    assert "mask" in extension.refusal("PasteBack", portrait=square, original=two[:1], mask=mask, **given)
 
 
 def test_windows_that_cannot_be(extension: Extension, conditions: dict[str, Any]) -> None:

@@ -1,0 +1,105 @@
+"""The result back into the whole picture: Paste Back."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from anifacediff_core.capture.paste import FEATHER, paste_back
+from anifacediff_core.errors import InputError
+
+from .host.runtime import Progress
+from .images import to_core, to_host
+from .sockets import Crop, CropSocket, make_schema
+
+
+class PasteBack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffPasteBack",
+            display_name="Paste Back",
+            description="Put the portrait video back into the whole picture, exactly where DECA Extract cut "
+            "the portrait out, with a soft edge.",
+            search_aliases=["uncrop", "composite", "stitch", "full picture"],
+            inputs=[
+                io.Image.Input(
+                    "portrait",
+                    tooltip="The square video that was made, of any size: straight from VAE Decode or from "
+                    "an upscaler.",
+                ),
+                io.Image.Input(
+                    "original",
+                    tooltip="The whole picture that the portrait was cut out of, or a video with as many "
+                    "frames as the portrait has.",
+                ),
+                CropSocket.Input(
+                    "crop", tooltip="Where the portrait belongs, from the DECA Extract that read the source."
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=FEATHER,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    tooltip="Width of the soft edge, as a share of the square's side. There is none where "
+                    "the square ends with the picture.",
+                ),
+                io.Float.Input(
+                    "match_color",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much to bring the portrait's colors to those that the picture has around "
+                    "its edge, so that the edge doesn't show: 0 leaves them.",
+                ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the portrait may show, over the whole picture: one for all frames, "
+                    "or one per frame.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="image",
+                    tooltip="Frames of the picture's size with the portrait in its place; the rest is "
+                    "untouched.",
+                ),
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="How much of the portrait shows where; one for all frames, unless the given mask "
+                    "has several.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        portrait: torch.Tensor,
+        original: torch.Tensor,
+        crop: Crop,
+        feather: float,
+        match_color: float,
+        mask: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
+        frames, picture = to_core(portrait, "portrait"), to_core(original, "original")
+        height, width = picture.shape[-2:]
+        # a scaled picture has its square at the same fractions; a pixel of rounding is no other proportion
+        if abs(width * crop.height - height * crop.width) > max(crop.width, crop.height, width, height):
+            raise InputError(
+                f"The original is {width}×{height} pixels but the portrait was cut out of "
+                f"{crop.width}×{crop.height}: connect the picture that DECA Extract read."
+            )
+        pasted, shown = paste_back(
+            frames,
+            picture,
+            crop.square,
+            feather=feather,
+            match_color=match_color,
+            mask=mask,
+            progress=Progress(len(frames)),
+        )
+        return io.NodeOutput(to_host(pasted), shown)

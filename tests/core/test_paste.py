@@ -1,0 +1,198 @@
+"""Putting a portrait back: the inverse of cutting it out, edges, colors, masks, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anifacediff_core.capture.capture import crop_portrait
+from anifacediff_core.capture.paste import paste_back
+from anifacediff_core.errors import InputError
+
+SQUARE = torch.tensor([0.2103, 0.1511, 0.4871])
+SQUARES = {
+    "whole pixels": torch.tensor([0.25, 0.125, 0.5]),
+    "parts of pixels": SQUARE,
+    "over the left and upper border": torch.tensor([-0.1, -0.05, 0.5]),
+    "over the right and lower border": torch.tensor([0.6, 0.4, 0.5]),
+    "larger than the picture": torch.tensor([-0.1, -0.2, 1.2]),
+}
+
+
+def picture(height: int = 240, width: int = 320, frames: int = 1, seed: int = 0) -> Tensor:
+    """Smooth noise with an edge in it."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(frames, 3, height // 8, width // 8, generator=generator)
+    smooth = F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 1)
+    smooth[..., height // 3 : height // 2, width // 3 : width // 2] *= 0.7
+    return smooth
+
+
+def psnr(found: Tensor, expected: Tensor) -> float:
+    return float(-10 * torch.log10((found - expected).square().mean() + 1e-12))
+
+
+@pytest.mark.parametrize("square", SQUARES.values(), ids=SQUARES)
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_an_untouched_portrait_changes_nothing_that_one_sees(square: Tensor, factor: int) -> None:
+    original = picture()
+    portrait = crop_portrait(original, square, factor * round(float(square[2]) * 320))
+    found, mask = paste_back(portrait, original, square, feather=0.0)
+    inside = mask[0] > 0
+    assert found.shape == original.shape and mask.shape == (1, 240, 320)
+    assert psnr(found[0][:, inside], original[0][:, inside]) > 40
+    assert torch.equal(found[0][:, ~inside], original[0][:, ~inside])
+
+
+@pytest.mark.parametrize("square", SQUARES.values(), ids=SQUARES)
+def test_pixels_land_where_they_were_cut_out(square: Tensor) -> None:
+    """Colors that tell the place, so that half a pixel of shift would show."""
+    height, width = 60, 80
+    x = ((torch.arange(width) + 0.5) / width).expand(height, width)
+    y = ((torch.arange(height) + 0.5) / width)[:, None].expand(height, width)
+    steps = (torch.arange(64) + 0.5) / 64 * square[2]
+    across, down = (square[0] + steps).expand(64, 64), (square[1] + steps)[:, None].expand(64, 64)
+    portrait = torch.stack([across, down, torch.zeros(64, 64)])[None].mul(0.5).add(0.3)
+    found, mask = paste_back(portrait, torch.zeros(1, 3, height, width), square, feather=0.0)
+    expected = torch.stack([x, y, torch.zeros(height, width)]).mul(0.5).add(0.3)
+    inner = F.avg_pool2d(mask[None], 7, 1, 3)[0, 0] > 0.999  # away from the portrait's own border
+    assert inner.any()
+    assert (found[0] - expected)[:, inner].abs().max() < 0.05 * 0.5 / width  # of a pixel
+
+
+def test_outside_of_the_mask_nothing_changes_by_a_bit() -> None:
+    original = picture()
+    found, mask = paste_back(torch.rand(1, 3, 99, 99), original, SQUARE, feather=0.1, match_color=1.0)
+    outside = mask[0] == 0
+    assert 0.6 < outside.float().mean() < 0.8
+    assert torch.equal(found[0][:, outside], original[0][:, outside])
+
+
+def test_the_result_lies_in_memory_as_hosts_keep_it() -> None:
+    found, _ = paste_back(torch.rand(3, 3, 32, 32), picture(64, 64), SQUARE)
+    assert found.movedim(1, -1).is_contiguous()
+
+
+def test_a_large_portrait_is_averaged() -> None:
+    """A checkerboard of single pixels becomes gray, not moiré."""
+    board = ((torch.arange(512)[:, None] + torch.arange(512)) % 2).float().expand(1, 3, 512, 512)
+    found, mask = paste_back(board, torch.full((1, 3, 160, 160), 0.5), torch.tensor([0.1, 0.1, 0.71]))
+    assert (found[0][:, mask[0] > 0] - 0.5).abs().max() < 0.02
+
+
+def test_the_edge_is_soft_inside_the_square() -> None:
+    square = torch.tensor([0.25, 0.25, 0.5])
+    _, mask = paste_back(torch.ones(1, 3, 32, 32), torch.zeros(1, 3, 80, 80), square, feather=0.25)
+    row = mask[0, 40]
+    assert (row[:20] == 0).all() and (row[60:] == 0).all()
+    assert (row[20:30].diff() > 0).all() and (row[30:50] == 1).all()
+    assert torch.equal(row, row.flip(0)) and torch.equal(mask[0], mask[0].T)
+
+
+def test_an_edge_on_the_border_is_not_soft() -> None:
+    """There the original would show through along the picture's own border."""
+    whole = torch.tensor([0.0, 0.0, 1.0])
+    _, mask = paste_back(torch.rand(1, 3, 32, 32), torch.zeros(1, 3, 32, 32), whole)
+    assert (mask == 1).all()
+    _, mask = paste_back(torch.rand(1, 3, 32, 32), picture(80, 80), torch.tensor([-0.1, 0.2, 0.5]))
+    assert (mask[0, 20:50, 0] > 0).any() and mask[0, 36, 0] == 1 and mask[0, 36, 30:34].max() < 1
+
+
+def test_videos_are_pasted_frame_by_frame() -> None:
+    original, portrait = picture(frames=3, seed=1), torch.rand(3, 3, 50, 50)
+    told: list[tuple[int, int]] = []
+    found, _ = paste_back(portrait, original, SQUARE, progress=lambda done, total: told.append((done, total)))
+    for number in range(3):
+        single, _ = paste_back(portrait[number, None], original[number, None], SQUARE)
+        assert torch.equal(found[number], single[0])
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    still, _ = paste_back(portrait, original[:1], SQUARE)
+    assert torch.equal(still[0], found[0]) and not torch.equal(still[1], found[1])
+
+
+def test_cancelling_stops_at_once() -> None:
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done: int, total: int) -> None:
+        seen.append(done)
+        raise Cancelled
+
+    seen: list[int] = []
+    with pytest.raises(Cancelled):
+        paste_back(torch.rand(9, 3, 32, 32), picture(64, 64), SQUARE, progress=cancel)
+    assert seen == [1]
+
+
+def test_colors_of_the_ring_are_matched() -> None:
+    original = picture()
+    portrait = crop_portrait(original, SQUARE, 156) * torch.tensor([0.7, 0.8, 0.9])[:, None, None] + 0.05
+    errors = {}
+    for amount in (0.0, 0.5, 1.0):
+        found, mask = paste_back(portrait, original, SQUARE, match_color=amount)
+        errors[amount] = float((found - original)[0][:, mask[0] > 0].abs().mean())
+    assert errors[1.0] < 0.02 < errors[0.0] and errors[1.0] < errors[0.5] < errors[0.0]
+
+
+def test_one_correction_for_all_frames() -> None:
+    """Frames that differ in brightness keep differing, whatever the ring of each says."""
+    original, portrait = torch.full((1, 3, 64, 64), 0.5), torch.full((2, 3, 32, 32), 0.4)
+    portrait[1] += 0.1
+    found, _ = paste_back(portrait, original, SQUARE, match_color=1.0)
+    middle = found[:, 0, 25, 29]
+    assert middle[1] - middle[0] > 0.02 and middle.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_color_matching_without_an_edge_leaves_the_portrait() -> None:
+    portrait = torch.rand(1, 3, 32, 32)
+    found, _ = paste_back(portrait, torch.zeros(1, 3, 32, 32), torch.tensor([0.0, 0.0, 1.0]), match_color=1.0)
+    assert torch.allclose(found, portrait, atol=1e-5)
+
+
+def test_a_mask_says_where_the_portrait_may_show() -> None:
+    original, portrait = picture(), torch.rand(2, 3, 50, 50)
+    allowed = torch.zeros(1, 240, 320)
+    allowed[:, :, :150] = 1
+    found, mask = paste_back(portrait, original, SQUARE, mask=allowed)
+    free, _ = paste_back(portrait, original, SQUARE)
+    assert mask.shape == (1, 240, 320) and (mask[..., 150:] == 0).all()
+    assert torch.equal(found[..., 150:], original[..., 150:].expand(2, -1, -1, -1))
+    assert torch.equal(found[..., :150], free[..., :150])
+    smaller, _ = paste_back(portrait, original, SQUARE, mask=allowed[:, ::2, ::2])
+    assert (smaller - found).abs()[..., :140].max() == 0 and torch.equal(smaller[..., 160:], found[..., 160:])
+
+
+def test_each_frame_can_have_a_mask() -> None:
+    original, portrait = picture(), torch.rand(2, 3, 50, 50)
+    allowed = torch.stack([torch.zeros(240, 320), torch.ones(240, 320)])
+    found, mask = paste_back(portrait, original, SQUARE, mask=allowed)
+    free, shown = paste_back(portrait, original, SQUARE)
+    assert torch.equal(found[0], original[0]) and torch.equal(found[1], free[1])
+    assert (mask[0] == 0).all() and torch.equal(mask[1], shown[0])
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
+def test_precisions(kind: torch.dtype) -> None:
+    original, portrait = picture(), torch.rand(2, 3, 50, 50)
+    found, _ = paste_back(portrait.to(kind), original.to(kind), SQUARE, match_color=0.5)
+    expected, _ = paste_back(portrait, original, SQUARE, match_color=0.5)
+    assert found.dtype == kind and (found.float() - expected).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"portrait": torch.rand(2, 3, 32, 40)}, "The portrait is 40×32 pixels"),
+        ({"original": torch.rand(3, 3, 64, 64)}, "The original has 3 frames but the portrait has 2"),
+        ({"mask": torch.rand(5, 64, 64)}, "The mask has 5 frames but the portrait has 2"),
+        ({"mask": torch.rand(1, 64, 80)}, "The mask has 80×64 pixels but the original 64×64"),
+        ({"square": torch.tensor([1.5, 0.0, 0.5])}, "lies outside of the 64×64 pixels"),
+        ({"square": torch.tensor([0.5, 0.5, 0.0])}, "lies outside of the 64×64 pixels"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Tensor], message: str) -> None:
+    given = {"portrait": torch.rand(2, 3, 32, 32), "original": torch.rand(1, 3, 64, 64), "square": SQUARE}
+    with pytest.raises(InputError, match=message):
+        paste_back(**{**given, **change})
