@@ -1,7 +1,12 @@
-"""Surface normal snapshots of the head: the spatial condition (paper 3.3, equation 2)."""
+"""Pictures of the head: surface normals, the spatial condition (paper 3.3, equation 2); depth and shading.
+
+Depth and shading, and normals of a form of their own, are what MagicPortrait is guided by: see
+:func:`render_guidance`.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -14,16 +19,42 @@ from .camera import project, to_pixels
 from .model import HeadModel
 from .parameters import FaceParameters
 from .rasterize import Fragments, interpolate, rasterize
+from .texture import Appearance, TextureModel
 
 Rasterizer = Callable[[Tensor, Tensor, int, int], Fragments]
 
+GUIDANCE = ("depth", "normals", "render")
+GRAY = 180 / 255  # skin without a texture
+# Lengths of the spherical harmonics 1, x, y, z, xy, xz, yz, x² - y², 3 z² - 1, convolved with the cosine of
+# Lambert's law (Ramamoorthi and Hanrahan 2001). DECA's lights are coefficients of exactly these.
+HARMONICS = (
+    math.sqrt(1 / (4 * math.pi)),
+    *[2 * math.pi / 3 * math.sqrt(3 / (4 * math.pi))] * 3,
+    *[math.pi / 4 * 3 * math.sqrt(5 / (12 * math.pi))] * 3,
+    math.pi / 4 * 3 / 2 * math.sqrt(5 / (12 * math.pi)),
+    math.pi / 4 / 2 * math.sqrt(5 / (4 * math.pi)),
+)
+DAYLIGHT = (
+    3.2,
+    0.0,
+    0.1,
+    0.3,
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+    0.0,
+)  # even, a little more from the camera and above
 
-def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+
+def vertex_normals(vertices: Tensor, faces: Tensor, least: float = 1e-20) -> Tensor:
     """Area-weighted vertex normals, unit length.
 
     Args:
         vertices: (frames, vertices, 3).
         faces: (triangles, 3).
+        least: a sum of the triangles' cross products, in m², is divided by no less than this. Areas are
+            around 1e-6 m², so the usual epsilon would shrink the normals of small triangles.
 
     Returns:
         (frames, vertices, 3) in the axes of ``vertices`` (+y up, +z to the camera).
@@ -33,8 +64,7 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     normals = torch.zeros_like(vertices)
     for corner in range(3):
         normals.index_add_(1, faces[:, corner], cross)
-    # Areas are around 1e-6 m², so the usual epsilon would shrink the normals of small triangles.
-    return F.normalize(normals, dim=-1, eps=1e-20)
+    return F.normalize(normals, dim=-1, eps=least)
 
 
 @torch.no_grad()
@@ -79,3 +109,106 @@ def render_normals(
         if progress is not None:
             progress(min(start + batch, len(params)), len(params))
     return image
+
+
+def shade(normals: Tensor, light: Tensor) -> Tensor:
+    """Light that a surface receives.
+
+    Args:
+        normals: (frames, 3, height, width).
+        light: (frames or 1, 9, 3), coefficients of the spherical harmonics for red, green and blue.
+
+    Returns:
+        (frames, 3, height, width), a factor for the surface's own color.
+    """
+    x, y, z = normals.unbind(1)
+    bands = [torch.ones_like(x), x, y, z, x * y, x * z, y * z, x * x - y * y, 3 * z * z - 1]
+    harmonics = torch.stack([band * length for band, length in zip(bands, HARMONICS, strict=True)], 1)
+    return torch.einsum("fbhw,fbc->fchw", harmonics, light.to(normals).expand(len(normals), -1, -1))
+
+
+def albedo_of(fragments: Fragments, texture: TextureModel, codes: Tensor) -> Tensor:
+    """The skin's own color at every pixel (frames, 3, height, width); meaningless where nothing is hit.
+
+    Args:
+        codes: (1, codes) of the texture model.
+    """
+    frame, row, column = torch.nonzero(fragments.covered, as_tuple=True)
+    corners = texture.corners[fragments.triangle[frame, row, column]]  # (hits, 3, 2)
+    weights = fragments.barycentric[frame, row, column]
+    grid = corners.new_zeros(*fragments.triangle.shape, 2)
+    grid[frame, row, column] = (corners * weights[..., None]).sum(dim=1)
+    albedo = texture.albedo(codes).expand(len(grid), -1, -1, -1)
+    return F.grid_sample(albedo, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@torch.no_grad()
+def draw_guidance(
+    head: HeadModel,
+    params: FaceParameters,
+    size: int,
+    appearance: Appearance | None = None,
+    texture: TextureModel | None = None,
+    rasterizer: Rasterizer = rasterize,
+) -> Tensor:
+    """All frames at once, on the head's device, where all arguments lie too; see :func:`render_guidance`."""
+    vertices = head(params)
+    fragments = rasterizer(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
+    # Their code divides short sums by 1e-6 and leaves the interpolated normals as short as they are.
+    normals = vertex_normals(vertices, head.faces, least=1e-6)
+    height = vertices[..., 2:]  # towards the camera; its scale does not matter
+    lowest, highest = height.amin(1, keepdim=True), height.amax(1, keepdim=True)
+    nearness = (height - lowest) / (highest - lowest)
+    values = interpolate(fragments, head.faces, torch.cat([nearness, normals], dim=-1))
+    depth, normals = rearrange(values, "f h w c -> f c h w").split([1, 3], dim=1)
+
+    if appearance is None or texture is None:
+        albedo: Tensor | float = GRAY
+    else:
+        albedo = albedo_of(fragments, texture, appearance.texture)
+    light = normals.new_tensor(DAYLIGHT)[None, :, None] if appearance is None else appearance.light
+    render = albedo * shade(normals, light.expand(-1, -1, 3)) * fragments.covered[:, None]
+    return torch.cat([depth.expand(-1, 3, -1, -1), normals, render], dim=1).clamp(0, 1)
+
+
+@torch.no_grad()
+def render_guidance(
+    head: HeadModel,
+    params: FaceParameters,
+    size: int,
+    *,
+    appearance: Appearance | None = None,
+    texture: TextureModel | None = None,
+    batch: int = 8,
+    rasterizer: Rasterizer = rasterize,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Draw what MagicPortrait is guided by, as its own scripts do, but for the rounding to 8 bits.
+
+    - depth: 1 at the nearest and 0 at the farthest vertex of the head, visible or not, in every frame; gray;
+    - normals: x right, y up, z to the camera, what is negative is black: the pictures pass through files;
+    - render: the skin's own color times the light of a spherical harmonics model of 9 coefficients.
+
+    Args:
+        head: the head model that ``params`` belong to, on any device.
+        params: the source's shape and camera with the driver's pose and expression: see :func:`.align`.
+        size: side of the square picture in pixels.
+        appearance: one frame, of the source; without it the head is gray in even light.
+        texture: without it the head is gray in the light of ``appearance``.
+        batch, rasterizer, progress: as in :func:`render_normals`.
+
+    Returns:
+        Of each of ``GUIDANCE`` (frames, 3, size, size) float32 in [0, 1] on the CPU, 0 beside the head.
+    """
+    head.require(params)
+    device = head.template.device
+    appearance = None if appearance is None else appearance[0].to(device)
+    texture = None if texture is None else texture.to(device)
+    images = torch.empty(len(params), 3 * len(GUIDANCE), size, size)
+    for start in range(0, len(params), batch):
+        part = params[start : start + batch].to(device, torch.float32)
+        drawn = draw_guidance(head, part, size, appearance, texture, rasterizer)
+        images[start : start + batch] = drawn.cpu()
+        if progress is not None:
+            progress(min(start + batch, len(params)), len(params))
+    return dict(zip(GUIDANCE, images.split(3, dim=1), strict=True))
