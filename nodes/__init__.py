@@ -34,12 +34,14 @@ from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
+from .lora import LoraLoader  # noqa: E402
 from .paste import PasteBack  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     LoadAniFaceDiff,
     ExpressionAdapterLoader,
+    LoraLoader,
     DECAExtract,
     ParametersFromFaceLandmarks,
     FacialShapeAlign,

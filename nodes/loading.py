@@ -13,6 +13,7 @@ from .capture import load_face_capture
 from .host.apply import attach_expression_adapter
 from .host.clip_vision import load_clip_vision
 from .host.folders import BUNDLED, CHECKPOINTS, file_names, file_path
+from .host.lora import watch_loras
 from .host.model import load_model
 from .host.parts import load_expression_adapter, load_motion, load_pose_encoder, load_reference
 from .host.runtime import ModelPatcher
@@ -88,6 +89,7 @@ class LoadAniFaceDiff(io.ComfyNode):
         model = load_model(opened.part("unet"), config)
         motion = load_motion(config, opened.part("motion")) if "motion" in parts else None
         model.set_attachments(_ORIGIN_KEY, Origin(opened, motion))
+        watch_loras(model)
         # parts that a checkpoint may lack: the node that needs one says so
         return io.NodeOutput(
             model,

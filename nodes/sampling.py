@@ -11,6 +11,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 
 from .host.apply import apply_anifacediff, image_conditioning
+from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
 from .loading import origin_of
@@ -84,7 +85,7 @@ def _apply(
             f"The MODEL was trained on the head '{origin.checkpoint.head}' but the face parameters belong to "
             f"'{parameters.head}': extract them for the MODEL's head."
         )
-    return apply_anifacediff(
+    model = apply_anifacediff(
         model,
         reference=reference.tokens,
         pose=pose.levels,
@@ -93,6 +94,8 @@ def _apply(
         window=window,
         overlap=overlap,
     )
+    watch_loras(model)
+    return model
 
 
 class ApplyAniFaceDiff(io.ComfyNode):

@@ -12,6 +12,7 @@ from anifacediff_core.errors import InputError
 CHECKPOINTS = "anifacediff"
 DECA = "deca"
 FLAME = "flame"
+LORAS = "loras"  # the host's own
 _SUFFIXES = {
     CHECKPOINTS: {".safetensors"},
     DECA: {".safetensors", ".tar", ".pth", ".pt", ".ckpt"},

@@ -67,5 +67,16 @@ def comfy(comfyui: Path) -> ModuleType:
 def host(comfy: ModuleType) -> SimpleNamespace:
     """The modules of `nodes/host`, loaded as a package of their own."""
     load_package("anifacediff_host", ROOT / "nodes" / "host")
-    names = ("apply", "auxiliary", "clip_vision", "folders", "model", "parts", "sampling", "vae", "windows")
+    names = (
+        "apply",
+        "auxiliary",
+        "clip_vision",
+        "folders",
+        "lora",
+        "model",
+        "parts",
+        "sampling",
+        "vae",
+        "windows",
+    )
     return SimpleNamespace(**{name: importlib.import_module(f"anifacediff_host.{name}") for name in names})
