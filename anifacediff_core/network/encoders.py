@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 from einops import rearrange
@@ -10,28 +11,49 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from anifacediff_core.network.attention import KeysValues
 from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.guidance import make_guidance_encoder
+from anifacediff_core.network.landmark_guider import SAMPLE, LandmarkGuider, Statistics
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def make_pose_encoder(config: NetworkConfig) -> ControlNetConditioningEmbedding:
+def make_pose_encoder(config: NetworkConfig) -> nn.Module:
     """Normals (frames, 3, H, W) in [0, 1] → features (frames, C, H / 8, W / 8) for after the UNet's conv_in.
 
     The paper concatenates the encoded normals with the noisy latents; convolving that concatenation equals
     adding a convolution of the encoding, which is this encoder's last layer. It starts at zero.
+
+    Relatives of the paper read other pictures (`config.pose_inputs`); `encode_pose` runs all of them.
     """
+    if config.pose_encoder == "attention":
+        return make_guidance_encoder(config)
+    if config.pose_encoder == "multiscale":
+        return LandmarkGuider(config.block_out_channels, config.norm_num_groups)
     return ControlNetConditioningEmbedding(config.block_out_channels[0], 3, config.pose_channels)
 
 
-def encode_pose(encoder: nn.Module, pictures: Tensor, reference: Tensor | None = None) -> tuple[Tensor, ...]:
+def pose_sample(encoder: nn.Module, pictures: Tensor, chunk: int) -> Tensor | None:
+    """Pictures of which an encoder must know the statistics, by `measure`, to encode a video in chunks.
+
+    None where it needs none: most encoders treat each frame by itself, and a single chunk is the whole video.
+    """
+    if not isinstance(encoder, LandmarkGuider) or len(pictures) <= chunk:
+        return None
+    count = min(SAMPLE, len(pictures))
+    return pictures[torch.linspace(0, len(pictures) - 1, count).round().long()]
+
+
+def encode_pose(
+    encoder: nn.Module, pictures: Tensor, statistics: Statistics | None = None
+) -> tuple[Tensor, ...]:
     """Features of all levels of any pose encoder, for `network.model.run_unet`.
 
     Arguments:
         pictures: (frames, 3 * pose inputs, H, W) in [0, 1].
-        reference: the source's own picture (1, 3, H, W), for a "multiscale" pose encoder.
+        statistics: of the video that the frames are a part of.
     """
-    features = encoder(pictures) if reference is None else encoder(pictures, reference)
+    features = encoder(pictures) if statistics is None else encoder(pictures, statistics)
     return features if isinstance(features, tuple) else (features,)
 
 

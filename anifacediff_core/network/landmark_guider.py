@@ -1,6 +1,6 @@
 """AniPortrait's pose guider: a drawing of the face's landmarks to features for five places of the UNet.
 
-Architecture and names: https://github.com/Zejun-Yang/AniPortrait (Apache-2.0). What its code does, and so this:
+Architecture and names: https://github.com/Zejun-Yang/AniPortrait (Apache-2.0). What its code does:
 
 - The pixels 0 … 255 enter as 2 p - 1, from -1 to 509.
 - Its batch normalizations run in training mode: they normalize by the frames at hand and not by what training
@@ -8,15 +8,13 @@ Architecture and names: https://github.com/Zejun-Yang/AniPortrait (Apache-2.0). 
 - Its "cross attention" never looks at the drawing of the source: it is self-attention within each frame. The
   features depend on the driving drawings alone.
 
-Weights have the names of `pose_guider.pth`, as `fold` brings them into this form. `convs` are the convolutions
-of a stage, every third entry; behind each is the affine part of its batch normalization:
+Weights have the names of `pose_guider.pth`, brought into this form by `fold`:
 
-    conv_layers.{0,3,…,21}, conv_layers_1.{0,3}, conv_layers_2.{0,3}, conv_layers_3.{0,3}, conv_layers_4.0
-        .weight, .bias
-    conv_layers.{1,4,…,22}, … the affine part                           .weight (C, 1, 1, 1), .bias (C,)
-    final_proj                                                          .weight, .bias, times `scale`
-    cross_attn1 … cross_attn4: norm, proj_in, proj_out, transformer_blocks.0.{norm1, attn1.{to_q, to_k, to_v,
-        to_out.0}, norm3, ff.net.{0.proj, 2}}
+    conv_layers.{0,3,…,21}, conv_layers_{1,2,3}.{0,3}, conv_layers_4.0    convolutions
+    conv_layers.{1,4,…,22}, conv_layers_{1,2,3}.{1,4}, conv_layers_4.1    affine part of their normalization,
+                                                                          .weight (C, 1, 1, 1), .bias (C,)
+    final_proj                                                            convolution, times `scale`
+    cross_attn{1,2,3,4}      norm, proj_in, transformer_blocks.0.{norm1,attn1,norm3,ff}, proj_out
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from anifacediff_core.network.encoders import (
     encode_pose,
     make_image_encoder,
     make_pose_encoder,
+    pose_sample,
 )
 from anifacediff_core.network.temporal import MotionModules
 
@@ -242,22 +243,18 @@ class AniFaceDiff(nn.Module):
         )
         return features
 
-    def encode_pose(
-        self, pictures: Tensor, reference: Tensor | None = None, chunk: int = 16
-    ) -> tuple[Tensor, ...]:
+    def encode_pose(self, pictures: Tensor, chunk: int = 16) -> tuple[Tensor, ...]:
         """Pictures (frames, 3 * pose inputs, H, W) in [0, 1], anywhere → pose features on the same device.
 
         Takes `chunk` frames at a time, so a long video's pictures never lie on the accelerator at once.
 
-        Arguments:
-            reference: the source's own picture (1, 3, H, W), for a "multiscale" pose encoder.
-
         Returns: features for `run_unet`, (frames, C, h, w) each.
         """
         weight = next(self.pose_encoder.parameters())
-        reference = None if reference is None else reference.to(weight)
+        sample = pose_sample(self.pose_encoder, pictures, chunk)
+        statistics = None if sample is None else self.pose_encoder.measure(sample.to(weight))  # type: ignore[operator]
         chunks = [
-            encode_pose(self.pose_encoder, part.to(weight), reference) for part in pictures.split(chunk)
+            encode_pose(self.pose_encoder, part.to(weight), statistics) for part in pictures.split(chunk)
         ]
         return tuple(
             torch.cat([level.to(pictures.device) for level in levels]) for levels in zip(*chunks, strict=True)

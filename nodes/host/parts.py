@@ -17,7 +17,7 @@ from anifacediff_core.network.attention import (
     transformer_block_names,
 )
 from anifacediff_core.network.config import NetworkConfig
-from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder
+from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder, pose_sample
 from anifacediff_core.network.encoders import encode_pose as encode_pictures
 from anifacediff_core.network.model import make_unet, run_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
@@ -79,7 +79,6 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
 def encode_pose(
     encoder: ModelPatcher,
     pictures: Tensor,
-    reference: Tensor | None = None,
     chunk: int = 16,
     progress: Progress | None = None,
 ) -> tuple[Tensor, ...]:
@@ -89,7 +88,6 @@ def encode_pose(
 
     Arguments:
         pictures: (frames, 3 * pose inputs, height, width) in [0, 1], usually normals.
-        reference: the source's own picture (1, 3, height, width), for encoders that compare with it.
     """
     height, width = pictures.shape[-2:]
     if height % 8 or width % 8:
@@ -97,13 +95,16 @@ def encode_pose(
             f"The pose pictures are {width}×{height}: make them at a size that is a multiple of 8."
         )
 
-    def encode(module: nn.Module, *images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(level.cpu() for level in encode_pictures(module, *images))
+    sample, statistics = pose_sample(unwrap(encoder), pictures, chunk), None
+    if sample is not None:
+        statistics = run(encoder, lambda module, images: module.measure(images), sample)
 
-    given = () if reference is None else (reference,)
+    def encode(module: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(level.cpu() for level in encode_pictures(module, images, statistics))
+
     chunks = []
     for part in pictures.split(chunk):
-        chunks.append(run(encoder, encode, part, *given))
+        chunks.append(run(encoder, encode, part))
         if progress is not None:
             progress(min(chunk * len(chunks), len(pictures)), len(pictures))
     return tuple(map(torch.cat, zip(*chunks, strict=True)))
