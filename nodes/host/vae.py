@@ -1,4 +1,4 @@
-"""The host's VAE from the bundled autoencoder."""
+"""The host's VAE from a checkpoint's autoencoder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ SD15_LATENT_SCALE = 0.18215
 
 
 def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.sd.VAE:
-    """Build the VAE from TAESD-shaped weights, keys `encoder.N...` and `decoder.N...`."""
+    """Build the VAE.
+
+    Arguments:
+        weights: TAESD's, keys `encoder.N...` and `decoder.N...`, as the bundled one is; or those of Stable
+            Diffusion's in diffusers' naming.
+    """
     if not any(name.startswith("decoder.") for name in weights):
         raise InputError(
             "The checkpoint has no autoencoder: connect the VAE of Stable Diffusion 1.5 instead."
         )
+    if "decoder.conv_in.weight" in weights:
+        vae = comfy.sd.VAE(sd=weights)
+        vae.throw_exception_if_invalid()
+        return vae
     host = {f"taesd_{name}": weight for name, weight in weights.items()}
     host["vae_scale"] = torch.tensor(SD15_LATENT_SCALE / network.latent_scale)
     host["vae_shift"] = torch.tensor(0.0)
