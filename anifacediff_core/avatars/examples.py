@@ -1,4 +1,5 @@
-"""The bundled example: a source picture and a driving clip with sound, of two different avatars.
+"""The bundled examples: a source picture and a driving clip with sound, of two different avatars; and the source
+in a larger picture, for pasting back.
 
 Made by ``python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples``.
 """
@@ -31,6 +32,8 @@ SOURCE, DRIVER, PERFORMANCE = 116, 118, 35686  # seeds chosen by eye
 VOICE = 120.0  # Hz
 SAMPLE_RATE = 44100
 SUPERSAMPLE = 3
+SCENE_WIDTH, SCENE_HEIGHT, SCENE_TOP = 768, 512, 120
+SCENE_CAMERA = (2.4, 0.08, 0.05)
 FRIENDLY = {
     "mouthSmileLeft": 0.62, "mouthSmileRight": 0.58, "mouthDimpleLeft": 0.2, "mouthDimpleRight": 0.2,
     "cheekSquintLeft": 0.35, "cheekSquintRight": 0.35, "browInnerUp": 0.25, "browOuterUpLeft": 0.15,
@@ -40,6 +43,16 @@ FRIENDLY = {
 
 def make_source(head: HeadModel, studio: Studio) -> torch.Tensor:
     """The friendly source avatar, looking at the camera: (3, size, size)."""
+    return _take_picture(head, studio, torch.tensor([[SCALE, 0.0, sum(SHIFT_Y) / 2]]), SIZE)
+
+
+def make_scene(head: HeadModel, studio: Studio) -> torch.Tensor:
+    """The same avatar, smaller and to the right in a wide picture: (3, SCENE_HEIGHT, SCENE_WIDTH)."""
+    picture = _take_picture(head, studio, torch.tensor([SCENE_CAMERA]), SCENE_WIDTH)
+    return picture[:, SCENE_TOP : SCENE_TOP + SCENE_HEIGHT]
+
+
+def _take_picture(head: HeadModel, studio: Studio, camera: torch.Tensor, size: int) -> torch.Tensor:
     identity = Identity.random(1, torch.Generator().manual_seed(SOURCE), head)
     neutral = FaceParameters.neutral(1, head.name, head.n_shape, head.n_expression)
     expression, pose = neutral.expression.clone(), neutral.pose.clone()
@@ -51,10 +64,10 @@ def make_source(head: HeadModel, studio: Studio) -> torch.Tensor:
         shape=identity.shape,
         expression=expression,
         pose=pose,
-        camera=torch.tensor([[SCALE, 0.0, sum(SHIFT_Y) / 2]]),
+        camera=camera,
     )
     params = look_along(params, head.expression_names)
-    return studio.render(identity, params, SIZE, SUPERSAMPLE)[0]
+    return studio.render(identity, params, size, SUPERSAMPLE)[0]
 
 
 def write_driving(path: Path, head: HeadModel, studio: Studio) -> None:
@@ -84,11 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m anifacediff_core.avatars.examples", description=__doc__.partition("\n")[0]
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for source.png and driving.mp4")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for source.png, scene.jpg and driving.mp4"
+    )
     folder = parser.parse_args().out
     head = HeadModel.bundled()
     studio = Studio(head)
     write_image(folder / "source.png", make_source(head, studio))
+    write_image(folder / "scene.jpg", make_scene(head, studio))
     write_driving(folder / "driving.mp4", head, studio)
 
 
