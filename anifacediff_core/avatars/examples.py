@@ -1,5 +1,6 @@
-"""The bundled examples: a source picture and a driving clip with sound, of two different avatars; and the source
-in a larger picture, for pasting back.
+"""The bundled examples: a source picture and a driving clip with sound, of two different avatars.
+
+And the source once more in a larger picture, to paste its portrait back into.
 
 Made by ``python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples``.
 """
