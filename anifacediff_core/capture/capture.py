@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import InputError
 from ..head.camera import crop_camera, uncrop_camera
@@ -16,9 +16,10 @@ from ..head.model import HeadModel
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from ..progress import Progress
+from .appearance import Appearance
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
-from .tracker import Tracker, portrait_square, smooth_parameters
+from .tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 
 if TYPE_CHECKING:
     from ..weights.checkpoint import Checkpoint
@@ -29,6 +30,8 @@ LEAST_PIXELS = 16
 PIXELS_AT_ONCE = 32 * 512 * 512
 FRAMES_AT_ONCE = 16
 BACKGROUND = 128 / 255  # behind transparent pixels, as in `video.read_image`
+
+Part = TypeVar("Part")
 
 
 class Detects(Protocol):
@@ -41,6 +44,29 @@ class Reads(Protocol):
     """What :class:`.encoder.FaceEncoder` does for :func:`capture`."""
 
     def read(self, pixels: Tensor) -> Reading: ...
+
+
+class Models(Protocol):
+    """What :func:`capture` works with: :class:`CaptureModels` or :class:`.flame.FlameModels`."""
+
+    @property
+    def head(self) -> HeadModel:
+        """The head that the parameters belong to; the networks are on its device."""
+        ...
+
+    def to(self, device: torch.device) -> Models: ...
+
+    def detect(self, frames: Tensor) -> list[list[Detection]]:
+        """Faces of pictures (frames, 3, height, width) in [0, 1], per picture."""
+        ...
+
+    def read(self, frames: Tensor, faces: list[Detection]) -> tuple[FaceParameters, Appearance | None]:
+        """Parameters of one face per picture, camera of the whole picture; on any device."""
+        ...
+
+    def remarks(self) -> list[str]:
+        """Sentences for people about what was used."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,6 +85,24 @@ class CaptureModels:
         encoder = FaceEncoder.from_weights(checkpoint.part("face_encoder"))
         return cls(detector.to(device), encoder.to(device), head)
 
+    def to(self, device: torch.device) -> CaptureModels:
+        return CaptureModels(moved(self.detector, device), moved(self.encoder, device), self.head.to(device))
+
+    def detect(self, frames: Tensor) -> list[list[Detection]]:
+        return self.detector.detect(frames)
+
+    def read(self, frames: Tensor, faces: list[Detection]) -> tuple[FaceParameters, None]:
+        """Read twice: the second time from the square that the first reading says, since the encoder is best
+        at a centered face.
+        """
+        squares = torch.tensor([face.square for face in faces], device=frames.device)
+        better = face_square(self.head, _encode(frames, squares, self))
+        trusted = _overlap(better, squares) > 0.35
+        return _encode(frames, torch.where(trusted[:, None], better, squares), self), None
+
+    def remarks(self) -> list[str]:
+        return []
+
 
 @dataclass(frozen=True)
 class Captured:
@@ -70,23 +114,26 @@ class Captured:
         square: (3,) left, top, side of the portrait square, as fractions of the picture's longer side.
         frames_without_face: their indices.
         note: one or two sentences for people.
+        appearance: texture and light (frames), from networks that tell them.
     """
 
     parameters: FaceParameters
     square: Tensor
     frames_without_face: list[int]
     note: str
+    appearance: Appearance | None = None
 
 
 @torch.no_grad()
 def capture(
     frames: Tensor | Iterable[Tensor],
-    models: CaptureModels,
+    models: Models,
     mode: str = "auto",
     *,
     face: int = 0,
     smoothing: float = SMOOTHING,
     what: str = "the picture",
+    faces: list[list[Detection]] | None = None,
     total: int | None = None,
     progress: Progress | None = None,
 ) -> Captured:
@@ -100,6 +147,8 @@ def capture(
         face: 0 for the most prominent one, 1 for the first from the left, and so on.
         smoothing: 0 to 1, see :func:`.tracker.smooth_parameters`; has no effect on a single frame.
         what: name of the input in messages, for example "the driving video".
+        faces: of every frame, where they are known already; see :mod:`.locate`. By default the models look
+            for them.
         total: number of frames, for the progress of an iterator.
         progress: called with frames (done, total).
 
@@ -111,12 +160,16 @@ def capture(
     total = len(frames) if isinstance(frames, Tensor) else total or 0
     tracker = Tracker(face=face)
     readings: list[FaceParameters] = []
+    looks: list[Appearance | None] = []
     done, size = 0, (0, 0)
     for chunk in _chunks(frames, what):
         if readings and chunk.shape[-2:] != size:
             raise InputError(f"The frames of {what} differ in size; scale them to one size first.")
         size = (int(chunk.shape[-2]), int(chunk.shape[-1]))
-        readings.append(_read(chunk, tracker, models))
+        given = None if faces is None else faces[done : done + len(chunk)]
+        parameters, look = _read(chunk, tracker, models, given)
+        readings.append(parameters)
+        looks.append(look)
         done += len(chunk)
         if progress is not None:
             progress(done, max(total, done))
@@ -133,7 +186,9 @@ def capture(
             f"In {what} {which}; use pictures that show a face from the front, large and well lit."
         )
     params = smooth_parameters(raw, models.head.expression_names, smoothing)
-    return in_portrait(params, models.head, size, mode, _notes(raw.valid, tracker, what))
+    notes = _notes(raw.valid, tracker, what) + models.remarks()
+    captured = in_portrait(params, models.head, size, mode, notes)
+    return replace(captured, appearance=_all_frames(looks, raw.valid))
 
 
 def in_portrait(
@@ -169,7 +224,7 @@ def crop_portrait(frames: Tensor, square: Tensor, size: int) -> Tensor:
     squares = square.to(frames).expand(len(frames), 3)
     per_frame = max(1, PIXELS_AT_ONCE // (frames.shape[-1] * frames.shape[-2]))
     parts = zip(frames.split(per_frame), squares.split(per_frame), strict=True)
-    return torch.cat([_sample(part, where, size, "bicubic").clamp(0, 1) for part, where in parts])
+    return torch.cat([sample(part, where, size, "bicubic").clamp(0, 1) for part, where in parts])
 
 
 def prepare(frames: Tensor, what: str) -> Tensor:
@@ -225,36 +280,50 @@ def _at_once(frames: Tensor) -> int:
     return max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 
-def _read(frames: Tensor, tracker: Tracker, models: CaptureModels) -> FaceParameters:
-    """Parameters of a chunk, camera of the whole picture; frames without a face are neutral and not valid."""
-    device = models.head.template.device
-    frames = frames.to(device)
+def _read(
+    frames: Tensor, tracker: Tracker, models: Models, given: list[list[Detection]] | None
+) -> tuple[FaceParameters, Appearance | None]:
+    """Parameters of a chunk, camera of the whole picture; frames without a face are neutral and not valid.
+    The appearance is that of the valid frames, where the models tell it.
+    """
+    frames = frames.to(models.head.template.device)
     height, width = frames.shape[-2:]
     longer = max(height, width)
-    squares, valid = torch.zeros(len(frames), 3), torch.zeros(len(frames), dtype=torch.bool)
-    for index, faces in enumerate(models.detector.detect(frames)):
+    seen: list[int] = []
+    followed: list[Detection] = []
+    for index, faces in enumerate(models.detect(frames) if given is None else given):
         found = tracker.follow(faces, width / longer, height / longer)
         if found is not None:
-            squares[index] = torch.tensor(tracker.crop(found.square))
-            valid[index] = True
-    neutral = models.head.neutral(len(frames))
-    result = replace(neutral, valid=valid.to(device))
-    if not valid.any():
-        return result.to("cpu")
-    seen = torch.nonzero(valid).squeeze(1).to(device)
-    first = _encode(frames[seen], squares[valid].to(device), models)
-    # Read once more from the square that the first reading says; the encoder is best at a centered face.
-    better = face_square(models.head, first)
-    trusted = _overlap(better, squares[valid].to(device)) > 0.35
-    second = _encode(frames[seen], torch.where(trusted[:, None], better, squares[valid].to(device)), models)
+            seen.append(index)
+            followed.append(found.moved(tracker.crop(found.square)))
+    neutral = models.head.neutral(len(frames)).to("cpu")
+    result = replace(neutral, valid=torch.zeros(len(frames), dtype=torch.bool))
+    if not seen:
+        return result, None
+    result.valid[seen] = True
+    parameters, look = models.read(frames[seen], followed)
     for name in ("shape", "expression", "pose", "camera"):
-        getattr(result, name)[seen] = getattr(second, name).to(getattr(result, name))
-    return result.to("cpu")
+        getattr(result, name)[seen] = getattr(parameters, name).to(getattr(result, name))
+    return result, look
+
+
+def _all_frames(looks: list[Appearance | None], valid: Tensor) -> Appearance | None:
+    """The appearance of all frames from that of the valid ones."""
+    known = [look for look in looks if look is not None]
+    if not known:
+        return None
+    parts = []
+    for name in ("texture", "light"):
+        seen = torch.cat([getattr(look, name).cpu() for look in known])
+        whole = seen.new_zeros(len(valid), *seen.shape[1:])
+        whole[valid] = seen
+        parts.append(fill_gaps(whole.flatten(1), valid).view_as(whole))
+    return Appearance(*parts)
 
 
 def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParameters:
     """Read crops at ``squares`` (frames, 3); the camera is that of the whole picture."""
-    reading = models.encoder.read(_sample(frames, squares, CROP))
+    reading = models.encoder.read(sample(frames, squares, CROP))
     neutral = models.head.neutral(len(frames))
     pose = torch.cat([neutral.pose[:, :3], reading.neck.to(neutral.pose), neutral.pose[:, 6:]], dim=1)
     # A camera behind the head has no meaning, whatever an untrained network says.
@@ -263,8 +332,14 @@ def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParam
     return replace(neutral, shape=reading.shape, expression=reading.expression, pose=pose, camera=camera)
 
 
-def _sample(frames: Tensor, squares: Tensor, size: int, mode: str = "bilinear") -> Tensor:
-    """Cut squares (frames, 3) out of frames, scaled to ``size``²; outside of a picture its border repeats."""
+def sample(
+    frames: Tensor, squares: Tensor, size: int, mode: str = "bilinear", outside: str = "border"
+) -> Tensor:
+    """Cut squares (frames, 3) out of frames, scaled to ``size``².
+
+    Args:
+        outside: of a picture its "border" repeats, or there are "zeros".
+    """
     height, width = frames.shape[-2:]
     longer = max(height, width)
     # Average blocks first where the crop is reduced by two or more, or it would alias.
@@ -278,7 +353,7 @@ def _sample(frames: Tensor, squares: Tensor, size: int, mode: str = "bilinear") 
     x = (left[:, None] + side[:, None] * steps) / covered_x * 2 - 1
     y = (top[:, None] + side[:, None] * steps) / covered_y * 2 - 1
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
-    return F.grid_sample(frames, grid, mode=mode, padding_mode="border", align_corners=False)
+    return F.grid_sample(frames, grid, mode=mode, padding_mode=outside, align_corners=False)
 
 
 def _overlap(first: Tensor, second: Tensor) -> Tensor:
@@ -298,6 +373,11 @@ def _notes(valid: Tensor, tracker: Tracker, what: str) -> list[str]:
         taken = f"number {tracker.face} from the left" if tracker.face else "the most prominent one"
         notes.append(f"There are up to {tracker.most} faces; {taken} is followed.")
     return notes
+
+
+def moved(part: Part, device: torch.device) -> Part:
+    """A network on a device; what is no network stays where it is."""
+    return part.to(device) if isinstance(part, nn.Module) else part
 
 
 def listed(numbers: list[int]) -> str:

@@ -27,16 +27,31 @@ class Detection:
 
     Attributes:
         score: in [0, 1].
-        square: left, top, side as fractions of the picture's *longer* side, from its top left corner.
+        square: left, top, side as fractions of the picture's *longer* side, from its top left corner; as
+            :func:`face_square` has it.
+        mesh: the square around the box of MediaPipe's mesh, hairline to chin, where there was a mesh; in the
+            same form, its side the mean of the box's width and height.
     """
 
     score: float
     square: tuple[float, float, float]
+    mesh: tuple[float, float, float] | None = None
 
     @property
     def center(self) -> tuple[float, float]:
         left, top, side = self.square
         return left + side / 2, top + side / 2
+
+    def moved(self, square: tuple[float, float, float]) -> Detection:
+        """The same face with another square; the mesh's moves along."""
+        if self.mesh is None:
+            return Detection(self.score, square)
+        zoom = square[2] / self.square[2]
+        left, top = (
+            new + zoom * (mesh - old)
+            for new, old, mesh in zip(square[:2], self.square[:2], self.mesh[:2], strict=True)
+        )
+        return Detection(self.score, square, (left, top, zoom * self.mesh[2]))
 
 
 def face_square(head: HeadModel, params: FaceParameters) -> Tensor:

@@ -146,11 +146,11 @@ def smooth_parameters(params: FaceParameters, names: list[str], amount: float) -
 
     Args:
         params: frames in order, ``valid`` telling which were seen.
-        names: of the expressions.
+        names: ARKit's, of the expressions; empty for a head like FLAME, whose expressions each move lids and
+            mouth at once, know no limits, and come with a turning root and jaw.
         amount: 0 leaves every reading as it is, 1 is strong.
     """
     valid = params.valid
-    quick = torch.tensor([name.startswith("eye") for name in names], device=valid.device)
     expression, pose = fill_gaps(params.expression, valid), fill_gaps(params.pose, valid)
     camera, shape = fill_gaps(params.camera, valid), fill_gaps(params.shape, valid)
     if amount > 0 and len(params) > 1:
@@ -158,9 +158,14 @@ def smooth_parameters(params: FaceParameters, names: list[str], amount: float) -
         place = torch.cat([camera[:, :1].log(), camera[:, :1] * camera[:, 1:]], dim=1)
         place = smooth(without_spikes(place), 5 * amount)
         camera = torch.cat([place[:, :1].exp(), place[:, 1:] / place[:, :1].exp()], dim=1)
-        slow = smooth(expression, 2 * amount)
-        expression = torch.where(quick, smooth(expression, 0.6 * amount), slow).clamp(0, 1)
-        pose = torch.cat([pose[:, :3], smooth(pose[:, 3:6], 3 * amount), pose[:, 6:]], dim=1)
+        if names:
+            quick = torch.tensor([name.startswith("eye") for name in names], device=valid.device)
+            slow = smooth(expression, 2 * amount)
+            expression = torch.where(quick, smooth(expression, 0.6 * amount), slow).clamp(0, 1)
+        else:
+            expression = smooth(expression, amount)
+        turns, jaw = smooth(pose[:, :6], 3 * amount), smooth(pose[:, 6:9], amount)
+        pose = torch.cat([turns, jaw, pose[:, 9:]], dim=1)
         shape = params.shape[valid].mean(0, keepdim=True).expand_as(shape)
     return replace(params, expression=expression, pose=pose, camera=camera, shape=shape.contiguous())
 

@@ -49,7 +49,9 @@ class HeadModel(nn.Module):
     region.<name>        (n,), optional               vertex indices
     ===================  ===========================  =====================================================
 
-    and in the header ``anifacediff-head``: JSON with name, expression names, licence and origin.
+    and in the header ``anifacediff-head``: JSON with name, expression names, licence and origin; with
+    ``joints_follow_expression`` the joints are regressed from the head that also bears its expression, as
+    FLAME's are.
     """
 
     template: Tensor
@@ -64,6 +66,7 @@ class HeadModel(nn.Module):
     chart: Tensor
     joint_template: Tensor
     joint_basis: Tensor
+    joint_expression_basis: Tensor | None
 
     def __init__(self, tensors: dict[str, Tensor], header: dict) -> None:
         super().__init__()
@@ -95,6 +98,10 @@ class HeadModel(nn.Module):
             torch.einsum("jv,vcs->jcs", self.joint_regressor, self.shape_basis),
             persistent=False,
         )
+        follow = None
+        if header.get("joints_follow_expression"):
+            follow = torch.einsum("jv,vce->jce", self.joint_regressor, self.expression_basis)
+        self.register_buffer("joint_expression_basis", follow, persistent=False)
         self.region_names = [name.removeprefix("region.") for name in tensors if name.startswith("region.")]
         for name in self.region_names:
             self.register_buffer(f"region_{name}", tensors[f"region.{name}"].long(), persistent=False)
@@ -107,12 +114,16 @@ class HeadModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> HeadModel:
-        """Read a head file.
+        """Read a head file, or one of FLAME's as they are given out.
 
         Raises:
             InputError: the file is missing, damaged, not a head, or its tensors do not fit together.
         """
         name = Path(path).name
+        if Path(path).suffix != ".safetensors":
+            from .flame import load_flame
+
+            return load_flame(path)
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
@@ -154,7 +165,7 @@ class HeadModel(nn.Module):
             raise InputError(
                 f"The face parameters belong to the head '{params.head}' ({found[0]} shape, {found[1]} "
                 f"expression values) but this is '{self.name}' ({expected[0]}, {expected[1]}); "
-                "extract them again with this head."
+                "choose their head, or extract them again with this one."
             )
 
     def forward(self, params: FaceParameters) -> Tensor:
@@ -162,7 +173,8 @@ class HeadModel(nn.Module):
         rest = self.rest(params.shape, params.expression)
         if self.pose_basis is not None:
             rest = rest + self._pose_correctives(params.pose)
-        return self.skin(rest, params.pose, self.joints(params.shape), self.skin_weights)
+        joints = self.joints(params.shape, params.expression)
+        return self.skin(rest, params.pose, joints, self.skin_weights)
 
     def rest(self, shape: Tensor, expression: Tensor) -> Tensor:
         """Unposed vertices (frames, vertices, 3) for β (frames, shapes) and ψ (frames, expressions)."""
@@ -170,9 +182,14 @@ class HeadModel(nn.Module):
         expressed = torch.einsum("fe,vce->fvc", expression, self.expression_basis)
         return self.template + shaped + expressed
 
-    def joints(self, shape: Tensor) -> Tensor:
-        """Joint positions (frames, 5, 3) of the unposed head: they follow the shape, not the expression."""
-        return self.joint_template + torch.einsum("fs,jcs->fjc", shape, self.joint_basis)
+    def joints(self, shape: Tensor, expression: Tensor | None = None) -> Tensor:
+        """Joint positions (frames, 5, 3) of the unposed head: they follow the shape, and the expression only
+        in heads like FLAME.
+        """
+        joints = self.joint_template + torch.einsum("fs,jcs->fjc", shape, self.joint_basis)
+        if expression is None or self.joint_expression_basis is None:
+            return joints
+        return joints + torch.einsum("fe,jce->fjc", expression, self.joint_expression_basis)
 
     def skin(self, rest: Tensor, pose: Tensor, joints: Tensor, weights: Tensor) -> Tensor:
         """Linear blend skinning of the head's vertices or of geometry bound to its joints.

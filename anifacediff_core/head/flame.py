@@ -1,0 +1,117 @@
+"""FLAME's files as heads: the pickles of FLAME 2020 and 2023, read without unpickling anything but arrays.
+
+The two releases, and the male and female heads, have the same fields and sizes and carry no name, so all of
+them are the head 'flame': one file is meant to serve a whole workflow.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..weights.reading import TensorFile, open_tensors
+from .model import HeadModel
+
+NAME = "flame"
+VERTICES, JOINTS = 5023, 5
+# FLAME has 300 shape and 100 expression modes in one basis. All shapes are kept: DECA tells the first 100,
+# SMIRK all 300, and either way the parameters belong to the same head. Both tell 50 expressions.
+SHAPES, EXPRESSIONS, FIRST_EXPRESSION, POSES = 300, 50, 300, 36
+FIELDS = {
+    "v_template": (VERTICES, 3),
+    "shapedirs": (VERTICES, 3, None),
+    "posedirs": (VERTICES, 3, POSES),
+    "J_regressor": (JOINTS, VERTICES),
+    "weights": (VERTICES, JOINTS),
+    "kintree_table": (2, JOINTS),
+    "f": (None, 3),
+}
+ORIGIN = {
+    "name": NAME,
+    "expressions": [],
+    "joints_follow_expression": True,
+    "license": "FLAME's own; see the file's source",
+    "origin": "FLAME, https://flame.is.tue.mpg.de",
+}
+
+
+def is_flame(file: TensorFile) -> bool:
+    """Whether a file has FLAME's fields; their sizes may still be wrong."""
+    return set(FIELDS) <= set(file.infos)
+
+
+def load_flame(path: str | Path) -> HeadModel:
+    """Read a FLAME pickle, or a safetensors or NumPy file with the same fields.
+
+    Raises:
+        InputError: the file is missing, damaged, hostile, or not FLAME.
+    """
+    with open_tensors(path) as file:
+        return HeadModel(flame_tensors(file), dict(ORIGIN))
+
+
+def flame_tensors(file: TensorFile) -> dict[str, Tensor]:
+    """The tensors of :class:`.model.HeadModel` from those of a FLAME file.
+
+    Raises:
+        InputError: fields are missing or have other sizes than FLAME's.
+    """
+    name = file.path.name
+    for field, sizes in FIELDS.items():
+        found = list(file.infos[field].shape) if field in file.infos else "none"
+        expected = ["any" if size is None else size for size in sizes]
+        fits = len(found) == len(sizes) and all(a in (None, b) for a, b in zip(sizes, found, strict=True))
+        if not fits:
+            told = str(expected).replace("'", "")
+            raise InputError(
+                f"'{name}' is not FLAME: expected {field} {told}, found {found}; choose generic_model.pkl."
+            )
+    modes = file.infos["shapedirs"].shape[-1]
+    if modes < FIRST_EXPRESSION + EXPRESSIONS:
+        raise InputError(
+            f"'{name}' is not the whole FLAME: expected shapedirs with 400 modes, found {modes}; "
+            "choose generic_model.pkl."
+        )
+    basis = file.read("shapedirs").float()
+    tensors = {
+        "template": file.read("v_template").float(),
+        "faces": file.read("f").long(),
+        "shape_basis": basis[..., :SHAPES].contiguous(),
+        "expression_basis": basis[..., FIRST_EXPRESSION : FIRST_EXPRESSION + EXPRESSIONS].contiguous(),
+        "pose_basis": file.read("posedirs").float(),
+        "joint_regressor": file.read("J_regressor").float(),
+        "skin_weights": file.read("weights").float(),
+        "parents": _parents(file.read("kintree_table"), name),
+    }
+    if tensors["faces"].min() < 0 or tensors["faces"].max() >= VERTICES:
+        raise InputError(f"'{name}' has triangles outside its {VERTICES} vertices; get a fresh copy.")
+    return tensors | {"landmarks": landmarks_like_bundled(tensors["template"], tensors["joint_regressor"])}
+
+
+def _parents(tree: Tensor, name: str) -> Tensor:
+    """The parent of each joint; the root's is -1, whatever the file has there."""
+    parents = tree[0].long().clone()
+    parents[0] = -1
+    if any(not 0 <= parent < joint for joint, parent in enumerate(parents.tolist()) if joint):
+        raise InputError(
+            f"'{name}' has a broken joint tree: expected a parent before each joint, found "
+            f"{parents.tolist()}; get a fresh copy."
+        )
+    return parents
+
+
+def landmarks_like_bundled(template: Tensor, regressor: Tensor) -> Tensor:
+    """Vertices (68,) nearest to the bundled head's landmarks, once both heads' eyeballs are laid together.
+
+    FLAME's own landmarks are in another file. These are good to some millimeters, which is enough for framing
+    a face and for nothing else.
+    """
+    bundled = HeadModel.bundled()
+    here, there = (regressor @ template)[3:5], bundled.joint_template[3:5]
+    distance = (there[0] - there[1]).norm().clamp(min=1e-6)
+    scale = (here[0] - here[1]).norm().clamp(min=1e-6) / distance
+    points = (bundled.template[bundled.landmarks] - there.mean(0)) * scale + here.mean(0)
+    return torch.cdist(points, template).argmin(dim=1)
