@@ -357,9 +357,9 @@ def _report(file: str, reached: set[str], found: _Contents) -> str:
     left = found.homeless + sorted(set(found.fitting) - reached)
     report = f"{file}: {len(reached)} of {len(reached) + len(left)} layers"
     if left:
-        report += f"; the MODEL has no place for {len(left)} (first: {left[0]}){found.likeness}"
+        report += f"; without a place in the MODEL: {len(left)} (first: {left[0]}){found.likeness}"
     if found.text_encoder:
-        report += f"; {found.text_encoder} layers of a text encoder left aside"
+        report += f"; left aside of a text encoder: {found.text_encoder} layers"
     if found.unknown:
-        report += f"; {len(found.unknown)} other tensors left aside (first: {found.unknown[0]})"
+        report += f"; left aside as no LoRA: {len(found.unknown)} tensors (first: {found.unknown[0]})"
     return report

@@ -64,6 +64,12 @@ def comfy(comfyui: Path) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def nodes(comfy: ModuleType) -> ModuleType:
+    """The host's module `nodes`."""
+    return importlib.import_module("nodes")
+
+
+@pytest.fixture(scope="session")
 def host(comfy: ModuleType) -> SimpleNamespace:
     """The modules of `nodes/host`, loaded as a package of their own."""
     load_package("anifacediff_host", ROOT / "nodes" / "host")
