@@ -30,6 +30,7 @@ from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
+from .deca import LoadDECA  # noqa: E402
 from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
@@ -42,6 +43,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadAniFaceDiff,
     ExpressionAdapterLoader,
     LoraLoader,
+    LoadDECA,
     DECAExtract,
     ParametersFromFaceLandmarks,
     FacialShapeAlign,

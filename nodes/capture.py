@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from anifacediff_core.capture.arkit import from_face_landmarks
-from anifacediff_core.capture.capture import MODES, SMOOTHING, CaptureModels, capture, crop_portrait
+from anifacediff_core.capture.capture import (
+    MODES,
+    SMOOTHING,
+    CaptureModels,
+    Models,
+    capture,
+    crop_portrait,
+)
+from anifacediff_core.capture.locate import from_boxes, from_landmarks
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
@@ -18,6 +25,8 @@ from anifacediff_core.weights.checkpoint import Checkpoint
 from .host.runtime import Progress, device, show_text
 from .images import to_core, to_host
 from .sockets import (
+    AppearanceSocket,
+    BoundingBoxSocket,
     Crop,
     CropSocket,
     FaceCaptureSocket,
@@ -88,13 +97,27 @@ class DECAExtract(io.ComfyNode):
             search_aliases=["face detection", "face capture", "portrait crop", "tracking"],
             inputs=[
                 FaceCaptureSocket.Input(
-                    "face_capture", tooltip="Face detector and encoder of Load AniFaceDiff."
+                    "face_capture",
+                    tooltip="Face detector and encoder of Load AniFaceDiff, or DECA of Load DECA.",
                 ),
                 io.Image.Input("image", tooltip="Picture or video with a face."),
                 _region_input(),
                 size_input("Side of the portrait pictures in pixels. It doesn't change the parameters."),
                 _face_input(),
                 _smoothing_input(),
+                FaceLandmarksSocket.Input(
+                    "face_landmarks",
+                    optional=True,
+                    tooltip="Landmarks of the same pictures by ComfyUI's face landmarker: the surest way to "
+                    "find faces in photographs. By default they are looked for here.",
+                ),
+                BoundingBoxSocket.Input(
+                    "bounding_boxes",
+                    optional=True,
+                    extra_dict={"forceInput": True},
+                    tooltip="Boxes around faces in the same pictures, from any detector. Without effect when "
+                    "face_landmarks are connected.",
+                ),
             ],
             outputs=[
                 FaceParametersSocket.Output(
@@ -111,48 +134,59 @@ class DECAExtract(io.ComfyNode):
                     display_name="crop",
                     tooltip="Where the portrait lies in the picture, for putting a result back.",
                 ),
+                AppearanceSocket.Output(
+                    display_name="appearance",
+                    tooltip="Texture and light of the face, which only DECA tells.",
+                ),
             ],
         )
 
     @classmethod
     def execute(
         cls,
-        face_capture: CaptureModels | None,
+        face_capture: Models | None,
         image: torch.Tensor,
         region: str,
         size: int,
         face: int,
         smoothing: float,
+        face_landmarks: dict[str, Any] | None = None,
+        bounding_boxes: Any = None,
     ) -> io.NodeOutput:
         models = connected(
-            face_capture, "face capture", "load a checkpoint that has a face detector and a face encoder"
+            face_capture,
+            "face capture",
+            "load a checkpoint that has a face detector and a face encoder, or connect Load DECA",
         )
         frames = to_core(image, "picture or video")
-        captured = capture(
-            frames,
-            _on_device(models),
-            region,
-            face=face,
-            smoothing=smoothing,
-            what=_name(frames),
-            progress=Progress(len(frames)),
-        )
+        height, width = frames.shape[-2:]
+        faces = None
+        if face_landmarks is not None:
+            faces = from_landmarks(face_landmarks, len(frames), (height, width))
+        elif bounding_boxes is not None:
+            faces = from_boxes(bounding_boxes, len(frames), (height, width))
+        try:
+            # They move as they are, without the host's memory management, and leave when they are done.
+            captured = capture(
+                frames,
+                models.to(device()),
+                region,
+                face=face,
+                smoothing=smoothing,
+                what=_name(frames),
+                faces=faces,
+                progress=Progress(len(frames)),
+            )
+        finally:
+            models.to(torch.device("cpu"))
         show_text(captured.note)
-        portrait = crop_portrait(frames, captured.square, size)
-        crop = Crop(captured.square, width=frames.shape[-1], height=frames.shape[-2])
-        return io.NodeOutput(captured.parameters, to_host(portrait), captured.note, crop)
+        portrait = to_host(crop_portrait(frames, captured.square, size))
+        crop = Crop(captured.square, width, height)
+        return io.NodeOutput(captured.parameters, portrait, captured.note, crop, captured.appearance)
 
 
 def _name(frames: torch.Tensor) -> str:
     return "the video" if len(frames) > 1 else "the picture"
-
-
-def _on_device(models: CaptureModels) -> CaptureModels:
-    """Small networks: they move as they are, without the host's memory management."""
-    moved: dict[str, Any] = {
-        name: getattr(models, name).to(device()) for name in ("detector", "encoder", "head")
-    }
-    return replace(models, **moved)
 
 
 class ParametersFromFaceLandmarks(io.ComfyNode):

@@ -7,6 +7,7 @@ from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align
+from anifacediff_core.head.flame import NAME as FLAME_NAME
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
@@ -14,7 +15,7 @@ from anifacediff_core.head.render import render_normals
 from .host.folders import BUNDLED, FLAME, file_names, file_path
 from .host.runtime import Progress, device
 from .images import to_host
-from .sockets import FaceParametersSocket, make_schema, size_input
+from .sockets import FaceParametersSocket, HeadSocket, make_schema, size_input
 
 CHUNK = 8
 
@@ -81,8 +82,13 @@ class RenderNormals(io.ComfyNode):
                     "head",
                     options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
                     default=BUNDLED,
-                    tooltip="Head model that the parameters belong to: the bundled one, or a converted file "
-                    "in models/flame.",
+                    tooltip="Head model that the parameters belong to: the bundled one, or a file in "
+                    "models/flame. Without effect when head_model is connected.",
+                ),
+                HeadSocket.Input(
+                    "head_model",
+                    optional=True,
+                    tooltip="Head of Load DECA, for parameters that were read with it.",
                 ),
             ],
             outputs=[
@@ -94,10 +100,11 @@ class RenderNormals(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, parameters: FaceParameters, size: int, head: str) -> io.NodeOutput:
-        model = HeadModel.bundled() if head == BUNDLED else HeadModel.load(file_path(FLAME, head))
+    def execute(
+        cls, parameters: FaceParameters, size: int, head: str, head_model: HeadModel | None = None
+    ) -> io.NodeOutput:
+        model = (head_model or _load_head(head, parameters)).to(device())
         model.require(parameters)
-        model = model.to(device())
         progress, parts = Progress(len(parameters)), []
         for start in range(0, len(parameters), CHUNK):
             parts.append(render_normals(model, parameters[start : start + CHUNK], size, batch=CHUNK))
@@ -105,6 +112,17 @@ class RenderNormals(io.ComfyNode):
         return io.NodeOutput(to_host(torch.cat(parts)))
 
 
+def _load_head(name: str, parameters: FaceParameters) -> HeadModel:
+    if name != BUNDLED:
+        return HeadModel.load(file_path(FLAME, name))
+    if parameters.head == FLAME_NAME:
+        raise InputError(
+            "The face parameters were read with FLAME but the head to draw is the bundled one: connect head "
+            "of Load DECA to head_model, or choose the FLAME file."
+        )
+    return HeadModel.bundled()
+
+
 def _is_head(name: str) -> bool:
-    """Files as FLAME's authors give them out have to be converted first."""
-    return name == BUNDLED or name.endswith(".safetensors")
+    """FLAME's folder also holds its texture and its landmarks, in NumPy's formats."""
+    return name == BUNDLED or name.endswith((".safetensors", ".pkl"))

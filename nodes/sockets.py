@@ -18,6 +18,8 @@ FaceCaptureSocket = io.Custom("ANIFACEDIFF_FACE_CAPTURE")
 ReferenceSocket = io.Custom("ANIFACEDIFF_REFERENCE")
 PoseSocket = io.Custom("ANIFACEDIFF_POSE")
 CropSocket = io.Custom("ANIFACEDIFF_CROP")
+HeadSocket = io.Custom("ANIFACEDIFF_HEAD")
+AppearanceSocket = io.Custom("ANIFACEDIFF_APPEARANCE")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")  # the host's own, in releases that have face detectors
 
 CATEGORY = "AniFaceDiff"

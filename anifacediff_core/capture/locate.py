@@ -1,4 +1,4 @@
-"""Where the faces are, according to whatever is at hand: landmarks or boxes from elsewhere, MediaPipe, OpenCV.
+"""Where the faces are, by what is at hand: landmarks or boxes from elsewhere, MediaPipe, OpenCV.
 
 Whatever finds them, faces become face squares as in :func:`.detector.face_square`: around the box of the 68
 landmarks (jaw, brows, nose, eyes, mouth), its side twice the mean of the box's width and height. From a mere
@@ -67,13 +67,11 @@ def from_landmarks(
     if not isinstance(landmarks, Mapping) or not {"frames", "image_size"} <= set(landmarks):
         raise InputError(f"{name} lack 'frames' or 'image_size'; connect the output of a face landmarker.")
     height, width = (int(value) for value in landmarks["image_size"])
-    if (
-        abs(height * size[1] - width * size[0]) > max(size) * max(height, width) * 0.01
-        or min(height, width) < 1
-    ):
+    # pictures may have been scaled since, but not cut
+    if min(height, width) < 1 or abs(height / width - size[0] / size[1]) > 0.01 * height / width:
         raise InputError(
-            f"{name} belong to pictures of {width}x{height} pixels but the pictures have {size[1]}x{size[0]}; "
-            "give the landmarker the same pictures."
+            f"{name} belong to pictures of {width}x{height} pixels but the pictures have "
+            f"{size[1]}x{size[0]}; give the landmarker the same pictures."
         )
     found = [[_landmarked(face, max(height, width), what) for face in faces] for faces in landmarks["frames"]]
     return _of_all_frames(found, frames, what)
