@@ -1,0 +1,71 @@
+"""safetensors files."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from anifacediff_core.errors import InputError
+
+from .file import Region, TensorFile, add_stored
+
+_MAX_HEADER = 16 * 2**20  # bytes; a Stable Diffusion checkpoint has 150,000
+_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "C64": "complex64",
+}
+
+
+def open_safetensors(file: TensorFile, stream: BinaryIO) -> None:
+    """Enter the tensors of a safetensors file.
+
+    The library holds the header against the file; the tensors are read without the library, of whose memory
+    map every page that was touched would count as memory in use.
+    """
+    file.kind = "safetensors"
+    stream.seek(0)
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _MAX_HEADER:
+        raise file.implausible(f"a safetensors header of at most {_MAX_HEADER} bytes", str(length))
+    try:
+        with safe_open(file.path, "pt") as checked:
+            file.metadata = dict(checked.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file.name} is truncated or damaged ({error}): expected a whole safetensors file, "
+            "fetch it again."
+        ) from error
+    header = json.loads(stream.read(length), object_pairs_hook=lambda pairs: _unique(file, pairs))
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = getattr(torch, _TYPES.get(entry["dtype"], ""), None)
+        if dtype is None:
+            file.ignore(name)
+            continue
+        start, end = entry["data_offsets"]
+        add_stored(file, name, Region(stream, 8 + length + start, end - start), dtype, tuple(entry["shape"]))
+
+
+def _unique(file: TensorFile, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise file.damaged("expected each name once, found one twice")
+    return found
