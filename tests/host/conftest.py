@@ -12,6 +12,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
+from harness.extension import Extension, load
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -67,6 +69,12 @@ def comfy(comfyui: Path) -> ModuleType:
 def nodes(comfy: ModuleType) -> ModuleType:
     """The host's module `nodes`."""
     return importlib.import_module("nodes")
+
+
+@pytest.fixture(scope="session")
+def extension(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Extension:
+    """The extension in that host, whose folders are temporary ones."""
+    return load(tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import importlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -33,6 +30,7 @@ from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.windows import initial_noise
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network, save_checkpoint
+from harness.extension import Extension, one_sentence
 from harness.weights import randomize
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,36 +49,7 @@ SAMPLING = {
 }
 
 
-# --- A host with the extension, and a small checkpoint with random weights -------------------------
-
-
-@dataclass(frozen=True)
-class Extension:
-    """The loaded extension."""
-
-    classes: dict[str, Any]
-    folder_paths: ModuleType
-    base: Path
-
-    def run(self, node: str, **inputs: Any) -> tuple:
-        """Outputs of a node, executed as the host does it but for the queue."""
-        return self.output(node, **inputs).result
-
-    def output(self, node: str, **inputs: Any) -> Any:
-        return self.classes[f"AniFaceDiff{node}"].execute(**inputs)
-
-    def refusal(self, node: str, **inputs: Any) -> str:
-        """What a node says when it refuses its inputs: an InputError of one sentence."""
-        with pytest.raises(InputError) as error:
-            self.output(node, **inputs)
-        return one_sentence(str(error.value))
-
-
-def one_sentence(text: str) -> str:
-    assert "\n" not in text and len(text) < 300, text
-    assert text[0].isupper() or text[0] in "'\"" or text.split()[0].endswith(".safetensors"), text
-    assert text.endswith(".") and not re.search(r"[.!?] +[A-Z]", text), text
-    return text
+# --- A small checkpoint with random weights -------------------------------------------------------
 
 
 def small_config() -> NetworkConfig:
@@ -97,34 +66,16 @@ def write_checkpoint(path: Path, head: str = "anifacediff-head-1", without: tupl
 
 
 @pytest.fixture(scope="session")
-def extension(comfy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Extension:
-    """The extension, loaded by the host's own loader; the host's folders are temporary ones."""
-    base = tmp_path_factory.mktemp("host")
-    folder_paths = importlib.import_module("folder_paths")
-    folder_paths.models_dir = str(base / "models")
-    folder_paths.set_input_directory(str(base / "input"))
-    folder_paths.set_output_directory(str(base / "output"))
-    for name in ("input", "output", "models/anifacediff", "models/flame"):
-        (base / name).mkdir(parents=True)
-    host_nodes = importlib.import_module("nodes")
-    assert hasattr(host_nodes, "load_custom_node"), "this is not the host's module `nodes`"
-    assert asyncio.run(host_nodes.load_custom_node(str(ROOT), module_parent="custom_nodes"))
-    classes = {
-        name: node for name, node in host_nodes.NODE_CLASS_MAPPINGS.items() if name.startswith("AniFaceDiff")
-    }
-    write_checkpoint(base / "models" / "anifacediff" / "random.safetensors")
-    return Extension(classes, folder_paths, base)
-
-
-@pytest.fixture(scope="session")
 def checkpoint(extension: Extension) -> Path:
-    return extension.base / "models" / "anifacediff" / "random.safetensors"
+    path = extension.base / "models" / "anifacediff" / "random.safetensors"
+    write_checkpoint(path)
+    return path
 
 
 @pytest.fixture(scope="session")
-def loaded(extension: Extension) -> dict[str, Any]:
+def loaded(extension: Extension, checkpoint: Path) -> dict[str, Any]:
     names = ("model", "vae", "clip_vision", "reference_net", "pose_encoder", "face_capture")
-    return dict(zip(names, extension.run("Loader", checkpoint="random.safetensors"), strict=True))
+    return dict(zip(names, extension.run("Loader", checkpoint=checkpoint.name), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -199,7 +150,8 @@ def models_that_find(*faces: list[tuple[float, float, float]]) -> CaptureModels:
 def extract(extension: Extension, models: Any, image: Tensor | None, **inputs: Any) -> dict[str, Any]:
     given = {"region": "auto", "size": SIZE, "face": 0, "smoothing": 0.3, **inputs}
     result = extension.run("DECAExtract", face_capture=models, image=image, **given)
-    return dict(zip(("parameters", "portrait", "report", "crop"), result, strict=True))
+    names = ("parameters", "portrait", "report", "crop", "appearance")
+    return dict(zip(names, result, strict=True))
 
 
 # --- Schemas -------------------------------------------------------------------------------------
@@ -349,12 +301,15 @@ def test_landmarks_are_the_cores(extension: Extension, head: HeadModel) -> None:
     assert (opening.diff() > 0).all()
 
 
-def test_only_converted_heads_are_offered(extension: Extension) -> None:
+def test_heads_are_offered_and_textures_are_not(extension: Extension) -> None:
     folder = extension.base / "models" / "flame"
-    for name in ("converted.safetensors", "generic_model.pkl"):
+    for name in ("converted.safetensors", "some_model.pkl", "FLAME_texture.npz"):
         (folder / name).write_bytes(b"")
     options = extension.classes["AniFaceDiffRenderNormals"].INPUT_TYPES()["required"]["head"][1]["options"]
-    assert options == ["bundled", "converted.safetensors"]
+    assert options[0] == "bundled" and {"converted.safetensors", "some_model.pkl"} < set(options)
+    assert "FLAME_texture.npz" not in options
+    for name in ("converted.safetensors", "some_model.pkl", "FLAME_texture.npz"):
+        (folder / name).unlink()
 
 
 def test_damaged_head(extension: Extension, driving: FaceParameters) -> None:
