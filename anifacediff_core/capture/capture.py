@@ -15,8 +15,8 @@ from ..head.camera import crop_camera, uncrop_camera
 from ..head.model import HeadModel
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
+from ..head.texture import Appearance
 from ..progress import Progress
-from .appearance import Appearance
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
 from .tracker import Tracker, fill_gaps, portrait_square, smooth_parameters

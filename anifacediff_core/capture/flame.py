@@ -16,7 +16,7 @@ from ..head.camera import uncrop_camera
 from ..head.flame import SHAPES
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
-from .appearance import Appearance
+from ..head.texture import Appearance
 from .capture import moved, sample
 from .deca import CROP, DecaEncoder
 from .detector import SQUARE_SCALE, Detection
