@@ -101,15 +101,15 @@ def from_face_landmarks(
     Raises:
         InputError: no face at all, or too little is known about it.
     """
-    frames, (height, width) = _unpack(landmarks, what)
+    frames, (height, width) = unpack(landmarks, what)
     longer = max(height, width)
     tracker = Tracker(face=face)
-    followed = [_follow(faces, tracker, width, height) for faces in frames]
+    followed = [follow(faces, tracker, width, height) for faces in frames]
     valid = torch.tensor([found is not None for found in followed])
     faces = [found for found in followed if found is not None]
     if not faces:
         raise InputError(f"No face was found in {what}; use pictures that show one large and from the front.")
-    coefficients, estimated = _coefficients(faces, what)
+    coefficients, estimated = expression_coefficients(faces, what)
     turn = torch.stack([_turn(found, what) for found in faces])
     squares = torch.tensor([_square(found, longer) for found in faces])
     seen = from_arkit(coefficients, turn, squares, head)
@@ -148,7 +148,8 @@ def _expression(coefficients: Sequence[Mapping[str, float]] | Tensor, head: Head
     return expression.clamp(0, 1)
 
 
-def _unpack(landmarks: Mapping[str, Any], what: str) -> tuple[list[list[Mapping[str, Any]]], tuple[int, int]]:
+def unpack(landmarks: Mapping[str, Any], what: str) -> tuple[list[list[Mapping[str, Any]]], tuple[int, int]]:
+    """The faces of every frame, and height and width of the pictures, of FACE_LANDMARKS."""
     name = what[:1].upper() + what[1:]
     if not isinstance(landmarks, Mapping) or not {"frames", "image_size"} <= set(landmarks):
         raise InputError(f"{name} lack 'frames' or 'image_size'; connect the output of a face landmarker.")
@@ -159,9 +160,10 @@ def _unpack(landmarks: Mapping[str, Any], what: str) -> tuple[list[list[Mapping[
     return frames, (height, width)
 
 
-def _follow(
+def follow(
     faces: list[Mapping[str, Any]], tracker: Tracker, width: int, height: int
 ) -> Mapping[str, Any] | None:
+    """The followed one among the faces of the next frame of ``width`` x ``height`` pixels, or None."""
     longer = max(width, height)
     usable = [found for found in faces if "bbox_xyxy" in found or "landmarks_xy" in found]
     squares = [Detection(float(found.get("score", 1.0)), _square(found, longer)) for found in usable]
@@ -181,13 +183,15 @@ def _square(found: Mapping[str, Any], longer: int) -> tuple[float, float, float]
     return x - side / 2, y - side / 2, side
 
 
-def _coefficients(faces: list[Mapping[str, Any]], what: str) -> tuple[list[Mapping[str, float]], bool]:
+def expression_coefficients(
+    faces: list[Mapping[str, Any]], what: str
+) -> tuple[list[Mapping[str, float]], bool]:
     """Coefficients per frame, and whether they are estimates."""
     if all(found.get("blendshapes") for found in faces):
         return [found["blendshapes"] for found in faces], False
     if not all("landmarks_xy" in found and "landmarks_3d" in found for found in faces):
         raise InputError(f"There are neither blendshapes nor mesh points in {what}; use another landmarker.")
-    points = torch.stack([_points(found) for found in faces])
+    points = torch.stack([mesh_points(found) for found in faces])
     if points.shape[1] < mesh.MESH_POINTS:
         raise InputError(
             f"There are {points.shape[1]} points in {what} where MediaPipe's mesh has {mesh.IRIS_POINTS}; "
@@ -209,10 +213,10 @@ def _turn(found: Mapping[str, Any], what: str) -> Tensor:
         raise InputError(
             f"The head's rotation is missing in {what}; it takes transformation_matrix or landmarks_3d."
         )
-    return mesh.rotation_of(_points(found)[None])[0]
+    return mesh.rotation_of(mesh_points(found)[None])[0]
 
 
-def _points(found: Mapping[str, Any]) -> Tensor:
+def mesh_points(found: Mapping[str, Any]) -> Tensor:
     """Mesh points (points, 3) in pixels: x right, y up, z to the camera.
 
     ``landmarks_3d`` may be in the axes of any crop of the picture: its depth is scaled as its x and y are to
