@@ -2,23 +2,92 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+# Safetensors' names of the types.
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; one that is there already stays whole until the new one is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(stored, temporary, metadata)
+
+
+def write_tensor_stream(
+    path: Path,
+    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    tensors: Iterable[tuple[str, Tensor]],
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a safetensors file of which only one tensor at a time is in memory; otherwise as `write_tensors`.
+
+    Arguments:
+        layout: shape and type of every tensor by its name: they make up the header, which comes first.
+        tensors: all of these, in any order; each is converted to its type.
+
+    Raises:
+        ValueError: the tensors are not those of the layout.
+    """
+    # Wide types first, as safetensors itself does it: every tensor is then aligned to its own width.
+    order = sorted(layout, key=lambda name: -layout[name][1].itemsize)
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offsets, end = {}, 0
+    for name in order:
+        shape, dtype = layout[name]
+        offsets[name], end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offsets[name], end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    missing = set(layout)
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        start = file.tell()
+        for name, tensor in tensors:
+            if name not in missing or tuple(tensor.shape) != layout[name][0]:
+                raise ValueError(f"{name} {tuple(tensor.shape)} is not what the layout of {path.name} says.")
+            missing.remove(name)
+            stored = tensor.detach().to("cpu", layout[name][1]).contiguous()
+            file.seek(start + offsets[name])
+            file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+        if missing:
+            raise ValueError(f"{path.name} lacks {min(missing)}, which its layout has.")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[str]:
+    """The name of a file beside `path` that takes its place at the end; on failure it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
     try:
-        save_file(stored, temporary, metadata)
+        yield temporary
         os.chmod(temporary, 0o644)  # a temporary file is its owner's alone
         os.replace(temporary, path)
     except BaseException:

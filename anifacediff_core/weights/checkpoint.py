@@ -7,7 +7,7 @@ of the head model that the parts were trained on) and `provenance` (how they cam
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,32 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
-from anifacediff_core.storage import write_tensors
+from anifacediff_core.progress import Progress
+from anifacediff_core.storage import write_tensor_stream, write_tensors
+from anifacediff_core.weights.reading import TensorInfo
 
 VERSION = 1
 HEADER = "anifacediff"
-PARTS = (*NETWORK_PARTS, "vae", "face_encoder", "face_detector")
+PARTS = (*NETWORK_PARTS, "vae", "face_encoder", "face_detector", "deca", "smirk")
+
+
+@dataclass(frozen=True)
+class TensorStream:
+    """A part's tensors that need not be in memory together.
+
+    Arguments:
+        infos: shape and type of each by its name.
+        read: yields each of them.
+    """
+
+    infos: Mapping[str, TensorInfo]
+    read: Callable[[], Iterable[tuple[str, Tensor]]]
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> TensorStream:
+        """Tensors that are in memory."""
+        infos = {name: TensorInfo(tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
+        return cls(infos, lambda: weights.items())
 
 
 def save_checkpoint(
@@ -44,16 +65,58 @@ def save_checkpoint(
     """
     path = Path(path)
     tensors = {}
+    _require_known(parts)
     for part, weights in parts.items():
-        if part not in PARTS:
-            raise InputError(f"A checkpoint has no part {part!r}: expected some of {', '.join(PARTS)}.")
         for name, weight in weights.items():
             weight = weight.detach().cpu()
             stored = weight.to(dtype) if weight.is_floating_point() else weight
             _require_finite(stored, f"{part}.{name}", path)
             tensors[f"{part}.{name}"] = stored.contiguous().clone()
+    write_tensors(path, tensors, _metadata(config, head, provenance))
+
+
+def stream_checkpoint(
+    path: str | Path,
+    parts: Mapping[str, TensorStream],
+    config: NetworkConfig,
+    *,
+    head: str,
+    provenance: dict[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+    progress: Progress | None = None,
+) -> None:
+    """`save_checkpoint` with one tensor in memory at a time, for weights of any size."""
+    path = Path(path)
+    _require_known(parts)
+    layout = {
+        f"{part}.{name}": (info.shape, dtype if info.dtype.is_floating_point else info.dtype)
+        for part, stream in parts.items()
+        for name, info in stream.infos.items()
+    }
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        done = 0
+        for part, stream in parts.items():
+            for name, weight in stream.read():
+                stored = weight.detach().to("cpu", layout[f"{part}.{name}"][1])
+                _require_finite(stored, f"{part}.{name}", path)
+                yield f"{part}.{name}", stored
+                done += 1
+                if progress is not None:
+                    progress(done, len(layout))
+
+    write_tensor_stream(path, layout, tensors(), _metadata(config, head, provenance))
+
+
+def _require_known(parts: Iterable[str]) -> None:
+    for part in parts:
+        if part not in PARTS:
+            raise InputError(f"A checkpoint has no part {part!r}: expected some of {', '.join(PARTS)}.")
+
+
+def _metadata(config: NetworkConfig, head: str, provenance: dict[str, Any] | None) -> dict[str, str]:
     header = {"version": VERSION, "network": config.to_json(), "head": head, "provenance": provenance or {}}
-    write_tensors(path, tensors, {HEADER: json.dumps(header), "format": "pt"})
+    return {HEADER: json.dumps(header), "format": "pt"}
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -74,23 +137,29 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"{path.name} is not an AniFaceDiff checkpoint: expected a header {HEADER!r}, found none; "
             f"its first tensor is {min(names, default='missing')}."
         )
+    header = read_header(path, metadata)
+    found = {name.split(".", 1)[0] for name in names}
+    return Checkpoint(
+        path=path,
+        config=NetworkConfig.from_json(header["network"]),
+        head=header["head"],
+        parts=tuple(part for part in PARTS if part in found),
+        provenance=header.get("provenance", {}),
+    )
+
+
+def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """A checkpoint's header, with `version`, `network`, `head` and mostly `provenance`."""
     try:
         header = json.loads(metadata[HEADER])
-        version, network, head = header["version"], header["network"], header["head"]
+        version, _, _ = header["version"], header["network"], header["head"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path.name} has a damaged header ({error}): expected version, network and head."
         ) from error
     if version != VERSION:
         raise InputError(f"{path.name} has version {version}, expected {VERSION}: update AniFaceDiff.")
-    found = {name.split(".", 1)[0] for name in names}
-    return Checkpoint(
-        path=path,
-        config=NetworkConfig.from_json(network),
-        head=head,
-        parts=tuple(part for part in PARTS if part in found),
-        provenance=header.get("provenance", {}),
-    )
+    return header
 
 
 def load_network(checkpoint: Checkpoint) -> AniFaceDiff:
@@ -126,16 +195,20 @@ class Checkpoint:
         if name not in self.parts:
             found = ", ".join(self.parts) or "nothing"
             raise InputError(f"{self.path.name} has no {name}: expected that part, found {found}.")
-        prefix = f"{name}."
         weights = {}
+        for key, weight in self.tensors(name):
+            cast = dtype is not None and weight.is_floating_point()
+            weights[key] = weight.to(dtype) if cast else weight
+        return weights
+
+    def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
+        """The tensors of one part that is there, one at a time."""
+        prefix = f"{name}."
         with safe_open(self.path, "pt") as file:
             for key in filter(lambda key: key.startswith(prefix), file.keys()):
                 weight = file.get_tensor(key)
                 _require_finite(weight, key, self.path)
-                if dtype is not None and weight.is_floating_point():
-                    weight = weight.to(dtype)
-                weights[key[len(prefix) :]] = weight
-        return weights
+                yield key[len(prefix) :], weight
 
     def load_into(self, module: nn.Module, name: str) -> None:
         """Load one part into its module, in the module's own precision; names and shapes must agree."""

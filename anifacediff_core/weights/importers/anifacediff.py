@@ -1,0 +1,36 @@
+"""This project's own files: the checkpoint with all parts, and head models."""
+
+from __future__ import annotations
+
+import json
+
+from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
+from anifacediff_core.weights.checkpoint import HEADER, read_header
+from anifacediff_core.weights.importers.recognition import Listing, Origin, Origins, Recognition
+
+
+def recognize(listing: Listing) -> Recognition | None:
+    if HEAD_FORMAT in listing.metadata:
+        head = json.loads(listing.metadata[HEAD_FORMAT])
+        origins = {"head": {name: _same(listing, name) for name in listing.infos}}
+        return Recognition(listing.path, f"head model {head['name']!r}", origins, head=head["name"])
+    if HEADER not in listing.metadata:
+        return None
+    header = read_header(listing.path, listing.metadata)
+    parts: dict[str, Origins] = {}
+    for name in listing.infos:
+        part, _, ours = name.partition(".")
+        parts.setdefault(part, {})[ours] = _same(listing, name)
+    return Recognition(
+        listing.path,
+        "AniFaceDiff checkpoint",
+        parts,
+        config=header["network"],
+        head=header["head"],
+        provenance=header.get("provenance", {}),
+    )
+
+
+def _same(listing: Listing, name: str) -> Origin:
+    info = listing.infos[name]
+    return Origin(listing.originals[name], info.shape, info.dtype)
