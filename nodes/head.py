@@ -40,6 +40,14 @@ class FacialShapeAlign(io.ComfyNode):
                     tooltip="Face parameters of the driving video; their pose, expression and camera are "
                     "kept.",
                 ),
+                io.Combo.Input(
+                    "camera",
+                    options=["driving", "source"],
+                    default="driving",
+                    optional=True,
+                    tooltip="Whose place in the picture the head takes: the driver's, which moves, or the "
+                    "source's, where the head only turns, as MagicPortrait has it.",
+                ),
             ],
             outputs=[
                 FaceParametersSocket.Output(
@@ -51,14 +59,16 @@ class FacialShapeAlign(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, source: FaceParameters, driving: FaceParameters) -> io.NodeOutput:
+    def execute(
+        cls, source: FaceParameters, driving: FaceParameters, camera: str = "driving"
+    ) -> io.NodeOutput:
         if not source.valid.any():
             raise InputError(
                 "No face was found in the source picture: extract its parameters from one that shows a face."
             )
         # one face has one shape: that of another frame would make it breathe
         source = source[int(source.valid.int().argmax())]
-        return io.NodeOutput(align(source, driving))
+        return io.NodeOutput(align(source, driving, camera))
 
 
 class RenderNormals(io.ComfyNode):

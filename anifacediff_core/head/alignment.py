@@ -7,12 +7,14 @@ from dataclasses import replace
 from .parameters import FaceParameters
 
 
-def align(source: FaceParameters, driving: FaceParameters) -> FaceParameters:
+def align(source: FaceParameters, driving: FaceParameters, camera: str = "driving") -> FaceParameters:
     """The source's shape with the driver's pose, expression and camera: β_s, θ_d, ψ_d, c_d.
 
     Args:
         source: one frame, or as many as ``driving``.
         driving: the driver's frames.
+        camera: whose camera is kept. With "source" the head stays in its place in the source picture and
+            only turns, as MagicPortrait has it: β_s, θ_d, ψ_d, c_s.
 
     Returns:
         As many frames as ``driving``, on its device.
@@ -21,5 +23,6 @@ def align(source: FaceParameters, driving: FaceParameters) -> FaceParameters:
         InputError: the heads differ, or the source has another number of frames.
     """
     source.require_same_head(driving, "source and driving")
-    shape = source.expand(len(driving)).shape
-    return replace(driving, shape=shape.to(driving.shape))
+    source = source.expand(len(driving)).to(driving.shape.device, driving.shape.dtype)
+    kept = driving if camera == "driving" else source
+    return replace(driving, shape=source.shape, camera=kept.camera)
