@@ -50,9 +50,10 @@ class Appearance:
     def __len__(self) -> int:
         return len(self.texture)
 
-    def __getitem__(self, frame: int) -> Appearance:
-        """One frame; the frame axis stays."""
-        return Appearance(self.texture[[frame]], self.light[[frame]])
+    def __getitem__(self, index: int | slice | list[int]) -> Appearance:
+        """A part of the frames; the frame axis always stays."""
+        frames = [index] if isinstance(index, int) else index
+        return Appearance(self.texture[frames], self.light[frames])
 
     def to(self, device: torch.device | str) -> Appearance:
         return Appearance(self.texture.to(device), self.light.to(device))

@@ -248,7 +248,7 @@ def test_their_code_still_says_the_same(
     theirs = Theirs(networks)
     assert relative_error(theirs.features(inputs), golden["features"]) < 1e-5
     assert relative_error(theirs.predict(inputs, latent, TIMESTEP), golden["prediction"]) < 1e-5
-    assert relative_error(theirs.sample(inputs, random_vae()), golden["latents"]) < 1e-5
+    assert relative_error(theirs.sample(inputs, random_vae()), golden["latents"]) < 1e-4
     assert torch.equal(draw(face, tmp_path), golden["pictures"])
     theirs_like_ours = theirs.sample(inputs, random_vae(), terminal=TERMINAL_ALPHA)
     assert relative_error(sample(networks, inputs, latent), theirs_like_ours) < 1e-4
