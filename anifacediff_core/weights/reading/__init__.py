@@ -19,7 +19,7 @@ from .file import Region, TensorFile, TensorInfo
 __all__ = ["TensorFile", "TensorInfo", "open_tensors"]
 
 # Protocols 2 and up; a dict, list, class or instance of protocols 0 and 1.
-_PICKLE = re.compile(rb"\x80[\x02-\x05]|\([dl]p\d|[}\]]q|\(?[ci][\w.]+\r?\n[\w.]+\r?\n|[}\]]\(|\(\(?[dl]")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|\(+[dl][p(cS]|\(+S'|[}\]][q(]|\(*[ci][\w.]+\r?\n[\w.]+\r?\n")
 _PACKED = {
     b"\x1f\x8b": "gzip",
     b"7z\xbc\xaf": "7z",

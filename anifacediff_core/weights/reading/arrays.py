@@ -124,7 +124,8 @@ def _dense(
     if minor.dtype.kind not in "iu" or major.dtype.kind not in "iu":
         raise ValueError("indices that are no integers")
     if layout != "coo":
-        steps = np.diff(major.astype(np.int64))
+        pointers = major.astype(np.int64)
+        steps = pointers[1:] - pointers[:-1]
         fits = len(major) == shape[layout == "csc"] + 1 and (steps >= 0).all()
         if not fits or major[0] != 0 or major[-1] != len(values):
             raise ValueError("pointers that do not fit")

@@ -45,7 +45,9 @@ def open_safetensors(file: TensorFile, stream: BinaryIO) -> None:
     if length > _MAX_HEADER:
         raise file.implausible(f"a safetensors header of at most {_MAX_HEADER} bytes", str(length))
     try:
-        with safe_open(file.path, "pt") as checked:
+        with safe_open(
+            file.path, "numpy"
+        ) as checked:  # PyTorch's map would reserve memory for the whole file
             file.metadata = dict(checked.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(

@@ -342,7 +342,7 @@ def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
         plain = len(key) <= _MOST_KEYS and all(_is_plain(part) for part in key)
         key = key if plain else StandIn(Global("builtins", "tuple"))
     elif not _is_plain(key) and not isinstance(key, (Global, StandIn)):
-        key = StandIn(Global("builtins", type(key).__name__))
+        key = StandIn(Global("builtins", "str" if isinstance(key, Blob) else type(key).__name__))
     if key in target:
         raise ValueError("a key twice")
     target[key] = value
@@ -359,5 +359,5 @@ def decode(raw: bytes, encoding: str) -> bytes:
     if encoding == "raw":
         return raw
     if encoding == "string_escape":
-        return codecs.escapedecode(raw)[0]  # type: ignore[attr-defined, no-any-return]
+        return codecs.escape_decode(raw)[0]  # type: ignore[attr-defined, no-any-return]
     return raw.decode(encoding).encode("latin1")
