@@ -13,7 +13,8 @@ from anifacediff_core.capture.flame import FlameModels
 from anifacediff_core.capture.locate import FacesAtHand
 from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.flame import load_flame
+from anifacediff_core.head.flame import EXPRESSIONS, NAME, SHAPES
+from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import load_checkpoint
 
 from .host.folders import BUNDLED, CHECKPOINTS, DECA, FLAME, file_names, file_path
@@ -105,7 +106,9 @@ class LoadDECA(io.ComfyNode):
         deca_path, flame_path, smirk_path = _paths(deca, flame, smirk)
         assert flame_path is not None
         bundled = load_checkpoint(file_path(CHECKPOINTS, BUNDLED, bundled=DEMO))
-        head = load_flame(flame_path)
+        head = HeadModel.load(flame_path)
+        if (head.name, head.n_shape, head.n_expression) != (NAME, SHAPES, EXPRESSIONS):
+            raise InputError(f"'{flame}' is the head '{head.name}', not FLAME: {FLAME_SOURCE.get()}.")
         models = FlameModels(
             FacesAtHand(PortraitDetector.from_weights(bundled.part("face_detector"))),
             head,

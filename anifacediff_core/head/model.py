@@ -121,15 +121,15 @@ class HeadModel(nn.Module):
         """
         name = Path(path).name
         if Path(path).suffix != ".safetensors":
-            from .flame import load_flame
-
-            return load_flame(path)
+            return _load_flame(path)
         try:
             with safe_open(str(path), framework="pt") as file:
                 header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise InputError(f"The head file '{name}' cannot be read; it is missing or damaged.") from error
+        if header is None and "v_template" in tensors:
+            return _load_flame(path)
         missing = [key for key in REQUIRED if key not in tensors]
         if header is None or missing:
             raise InputError(
@@ -230,6 +230,12 @@ class HeadModel(nn.Module):
             3, device=pose.device, dtype=pose.dtype
         )
         return torch.einsum("fp,vcp->fvc", relative.flatten(1), self.pose_basis.to(pose))
+
+
+def _load_flame(path: str | Path) -> HeadModel:
+    from .flame import load_flame  # which needs HeadModel
+
+    return load_flame(path)
 
 
 def _all_vertices(basis: Tensor, moved: Tensor | None, vertices: int) -> Tensor:
