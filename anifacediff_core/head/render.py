@@ -162,12 +162,12 @@ def draw_guidance(
     values = interpolate(fragments, head.faces, torch.cat([nearness, normals], dim=-1))
     depth, normals = rearrange(values, "f h w c -> f c h w").split([1, 3], dim=1)
 
-    if appearance is None or texture is None:
-        albedo: Tensor | float = GRAY
-    else:
-        albedo = albedo_of(fragments, texture, appearance.texture)
-    light = normals.new_tensor(DAYLIGHT)[None, :, None] if appearance is None else appearance.light
-    render = albedo * shade(normals, light.expand(-1, -1, 3)) * fragments.covered[:, None]
+    light = normals.new_tensor(DAYLIGHT)[None, :, None].expand(-1, -1, 3)
+    codes = normals.new_zeros(1, 1)
+    if appearance is not None:
+        light, codes = appearance.light, appearance.texture
+    albedo = GRAY if texture is None else albedo_of(fragments, texture, codes)
+    render = albedo * shade(normals, light) * fragments.covered[:, None]
     return torch.cat([depth.expand(-1, 3, -1, -1), normals, render], dim=1).clamp(0, 1)
 
 
@@ -193,8 +193,8 @@ def render_guidance(
         head: the head model that ``params`` belong to, on any device.
         params: the source's shape and camera with the driver's pose and expression: see :func:`.align`.
         size: side of the square picture in pixels.
-        appearance: one frame, of the source; without it the head is gray in even light.
-        texture: without it the head is gray in the light of ``appearance``.
+        appearance: of the source, of which the first frame is taken; by default average skin in even light.
+        texture: by default the skin is gray.
         batch, rasterizer, progress: as in :func:`render_normals`.
 
     Returns:

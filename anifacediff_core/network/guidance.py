@@ -76,6 +76,10 @@ class GuidanceEncoders(nn.ModuleDict):
     def __init__(self, kinds: tuple[str, ...], features: int, channels: tuple[int, ...]) -> None:
         super().__init__({kind: GuidanceEncoder(features, channels) for kind in kinds})
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self)
+
     def forward(self, pictures: Tensor) -> Tensor:
         parts = pictures.split(3, dim=1)
         if len(parts) != len(self) or pictures.shape[1] != 3 * len(self):
