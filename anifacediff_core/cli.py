@@ -55,6 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_train(commands)
     _add_avatars(commands)
+    _add_inspect(commands)
+    _add_convert(commands)
+    _add_assemble(commands)
     return parser
 
 
@@ -199,6 +202,57 @@ def _add_avatars(commands: Any) -> None:
     data = kind("data", avatar_data, "pictures, normals and parameters of random avatars", "folder")
     data.add_argument("--count", type=_positive, default=16, help="number of avatars")
     data.add_argument("--frames", type=_positive, default=4, help="pictures of each")
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _command(commands, "inspect", inspect, "tell what a weight file is and what is in it")
+    parser.add_argument("file", type=Path, help="weights of any format, or a folder of them")
+    parser.add_argument("--all", action="store_true", help="one line for each tensor as well")
+
+
+def _add_convert(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "convert",
+        convert,
+        "write other projects' weights as an AniFaceDiff checkpoint, a FLAME file as a head",
+    )
+    parser.add_argument("file", type=Path, help="a weight file, or a folder with all files of a project")
+    _add_output(parser)
+
+
+def _add_assemble(commands: Any) -> None:
+    parser = _command(
+        commands, "assemble", assemble, "join public weights into a checkpoint from which training can start"
+    )
+    for option, text in (
+        ("unet", "Stable Diffusion 1.5: one file, or diffusers' folder"),
+        ("motion", "AnimateDiff's motion modules"),
+        ("image-encoder", "CLIP ViT-L/14 with its projection"),
+        ("vae", "an autoencoder in place of the one that comes with the UNet"),
+        ("reference", "a ReferenceNet; a copy of the UNet when left out"),
+        ("pose-encoder", "a pose encoder for normals; an untrained one when left out"),
+        ("expression-adapter", "an IP-Adapter to begin keys and values with; untrained when left out"),
+        (
+            "init-from",
+            "folder of MagicPortrait, Champ or Moore-AnimateAnyone, for what is not named otherwise",
+        ),
+    ):
+        names = (f"--{option}", "--checkpoint") if option == "unet" else (f"--{option}",)
+        metavar = "FOLDER" if option == "init-from" else "FILE"
+        parser.add_argument(*names, type=Path, metavar=metavar, help=text)
+    parser.add_argument(
+        "--head", default="flame", help="whose expressions to read: flame, bundled, or a head's file"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the untrained parts")
+    _add_output(parser)
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument(
+        "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="type of the weights"
+    )
 
 
 def _positive(text: str) -> int:
@@ -433,6 +487,50 @@ def avatar_data(options: argparse.Namespace) -> None:
     params.to("cpu").save(options.out / "parameters.safetensors")
     names = {"head": head.name, "expression": head.expression_names, "frames_per_avatar": options.frames}
     (options.out / "data.json").write_text(json.dumps(names, indent=1))
+
+
+def inspect(options: argparse.Namespace) -> None:
+    from .weights.inspection import describe
+
+    for line in describe(options.file, every=options.all):
+        print(line)
+
+
+def convert(options: argparse.Namespace) -> None:
+    import torch
+
+    from .weights.assembly import convert as write
+
+    dtype = getattr(torch, options.dtype)
+    print(write(options.file, options.out, dtype=dtype, progress=bar("tensors")))
+
+
+def assemble(options: argparse.Namespace) -> None:
+    import torch
+
+    from .weights.assembly import Ingredients
+    from .weights.assembly import assemble as write
+
+    ingredients = Ingredients(
+        unet=options.unet,
+        motion=options.motion,
+        image_encoder=options.image_encoder,
+        vae=options.vae,
+        reference=options.reference,
+        pose_encoder=options.pose_encoder,
+        expression_adapter=options.expression_adapter,
+        init_from=options.init_from,
+    )
+    print(
+        write(
+            ingredients,
+            options.out,
+            head=options.head,
+            dtype=getattr(torch, options.dtype),
+            seed=options.seed,
+            progress=bar("tensors"),
+        )
+    )
 
 
 def _studio(options: argparse.Namespace, count: int) -> tuple[Any, Any, Any, torch.Generator]:

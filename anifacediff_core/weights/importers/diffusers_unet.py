@@ -48,9 +48,11 @@ def recognize(listing: Listing) -> Recognition | None:
 def as_reference(unet: Recognition, layout: Layout) -> Recognition:
     """A denoising UNet as the ReferenceNet that begins as its copy (section 3.2)."""
     whole = unet.origins["unet"]
-    return Recognition(
-        unet.path, unet.format, {"reference": {name: whole[name] for name in layout}}, {}, unet.config
-    )
+    origins = {"reference": {name: whole[name] for name in layout}}
+    copied = Recognition(unet.path, unet.format, origins, dict(unet.left), unet.config)
+    taken = set(copied.used)
+    copied.left.update((name, "no part of the ReferenceNet") for name in unet.used if name not in taken)
+    return copied
 
 
 def _dead(network: NetworkConfig, prefix: str) -> list[str]:
