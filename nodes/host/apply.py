@@ -209,12 +209,15 @@ class _Video:
         window = options.get("context_window")
         if window is not None:
             return window.index_list
+        self.require_length(frames)
+        return slice(None)
+
+    def require_length(self, frames: int) -> None:
         if self.frames not in (None, frames):
             raise InputError(
                 f"The latent has {frames} frames but the conditioning has {self.frames}: "
                 "make them the same length."
             )
-        return slice(None)
 
     def call(self, options: dict, frames: int, device: torch.device, dtype: torch.dtype) -> _Call:
         """The part that a call of the UNet needs; what it needed before is there already."""
@@ -266,9 +269,10 @@ def _around_call(video: _Video, slots: list[tuple[_Place, _Slot]]) -> Callable[.
 
 
 def _around_sampling(video: _Video) -> Callable[..., Tensor]:
-    def sample(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        video.require_length(noise.shape[0])
         try:
-            return executor(*args, **kwargs)
+            return executor(noise, *args, **kwargs)
         finally:
             video.forget()
 

@@ -7,16 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.context_windows
-import comfy.patcher_extension
 import torch
 from comfy.context_windows import ContextFuseMethod, ContextSchedule, IndexListContextHandler
 from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.sampling.windows import context_windows, fuse_weights
 
 Conds = list[list[dict]]
+KEY = "anifacediff_windows"
 
 
 def use_windows(model: ModelPatcher, length: int, overlap: int) -> ModelPatcher:
@@ -29,8 +30,10 @@ def use_windows(model: ModelPatcher, length: int, overlap: int) -> ModelPatcher:
     model.model_options["context_handler"] = WindowHandler(length, overlap)
     # the host estimates memory for a window instead of the whole video
     key = "ContextWindows_prepare_sampling"
-    model.remove_wrappers_with_key(comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING, key)
+    model.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, key)
     comfy.context_windows.create_prepare_sampling_wrapper(model)
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _adopt_windows)
     return model
 
 
@@ -46,11 +49,32 @@ class WindowHandler(IndexListContextHandler):
             dim=0,
         )
 
+    @classmethod
+    def adopt(cls, handler: IndexListContextHandler) -> WindowHandler:
+        """Windows as another handler lays and blends them, handled as ours."""
+        adopted = cls(handler.context_length, handler.context_overlap)
+        adopted.__dict__.update(handler.__dict__)
+        return adopted
+
     def __deepcopy__(self, memo: dict) -> WindowHandler:
         return self
 
     def should_use_context(self, model: Any, conds: Conds, x_in: Tensor, *args: Any, **kwargs: Any) -> bool:
         return x_in.shape[0] > self.context_length
+
+    def execute(
+        self,
+        calc_cond_batch: Callable,
+        model: Any,
+        conds: Conds,
+        x_in: Tensor,
+        timestep: Tensor,
+        model_options: dict,
+        *args: Any,
+        **kwargs: Any,
+    ) -> list:
+        _refuse_what_windows_break(model_options, x_in.shape[0])
+        return super().execute(calc_cond_batch, model, conds, x_in, timestep, model_options, *args, **kwargs)
 
     def set_step(self, timestep: Tensor, model_options: dict) -> None:
         """The step whose noise level is nearest: samplers also look between the levels of the schedule."""
@@ -89,6 +113,50 @@ class WindowHandler(IndexListContextHandler):
                     calc_cond_batch, model, x_in, conds, timestep, [numbered], *args, **kwargs
                 )
         return results
+
+
+def _adopt_windows(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Where a node of the host has replaced our handler, cut its windows along the frames as well."""
+    guider = executor.class_obj
+    handler = guider.model_options.get("context_handler")
+    if isinstance(handler, IndexListContextHandler) and not isinstance(handler, WindowHandler):
+        if handler.dim != 0:
+            raise InputError(
+                f"The context windows cut the latent along dimension {handler.dim}, which is not that of the "
+                "frames: set dim to 0."
+            )
+        longest, length = _longest_window(guider.model_patcher), min(handler.context_length, noise.shape[0])
+        if longest is not None and length > longest:
+            raise InputError(
+                f"Context windows of {length} frames are longer than the motion modules know: "
+                f"use {longest} at most."
+            )
+        # the options are the guider's own copy for this run
+        guider.model_options["context_handler"] = WindowHandler.adopt(handler)
+    return executor(noise, *args, **kwargs)
+
+
+def _longest_window(model: ModelPatcher) -> int | None:
+    """Frames that the temporal modules have positions for, None without any."""
+    others = [patcher.model for patchers in model.additional_models.values() for patcher in patchers]
+    lengths = [module.pe.shape[1] for other in others for module in other.modules() if hasattr(module, "pe")]
+    return min(lengths, default=None)
+
+
+def _refuse_what_windows_break(model_options: dict, frames: int) -> None:
+    """Nodes that take one call of the UNet for the whole video; they would spoil it silently."""
+    after_cfg = model_options.get("sampler_post_cfg_function", [])
+    if any(getattr(function, "__module__", "").endswith("nodes_sag") for function in after_cfg):
+        raise InputError(
+            "Self-Attention Guidance needs the attention of all frames at once, but windows show it a few: "
+            f"set the window to all {frames} frames or remove that node."
+        )
+    cache = model_options["transformer_options"].get("easycache")
+    if getattr(cache, "name", None) == "EasyCache":
+        raise InputError(
+            "EasyCache takes the next window for the next step: use LazyCache instead, "
+            f"or set the window to all {frames} frames."
+        )
 
 
 def _schedule(frames: int, handler: IndexListContextHandler, model_options: dict) -> list[list[int]]:

@@ -9,7 +9,8 @@ from typing import Any
 def run_node(node: Any, **inputs: Any) -> tuple:
     """Outputs of a node class of either generation."""
     if hasattr(node, "define_schema"):
-        return node.execute(**inputs).result
+        output = node.execute(**inputs)
+        return output if isinstance(output, tuple) else output.result
     return getattr(node(), node.FUNCTION)(**inputs)
 
 

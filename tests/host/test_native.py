@@ -27,7 +27,11 @@ def configs() -> dict:
         attention_heads=(8, 8, 8, 8),
         motion_heads=(8, 8, 8, 8),
     )
-    return {"tiny": tiny, "narrow": narrow}
+    # the bundled levels and layers with the widths that FreeU knows
+    widening = replace(
+        tiny, block_out_channels=(32, 64, 128), attention_heads=(2, 2, 2), motion_heads=(2, 2, 2)
+    )
+    return {"tiny": tiny, "narrow": narrow, "widening": widening}
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
