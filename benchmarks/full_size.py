@@ -197,7 +197,7 @@ def measure(
     result = {
         "size": size,
         "frames": frames,
-        "compiled": compiled,
+        "compiled": int(compiled),
         "first run s": first,
         "denoising s": loop,
         "matmul TFLOP/s": max(rates) / 1e12,
@@ -238,7 +238,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
-    parser.add_argument("--profile", action="store_true", help="where the time goes, instead")
+    parser.add_argument("--profile", action="store_true", help="also print where the time goes")
     parser.add_argument("--tiny", action="store_true", help="the bundled network's sizes, to try the script")
     parser.add_argument("--memory-gib", type=float, help="allow no more GPU memory than this")
     parser.add_argument("--json", type=Path, help="write the figures to this file")

@@ -1,7 +1,15 @@
-"""Computations that torch has no fast form of; each beside its plain form, which runs everywhere."""
+"""Computations that torch has no fast form of, each in its plain form, which runs everywhere.
+
+On a GPU, in half precision and without gradients, `kernels_triton` computes the same where Triton works.
+"""
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -15,9 +23,57 @@ def attend_over_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, h
 
     Returns: the same shape.
     """
+    if _fast(query, key, value):
+        from anifacediff_core.network import kernels_triton
+
+        return kernels_triton.attend_over_frames(query, key, value, frames, heads)
     positions = query.shape[1]
     query, key, value = (
         rearrange(x, "(b f) n (h c) -> (b n) h f c", f=frames, h=heads) for x in (query, key, value)
     )
     attended = F.scaled_dot_product_attention(query, key, value)
     return rearrange(attended, "(b n) h f c -> (b f) n (h c)", n=positions)
+
+
+def gated_gelu(hidden: Tensor) -> Tensor:
+    """GEGLU: the first half of the last axis, weighed by the GELU of the second; (..., 2 n) to (..., n)."""
+    if _fast(hidden) and not torch.compiler.is_compiling():  # which makes one kernel of it by itself
+        from anifacediff_core.network import kernels_triton
+
+        return kernels_triton.gated_gelu(hidden)
+    value, gate = hidden.chunk(2, -1)
+    return value * F.gelu(gate)
+
+
+def group_norm(hidden: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group norm of (rows, C, h, w); it keeps channels last, where torch's own would copy them first."""
+    if _fast(hidden, weight, bias) and hidden.is_contiguous(memory_format=torch.channels_last):
+        from anifacediff_core.network import kernels_triton
+
+        return kernels_triton.group_norm(hidden, groups, weight, bias, eps)
+    return F.group_norm(hidden, groups, weight, bias, eps)
+
+
+def _fast(*tensors: Tensor) -> bool:
+    first = tensors[0]
+    if not first.is_cuda or first.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        return False
+    same = all(tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
+    return same and _triton_works(str(first.device))
+
+
+@lru_cache
+def _triton_works(device: str) -> bool:
+    """Whether Triton is there and can build a kernel, which takes a compiler that not every machine has."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    try:
+        from anifacediff_core.network import kernels_triton
+
+        sample = torch.ones(1, 32, device=device, dtype=torch.float16)
+        return bool(torch.isfinite(kernels_triton.gated_gelu(sample)).all())
+    except Exception as error:  # whatever its compiler, linker or driver raise: the plain forms do as well
+        logging.info("AniFaceDiff: Triton can't be used here (%s): torch's own kernels are.", error)
+        return False

@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from anifacediff_core.network.config import NetworkConfig
-from anifacediff_core.network.kernels import attend_over_frames
+from anifacediff_core.network.kernels import attend_over_frames, gated_gelu
 
 EXPANSION = 4  # of the feed-forward layer
 
@@ -123,12 +122,11 @@ class FeedForward(nn.Module):
 
 
 class Gated(nn.Module):
-    """GEGLU: one half of a projection, weighed by the GELU of the other."""
+    """A projection whose one half is weighed by the GELU of the other."""
 
     def __init__(self, channels: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(channels, 2 * inner)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        value, gate = self.proj(tokens).chunk(2, -1)
-        return value * F.gelu(gate)
+        return gated_gelu(self.proj(tokens))

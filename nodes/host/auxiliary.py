@@ -16,6 +16,8 @@ import comfy.ops
 import torch
 from torch import nn
 
+from .operations import fast_operations
+
 Result = TypeVar("Result")
 
 _LEAVES = ("Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "GroupNorm", "LayerNorm", "Embedding")
@@ -35,6 +37,7 @@ def manage(
             device=load_device, model_params=sum(parameter.numel() for parameter in module.parameters())
         )
     module = module.eval().requires_grad_(False).to(device=offload_device, dtype=dtype)
+    module = module.to(memory_format=torch.channels_last)  # see `model.load_model`
     use_host_layers(module)
     return comfy.model_patcher.ModelPatcher(
         _Holder(module, dtype), load_device=load_device, offload_device=offload_device
@@ -73,10 +76,11 @@ def use_host_layers(module: nn.Module) -> None:
 
     The layers keep their numbers; the host can now load them in parts and patch their weights.
     """
+    operations = fast_operations(comfy.ops.manual_cast)
     for name, layer in module.named_modules():
         for leaf in _LEAVES:
             if type(layer) is getattr(nn, leaf):
-                layer.__class__ = getattr(comfy.ops.manual_cast, leaf)
+                layer.__class__ = getattr(operations, leaf)
                 # the host keeps these lists on the class, where layers would share them
                 layer.weight_function, layer.bias_function = [], []
                 break

@@ -10,12 +10,15 @@ from __future__ import annotations
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import comfy.utils
 import torch
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
+
+from .operations import fast_operations
 
 Weights = dict[str, torch.Tensor]
 
@@ -40,11 +43,15 @@ def load_model(
             supported_dtypes=supported,
             weight_dtype=next(iter(weights.values())).dtype,
         )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
+    manual_cast = comfy.model_management.unet_manual_cast(dtype, load_device, supported)
+    config.set_inference_dtype(dtype, manual_cast)
+    config.custom_operations = fast_operations(comfy.ops.pick_operations(dtype, manual_cast))
     offload_device = comfy.model_management.unet_offload_device()
     model = config.get_model(weights, "").to(offload_device)
     _check_shapes(weights, model.diffusion_model.state_dict())
     model.load_model_weights(weights, "")
+    # convolutions and the tokens of attention have the same order then: nothing is copied between them
+    model.diffusion_model.to(memory_format=torch.channels_last)
     return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
 
 
