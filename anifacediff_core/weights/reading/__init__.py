@@ -14,7 +14,7 @@ from typing import BinaryIO
 from anifacediff_core.errors import InputError
 
 from . import archive, arrays, pickled, safetensors_file
-from .file import Region, TensorFile, TensorInfo
+from .file import READ_ERRORS, Region, TensorFile, TensorInfo
 
 __all__ = ["TensorFile", "TensorInfo", "open_tensors"]
 
@@ -46,9 +46,13 @@ def open_tensors(path: str | Path) -> TensorFile:
     file = TensorFile(path, stream)
     try:
         _open(file, stream)
-    except BaseException:
+    except BaseException as error:
         file.close()
-        raise
+        if isinstance(error, InputError) or not isinstance(error, READ_ERRORS):
+            raise
+        raise InputError(
+            f"{path.name} is truncated or damaged ({str(error)[:80]}): expected a whole file, fetch it again."
+        ) from error
     return file
 
 

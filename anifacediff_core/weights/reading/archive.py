@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from anifacediff_core.errors import InputError
 
-from .file import READ_ERRORS, Packed, Region, Source, TensorFile, read_bytes
+from .file import Packed, Region, Source, TensorFile, read_bytes
 from .machine import unpickle
 from .pickled import MAX_PICKLE, add_array_file, add_values, storage
 from .values import Storage
@@ -49,12 +49,7 @@ def open_archive(file: TensorFile, stream: BinaryIO) -> None:
 def _open_zip(file: TensorFile, stream: BinaryIO) -> zipfile.ZipFile:
     if _directory_size(stream, file.size) > _MAX_DIRECTORY:
         raise file.implausible(f"at most {_MAX_DIRECTORY} bytes of contents of an archive", "more")
-    try:
-        return file.resources.enter_context(zipfile.ZipFile(stream))
-    except (*READ_ERRORS, struct.error) as error:
-        raise InputError(
-            f"{file.name} is truncated or damaged ({error}): expected a whole archive, fetch it again."
-        ) from error
+    return file.resources.enter_context(zipfile.ZipFile(stream))
 
 
 def _directory_size(stream: BinaryIO, size: int) -> int:
@@ -113,7 +108,4 @@ def _add_checkpoint(file: TensorFile, sources: dict[str, Source], root: str) -> 
 def _content(file: TensorFile, source: Source, name: str) -> bytes:
     if source.size > MAX_PICKLE:
         raise file.implausible(f"at most {MAX_PICKLE} bytes in {name}", str(source.size))
-    try:
-        return bytes(read_bytes(source, 0, source.size))
-    except READ_ERRORS as error:
-        raise file.damaged(f"{name} cannot be read ({error})") from error
+    return bytes(read_bytes(source, 0, source.size))

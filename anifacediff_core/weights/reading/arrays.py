@@ -15,7 +15,6 @@ from .file import Source, TensorFile, TensorInfo, are_counts, brief, product, re
 from .values import ArrayType, Blob, Buffer, Global, PickledArray, StandIn
 
 MAGIC = b"\x93NUMPY"
-HEADER_ERRORS = (SyntaxError, TypeError, KeyError, MemoryError, RecursionError)
 _MAX_HEADER = 10_000  # bytes, as NumPy has it
 _MAX_DENSE = 2**24  # elements of a sparse matrix that is made dense
 
@@ -153,16 +152,20 @@ class ArrayHeader(NamedTuple):
 def read_header(source: Source) -> ArrayHeader:
     prefix = read_bytes(source, 0, 8)
     if prefix[:6] != MAGIC or prefix[6] not in (1, 2, 3):
-        raise ValueError("of an unknown version")
+        raise ValueError("a header of an unknown version")
     width = 2 if prefix[6] == 1 else 4
     length = int.from_bytes(read_bytes(source, 8, width), "little")
     if length > _MAX_HEADER:
-        raise ValueError("too long")
+        raise ValueError("a long header")
     text = read_bytes(source, 8 + width, length).decode("latin1").strip()
-    header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text))  # Python 2 writes 3L
-    if not isinstance(header["shape"], tuple) or len(header["shape"]) > 32:
-        raise ValueError("without a shape")
-    return ArrayHeader(header["shape"], header["fortran_order"] is True, header["descr"], 8 + width + length)
+    try:
+        header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text))  # Python 2 writes 3L
+        shape, fortran, kind = header["shape"], header["fortran_order"], header["descr"]
+    except (SyntaxError, TypeError, LookupError, MemoryError, RecursionError) as error:
+        raise ValueError("a header that is none") from error
+    if not isinstance(shape, tuple) or len(shape) > 32:
+        raise ValueError("a header without a shape")
+    return ArrayHeader(shape, fortran is True, kind, 8 + width + length)
 
 
 def add_stored_array(file: TensorFile, source: Source, name: str, header: ArrayHeader) -> None:

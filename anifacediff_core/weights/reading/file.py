@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -20,7 +21,16 @@ MAX_NAME = 500  # characters
 _MAX_REPEATED = 2**20  # elements of a tensor that repeats fewer stored ones
 _CHUNK = 4 * 2**20  # bytes that are unpacked, or elements that are looked at, at a time
 
-READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+# What the libraries raise on files that are not as they should be.
+READ_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    NotImplementedError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class TensorInfo(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from anifacediff_core.errors import InputError
 
 from . import arrays
-from .file import MAX_NAME, READ_ERRORS, Region, Source, TensorFile, add_stored, read_bytes
+from .file import MAX_NAME, Region, Source, TensorFile, add_stored, read_bytes
 from .machine import unpickle
 from .values import Buffer, Global, PickledArray, StandIn, Storage, StoredTensor, storage_dtype
 
@@ -185,21 +185,12 @@ def add_array_file(file: TensorFile, source: Source, name: str) -> None:
 
     An array of objects is a pickle after the header: DECA's landmark embedding is one dict of arrays.
     """
-    try:
-        header = arrays.read_header(source)
-        objects = header.type == "|O"
-        if objects and source.size - header.end > MAX_PICKLE:
-            raise file.implausible(f"at most {MAX_PICKLE} bytes in {name}", str(source.size))
-        data = bytes(read_bytes(source, header.end, source.size - header.end)) if objects else b""
-    except InputError:
-        raise
-    except (*READ_ERRORS, *arrays.HEADER_ERRORS) as error:
-        raise InputError(
-            f"{file.name} is truncated or damaged: {name} has no valid header ({str(error)[:80]}); fetch it "
-            "again."
-        ) from error
-    if objects:
-        value, _ = unpickle(data, file.name)
-        add_values(file, value if name == "array" else {name: value}, data)
-    else:
+    header = arrays.read_header(source)
+    if header.type != "|O":
         arrays.add_stored_array(file, source, name, header)
+        return
+    if source.size - header.end > MAX_PICKLE:
+        raise file.implausible(f"at most {MAX_PICKLE} bytes in {name}", str(source.size))
+    data = bytes(read_bytes(source, header.end, source.size - header.end))
+    value, _ = unpickle(data, file.name)
+    add_values(file, value if name == "array" else {name: value}, data)
