@@ -212,3 +212,9 @@ def test_folders(host: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monk
     assert host.folders.file_path("anifacediff", "bundled", "x.safetensors").parent.name == "assets"
     with pytest.raises(InputError):
         host.folders.file_path("anifacediff", "other.safetensors")
+    # a workflow from elsewhere names no file outside the model folders
+    outside = tmp_path.parent / f"{tmp_path.name}.safetensors"
+    outside.touch()
+    for name in (f"../{outside.name}", f"folder/../../{outside.name}", str(outside), "", "."):
+        with pytest.raises(InputError, match="There is no file"):
+            host.folders.file_path("anifacediff", name)
