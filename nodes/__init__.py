@@ -32,6 +32,7 @@ from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
 from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
+from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
@@ -48,6 +49,7 @@ NODES: list[type[io.ComfyNode]] = [
     ParametersFromFaceLandmarks,
     FacialShapeAlign,
     RenderNormals,
+    RenderGuidance,
     PoseEncode,
     ReferenceNetEncode,
     ApplyAniFaceDiff,

@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from anifacediff_core.errors import InputError
 
 from .host.clip_vision import image_embedding
-from .host.parts import encode_pose, encode_reference
+from .host.parts import encode_pose, encode_reference, pose_kinds
 from .host.runtime import ModelPatcher, Progress, show_text
 from .images import square_of, to_core, to_host
 from .sockets import (
@@ -26,6 +26,8 @@ from .sockets import (
     size_input,
 )
 
+NEEDED = "this pose encoder reads it, connect Render Guidance"
+
 
 class PoseEncode(io.ComfyNode):
     @classmethod
@@ -33,12 +35,26 @@ class PoseEncode(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffPoseEncode",
             display_name="Pose Encode",
-            description="Turn normals into the pose features that steer every frame of the video.",
-            search_aliases=["pose guider", "normals"],
+            description="Turn normals, or what else the checkpoint is guided by, into the pose features that "
+            "steer every frame of the video.",
+            search_aliases=["pose guider", "guidance encoder", "normals"],
             inputs=[
                 PoseEncoderSocket.Input("pose_encoder", tooltip="Pose encoder of Load AniFaceDiff."),
                 io.Image.Input(
-                    "normals", tooltip="Pictures of Render Normals, one per frame of the video to make."
+                    "normals",
+                    tooltip="Pictures of Render Normals, one per frame of the video to make; for "
+                    "MagicPortrait those of Render Guidance.",
+                ),
+                io.Image.Input(
+                    "depth",
+                    optional=True,
+                    tooltip="Depth of Render Guidance, for a pose encoder that reads it, as MagicPortrait's.",
+                ),
+                io.Image.Input(
+                    "render",
+                    optional=True,
+                    tooltip="Shaded head of Render Guidance, for a pose encoder that reads it, as "
+                    "MagicPortrait's.",
                 ),
             ],
             outputs=[
@@ -49,16 +65,45 @@ class PoseEncode(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, pose_encoder: ModelPatcher | None, normals: torch.Tensor) -> io.NodeOutput:
+    def execute(
+        cls,
+        pose_encoder: ModelPatcher | None,
+        normals: torch.Tensor,
+        depth: torch.Tensor | None = None,
+        render: torch.Tensor | None = None,
+    ) -> io.NodeOutput:
         encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
-        pictures = to_core(normals, "normals picture")
-        height, width = pictures.shape[-2:]
-        if height != width:
-            raise InputError(
-                f"The normals are {width}×{height} pixels: they have to be square, as Render Normals makes "
-                f"them."
-            )
-        return io.NodeOutput(Pose(encode_pose(encoder, pictures, progress=Progress(len(pictures)))))
+        given = {"normals": normals, "depth": depth, "render": render}
+        kinds = pose_kinds(encoder)
+        pictures = [_square(connected(given[kind], kind, NEEDED), kind) for kind in kinds]
+        for kind, picture in zip(kinds, pictures, strict=True):
+            if picture.shape != pictures[0].shape:
+                raise InputError(
+                    f"There are {_shape(picture)} as {kind} but {_shape(pictures[0])} as {kinds[0]}: "
+                    "connect the pictures of one Render Guidance."
+                )
+        unread = [kind for kind, picture in given.items() if picture is not None and kind not in kinds]
+        if unread:
+            notice = f"This pose encoder does not read {' and '.join(unread)}."
+            logging.info("AniFaceDiff: %s", notice)
+            show_text(notice)
+        stacked = pictures[0] if len(pictures) == 1 else torch.cat(pictures, dim=1)
+        return io.NodeOutput(Pose(encode_pose(encoder, stacked, progress=Progress(len(stacked)))))
+
+
+def _square(images: torch.Tensor, kind: str) -> torch.Tensor:
+    pictures = to_core(images, f"{kind} picture")
+    height, width = pictures.shape[-2:]
+    if height != width:
+        raise InputError(
+            f"The pictures of {kind} are {width}×{height} pixels: they have to be square, as Render Normals "
+            "and Render Guidance make them."
+        )
+    return pictures
+
+
+def _shape(pictures: torch.Tensor) -> str:
+    return f"{len(pictures)} pictures of {pictures.shape[-1]}×{pictures.shape[-2]}"
 
 
 class ReferenceNetEncode(io.ComfyNode):

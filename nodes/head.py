@@ -88,13 +88,7 @@ class RenderNormals(io.ComfyNode):
                     "Side of the square pictures in pixels; the same as in ReferenceNet Encode. "
                     "The bundled model was trained at 256."
                 ),
-                io.Combo.Input(
-                    "head",
-                    options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
-                    default=BUNDLED,
-                    tooltip="Head model that the parameters belong to: the bundled one, or a file in "
-                    "models/flame. Without effect when head_model is connected.",
-                ),
+                head_input(),
                 HeadSocket.Input(
                     "head_model",
                     optional=True,
@@ -113,7 +107,7 @@ class RenderNormals(io.ComfyNode):
     def execute(
         cls, parameters: FaceParameters, size: int, head: str, head_model: HeadModel | None = None
     ) -> io.NodeOutput:
-        model = (head_model or _load_head(head, parameters)).to(device())
+        model = (head_model or load_head(head, parameters)).to(device())
         model.require(parameters)
         progress, parts = Progress(len(parameters)), []
         for start in range(0, len(parameters), CHUNK):
@@ -122,7 +116,17 @@ class RenderNormals(io.ComfyNode):
         return io.NodeOutput(to_host(torch.cat(parts)))
 
 
-def _load_head(name: str, parameters: FaceParameters) -> HeadModel:
+def head_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "head",
+        options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
+        default=BUNDLED,
+        tooltip="Head model that the parameters belong to: the bundled one, or a file in "
+        "models/flame. Without effect when head_model is connected.",
+    )
+
+
+def load_head(name: str, parameters: FaceParameters) -> HeadModel:
     if name != BUNDLED:
         return HeadModel.load(file_path(FLAME, name))
     if parameters.head == FLAME_NAME:

@@ -109,7 +109,7 @@ class TextureModel:
         if len(corners) != len(faces):
             raise InputError(
                 f"'{path.name}' belongs to a head with {len(corners)} triangles: expected {len(faces)}; "
-                "choose the FLAME head that it was made for."
+                "choose the head that it was made for, or no texture."
             )
         # Blue comes first in the file, and the picture's first row is at v = 1.
         corners = torch.stack([corners[..., 0] * 2 - 1, 1 - corners[..., 1] * 2], dim=-1)
@@ -150,7 +150,7 @@ def _read_texture(archive: zipfile.ZipFile, name: str, codes: int) -> Tensor:
         directions, rest = divmod(math.prod(shape), side * side * 3)
         if rest or not 1 <= directions <= MOST_DIRECTIONS:
             raise InputError(
-                f"{name} of FLAME's texture space has shape {list(shape)}: "
+                f"FLAME's texture space has {name} of shape {list(shape)}: "
                 f"expected [{side}, {side}, 3, directions]."
             )
         rows = []
@@ -161,7 +161,7 @@ def _read_texture(archive: zipfile.ZipFile, name: str, codes: int) -> Tensor:
                 rows.append(torch.from_numpy(row.astype(np.float32)))
     texture = torch.stack(rows) / 255
     if not torch.isfinite(texture).all():
-        raise InputError(f"{name} of FLAME's texture space has NaN or infinite values; get a fresh copy.")
+        raise InputError(f"FLAME's texture space has NaN or infinity in {name}; get a fresh copy.")
     return texture
 
 
@@ -177,7 +177,7 @@ def _own_corners(archive: zipfile.ZipFile, file: str) -> Tensor:
             shape, dtype = _header(opened)
             if len(shape) != 2 or shape[0] > MOST_PLACES or shape[1] not in (2, 3):
                 raise InputError(
-                    f"{name} of FLAME's texture space has shape {list(shape)}: expected [places, 2 or 3]."
+                    f"FLAME's texture space has {name} of shape {list(shape)}: expected [places, 2 or 3]."
                 )
             arrays.append(np.frombuffer(opened.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape))
     places, triangles = arrays

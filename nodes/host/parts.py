@@ -110,6 +110,11 @@ def encode_pose(
     return tuple(map(torch.cat, zip(*chunks, strict=True)))
 
 
+def pose_kinds(encoder: ModelPatcher) -> tuple[str, ...]:
+    """Names of the pictures that a pose encoder reads, in their order; one picture is called normals."""
+    return getattr(unwrap(encoder), "kinds", ("normals",))
+
+
 def n_expression(adapter: ModelPatcher) -> int:
     """Length of the expression vector that an expression adapter takes."""
     return unwrap(adapter).mlp[0].in_features

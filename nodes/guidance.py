@@ -1,0 +1,111 @@
+"""Face parameters to depth, normals and a shaded head: Render Guidance."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from comfy_api.latest import io
+
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.render import GUIDANCE, render_guidance
+from anifacediff_core.head.texture import Appearance, TextureModel
+
+from .head import CHUNK, head_input, load_head
+from .host.folders import FLAME, file_names, file_path
+from .host.runtime import Progress, device, show_text
+from .images import to_host
+from .sockets import AppearanceSocket, FaceParametersSocket, HeadSocket, make_schema, size_input
+
+NONE = "none"
+
+
+class RenderGuidance(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        textures = [name for name in file_names(FLAME) if name.endswith(".npz")]
+        return make_schema(
+            node_id="AniFaceDiffRenderGuidance",
+            display_name="Render Guidance",
+            description="Draw depth, surface normals and the shaded, textured head, frame by frame: the "
+            "three pictures that guide MagicPortrait.",
+            search_aliases=["magicportrait", "depth", "albedo", "texture"],
+            inputs=[
+                FaceParametersSocket.Input(
+                    "parameters",
+                    tooltip="Face parameters to draw: those of Facial Shape Align with camera set to source.",
+                ),
+                size_input(
+                    "Side of the square pictures in pixels; the same as in ReferenceNet Encode. "
+                    "MagicPortrait was trained at 512."
+                ),
+                head_input(),
+                io.Combo.Input(
+                    "texture",
+                    options=[NONE, *textures],
+                    default=textures[0] if textures else NONE,
+                    tooltip="FLAME_texture.npz in models/flame, for the color of the skin. none: gray skin.",
+                ),
+                HeadSocket.Input(
+                    "head_model",
+                    optional=True,
+                    tooltip="Head of Load DECA, for parameters that were read with it.",
+                ),
+                AppearanceSocket.Input(
+                    "appearance",
+                    optional=True,
+                    tooltip="Texture and light of the source picture, from DECA Extract with DECA. By "
+                    "default average skin in even light.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    display_name="depth", tooltip="One picture per frame: white is near, black is far."
+                ),
+                io.Image.Output(
+                    display_name="normals",
+                    tooltip="One picture per frame: colors are directions, black is background and what "
+                    "points to the left or down.",
+                ),
+                io.Image.Output(
+                    display_name="render",
+                    tooltip="One picture per frame: the source's skin in the source's light.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        parameters: FaceParameters,
+        size: int,
+        head: str,
+        texture: str = NONE,
+        head_model: HeadModel | None = None,
+        appearance: Appearance | None = None,
+    ) -> io.NodeOutput:
+        model = head_model or load_head(head, parameters)
+        model.require(parameters)
+        skin = None if texture == NONE else TextureModel.load(file_path(FLAME, texture), model.faces.cpu())
+        _tell_what_is_missing(skin, appearance)
+        model = model.to(device())
+        skin = None if skin is None else skin.to(device())
+        progress, parts = Progress(len(parameters)), []
+        for start in range(0, len(parameters), CHUNK):
+            part = parameters[start : start + CHUNK]
+            parts.append(render_guidance(model, part, size, appearance=appearance, texture=skin, batch=CHUNK))
+            done = min(start + CHUNK, len(parameters))
+            progress.show(done, len(parameters), picture=parts[-1]["render"][-1])
+        return io.NodeOutput(*(to_host(torch.cat([part[name] for part in parts])) for name in GUIDANCE))
+
+
+def _tell_what_is_missing(texture: TextureModel | None, appearance: Appearance | None) -> None:
+    told = []
+    if texture is None:
+        told.append("There is no texture: the skin is gray.")
+    if appearance is None:
+        told.append("There is no appearance of the source: the light is even.")
+    if told:
+        logging.info("AniFaceDiff: %s", " ".join(told))
+        show_text(" ".join(told))
