@@ -195,7 +195,7 @@ def _of_all_frames(found: list[list[Detection]], frames: int, what: str) -> list
     if len(found) == 1:
         return found * frames
     if len(found) != frames:
-        raise InputError(f"There are {frames} pictures but {what} are for {len(found)}; give as many.")
+        raise InputError(f"There are {frames} pictures but {what} are for {len(found)}: give as many.")
     return found
 
 
