@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 
-from .host.apply import apply_anifacediff, image_conditioning
+from .host.apply import apply_anifacediff, image_conditioning, needs_expression
 from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
@@ -33,8 +33,9 @@ def _video_inputs() -> list[io.Input]:
         ),
         FaceParametersSocket.Input(
             "parameters",
+            optional=True,
             tooltip="Face parameters that the normals were rendered from; the expression adapter reads the "
-            "expression.",
+            "expression. Not needed without one.",
         ),
     ]
 
@@ -64,7 +65,7 @@ def _apply(
     model: ModelPatcher,
     reference: Reference,
     pose: Pose,
-    parameters: FaceParameters,
+    parameters: FaceParameters | None,
     window: int,
     overlap: int,
 ) -> ModelPatcher:
@@ -73,14 +74,19 @@ def _apply(
             f"The source was encoded at {reference.size} pixels (ReferenceNet Encode) but the normals were "
             f"rendered at {pose.size} (Render Normals): set both to the same size."
         )
+    if parameters is None and needs_expression(model):
+        raise InputError(
+            "The MODEL has an expression adapter but there are no face parameters: connect those that the "
+            "normals were rendered from."
+        )
     frames = len(pose.features)
-    if len(parameters) != frames:
+    if parameters is not None and len(parameters) != frames:
         raise InputError(
             f"The face parameters have {len(parameters)} frames but the pose has {frames}: connect the "
             "parameters that the normals were rendered from."
         )
     origin = origin_of(model)
-    if origin is not None and origin.checkpoint.head != parameters.head:
+    if origin is not None and parameters is not None and origin.checkpoint.head != parameters.head:
         raise InputError(
             f"The MODEL was trained on the head '{origin.checkpoint.head}' but the face parameters belong to "
             f"'{parameters.head}': extract them for the MODEL's head."
@@ -89,7 +95,7 @@ def _apply(
         model,
         reference=reference.tokens,
         pose=pose.levels,
-        expression=parameters.expression,
+        expression=None if parameters is None else parameters.expression,
         motion=None if origin is None else origin.motion,
         window=window,
         overlap=overlap,
@@ -125,9 +131,9 @@ class ApplyAniFaceDiff(io.ComfyNode):
         model: ModelPatcher,
         reference: Reference,
         pose: Pose,
-        parameters: FaceParameters,
         window: int,
         overlap: int,
+        parameters: FaceParameters | None = None,
     ) -> io.NodeOutput:
         model = _apply(model, reference, pose, parameters, window, overlap)
         positive, negative = image_conditioning(reference.embedding)
@@ -218,7 +224,6 @@ class AniFaceDiffSampler(io.ComfyNode):
         model: ModelPatcher,
         reference: Reference,
         pose: Pose,
-        parameters: FaceParameters,
         seed: int,
         steps: int,
         cfg: float,
@@ -228,6 +233,7 @@ class AniFaceDiffSampler(io.ComfyNode):
         window: int,
         overlap: int,
         shared_noise: float,
+        parameters: FaceParameters | None = None,
         latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         model = _apply(model, reference, pose, parameters, window, overlap)

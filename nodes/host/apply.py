@@ -114,6 +114,11 @@ def apply_anifacediff(
     return use_windows(model, window, overlap)
 
 
+def needs_expression(model: ModelPatcher) -> bool:
+    """Whether `model` carries an expression adapter."""
+    return model.get_attachment(EXPRESSION_KEY) is not None
+
+
 def conditioned_size(model: ModelPatcher) -> tuple[int, int, int]:
     """Frames, and latent height and width, of the video that is applied to `model`."""
     video = model.get_attachment(KEY)
