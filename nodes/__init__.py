@@ -35,6 +35,7 @@ from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
+from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
 from .paste import PasteBack  # noqa: E402
@@ -50,6 +51,7 @@ NODES: list[type[io.ComfyNode]] = [
     FacialShapeAlign,
     RenderNormals,
     RenderGuidance,
+    DrawFaceLandmarks,
     PoseEncode,
     ReferenceNetEncode,
     ApplyAniFaceDiff,
