@@ -4,18 +4,36 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from anifacediff_core.capture.drawing import draw, retarget
+from anifacediff_core.capture.geometry import project
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.landmark_guider import LandmarkGuider
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.pipeline import Pipeline
-from harness.aniportrait import CFG, GOLDEN, NARROW, STEPS, TIMESTEP, Inputs, Networks, Theirs, checkout
+from harness.aniportrait import (
+    CFG,
+    GOLDEN,
+    NARROW,
+    STEPS,
+    TIMESTEP,
+    Inputs,
+    Networks,
+    Theirs,
+    can_draw,
+    checkout,
+    digests,
+    random_motion,
+    their_drawings,
+    to_arrays,
+)
 from harness.magicportrait import random_vae
 
 
@@ -122,3 +140,23 @@ def test_features_of_a_long_video_do_not_depend_on_the_chunks(model: AniFaceDiff
     for level, one, other in zip(whole, parts, alone, strict=True):
         assert error(one, level) < 5e-5
         assert error(other, level[4:]) > 1e-2
+
+
+def drawn(size: int = 512) -> np.ndarray:
+    source, driving, neutral = random_motion(frames=4)
+    moved = retarget(source, driving, neutral)
+    return to_arrays(draw(project(moved.surface, moved.turn, moved.place), size))
+
+
+def test_drawings_are_pixel_by_pixel_its_drawings() -> None:
+    assert torch.equal(digests(drawn()), load_file(GOLDEN)["drawings"])
+
+
+@pytest.mark.parametrize("size", [512, 256, 768])
+def test_drawings_against_its_code(size: int) -> None:
+    if checkout() is None or not can_draw():
+        pytest.skip("ANIPORTRAIT_PATH names no checkout of AniPortrait, or mediapipe is not installed")
+    expected = their_drawings(*random_motion(frames=4), size)
+    difference = np.abs(drawn(size).astype(int) - expected).max()
+    assert difference <= (0 if size == 512 else 1)  # OpenCV scales in whole numbers
+    assert (expected > 0).any((1, 2, 3)).all()

@@ -1,14 +1,17 @@
 """AniPortrait's own code, run on our weights: the measure for our profile of that name.
 
 Its code is not part of this project. `ANIPORTRAIT_PATH` names a checkout of
-github.com/Zejun-Yang/AniPortrait; this writes the numbers that the tests compare with where there is none:
+github.com/Zejun-Yang/AniPortrait; this writes the numbers that the tests compare with where there is none.
+Its drawings need mediapipe==0.10.21, scipy and OpenCV.
 
     ANIPORTRAIT_PATH=… PYTHONPATH=.:tests python tests/harness/aniportrait.py
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anifacediff_core.capture.geometry import FaceGeometry
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.landmark_guider import LandmarkGuider, fold
 from anifacediff_core.network.model import install_processors, make_unet, trim_reference
@@ -288,6 +292,50 @@ class Theirs:
         return steps[-1]
 
 
+def random_motion(frames: int) -> tuple[FaceGeometry, FaceGeometry, int]:
+    """A source's face, a driver's, and the driver's neutral frame; the faces are points on an egg."""
+    generator = torch.Generator().manual_seed(200)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    egg = normal(1, 468, 3)
+    egg = egg / egg.norm(dim=-1, keepdim=True) * torch.tensor([6.0, 8.0, 4.0])
+    turn = torch.linalg.matrix_exp(torch.stack([a - a.T for a in 0.15 * normal(frames, 3, 3)]))
+    place = torch.tensor([1.0, -2.0, -45.0]) + 2 * normal(frames, 3)
+    middle = torch.tensor([[0.5, 1.0, -38.0]], dtype=torch.float64)
+    source = FaceGeometry(egg * 1.1, torch.eye(3, dtype=torch.float64)[None], middle)
+    return source, FaceGeometry(egg + 0.3 * normal(frames, 468, 3), turn, place), 2
+
+
+def their_drawings(source: FaceGeometry, driving: FaceGeometry, neutral: int, size: int = 512) -> np.ndarray:
+    """The drawings of its scripts/vid2vid.py, (frames, size, size, 3) uint8."""
+    with _on_path():
+        drawing = importlib.import_module("src.utils.draw_util")
+        posing = importlib.import_module("src.utils.pose_util")
+    matrices = np.tile(np.eye(4), (len(driving.place), 1, 1))
+    matrices[:, :3, :3], matrices[:, :3, 3] = driving.turn.numpy(), driving.place.numpy()
+    poses = np.array([np.concatenate(posing.matrix_to_euler_and_translation(matrix)) for matrix in matrices])
+    poses[:, 3:] += source.place[0].numpy() - poses[0, 3:]
+    smooth = posing.smooth_pose_seq(poses, window_size=3)
+    matrices = np.array([posing.euler_and_translation_to_matrix(pose[:3], pose[3:]) for pose in smooth])
+    surface = (driving.surface - driving.surface[neutral] + source.surface).numpy()
+    points = posing.project_points_with_trans(surface, matrices, [size, size])
+    visualizer = drawing.FaceMeshVisualizer(forehead_edge=False)
+    return np.stack([visualizer.draw_landmarks((size, size), frame, normed=False) for frame in points])
+
+
+def can_draw() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("mediapipe", "scipy", "cv2"))
+
+
+def digests(drawings: np.ndarray) -> Tensor:
+    """SHA-256 of each drawing, (frames, 32) uint8."""
+    return torch.tensor(
+        [list(hashlib.sha256(frame.tobytes()).digest()) for frame in drawings], dtype=torch.uint8
+    )
+
+
 def _denoising_unet(module: Any, sizes: dict[str, Any]) -> nn.Module:
     return module.UNet3DConditionModel(
         **sizes,
@@ -318,7 +366,8 @@ def main() -> None:
     theirs = Theirs(Networks.random(NARROW))
     latent = vae.encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.latent_scale
     origin = {"origin": "computed by the code of AniPortrait on seeded random weights and inputs"}
-    save_file(theirs.results(inputs, latent, vae), GOLDEN, origin)
+    drawn = {"drawings": digests(their_drawings(*random_motion(frames=4)))}
+    save_file(theirs.results(inputs, latent, vae) | drawn, GOLDEN, origin)
 
 
 if __name__ == "__main__":
