@@ -130,6 +130,12 @@ class ReferenceNetEncode(io.ComfyNode):
                     "Side in pixels at which the source is read, and of the video; the same as in Render "
                     "Normals. The bundled model was trained at 256."
                 ),
+                io.Conditioning.Input(
+                    "context",
+                    optional=True,
+                    tooltip="A text in place of the picture's embedding, for models that were trained with "
+                    "one: CLIP Text Encode with 'A close up of a person.' for MagicPortrait.",
+                ),
             ],
             outputs=[
                 ReferenceSocket.Output(
@@ -147,10 +153,13 @@ class ReferenceNetEncode(io.ComfyNode):
         clip_vision: Any,
         source_image: torch.Tensor,
         size: int,
+        context: list | None = None,
     ) -> io.NodeOutput:
         network = connected(reference_net, "ReferenceNet", "load a checkpoint that has one")
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
-        clip_vision = connected(clip_vision, "CLIP_VISION", "load a checkpoint that has an image encoder")
+        if context is None:
+            maker = "load a checkpoint that has an image encoder, or connect a text to context"
+            clip_vision = connected(clip_vision, "CLIP_VISION", maker)
         pictures = to_core(source_image, "source image")
         if len(pictures) > 1:
             notice = f"The source image has {len(pictures)} pictures: the first is taken."
@@ -158,5 +167,5 @@ class ReferenceNetEncode(io.ComfyNode):
             show_text(notice)
         picture = to_host(square_of(pictures[:1], size))
         latent = vae.encode(picture)
-        embedding = image_embedding(clip_vision, picture)
+        embedding = image_embedding(clip_vision, picture) if context is None else context[0][0]
         return io.NodeOutput(Reference(encode_reference(network, latent, embedding), embedding, latent))

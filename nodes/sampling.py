@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 
-from .host.apply import apply_anifacediff, image_conditioning, needs_expression
+from .host.apply import apply_anifacediff, image_conditioning, needs_expression, text_conditioning
 from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
@@ -86,6 +86,14 @@ def _apply(
             "parameters that the normals were rendered from."
         )
     origin = origin_of(model)
+    if origin is not None and reference.of_text != (origin.checkpoint.config.context == "text"):
+        raise InputError(
+            "The MODEL reads the source picture's embedding but the reference was made with a text: leave "
+            "context of ReferenceNet Encode empty."
+            if reference.of_text
+            else "The MODEL reads a text but the reference was made without: connect CLIP Text Encode with "
+            "the text 'A close up of a person.' to context of ReferenceNet Encode."
+        )
     if origin is not None and parameters is not None and origin.checkpoint.head != parameters.head:
         raise InputError(
             f"The MODEL was trained on the head '{origin.checkpoint.head}' but the face parameters belong to "
@@ -104,6 +112,13 @@ def _apply(
     return model
 
 
+def _context(reference: Reference) -> tuple[list, list]:
+    """Positive and negative CONDITIONING."""
+    if reference.of_text:
+        return text_conditioning(reference.embedding, reference.embedding)
+    return image_conditioning(reference.embedding)
+
+
 class ApplyAniFaceDiff(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -116,8 +131,12 @@ class ApplyAniFaceDiff(io.ComfyNode):
             inputs=[*_video_inputs(), *_window_inputs()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler; it reenacts this one video."),
-                io.Conditioning.Output(display_name="positive", tooltip="The source's image embedding."),
-                io.Conditioning.Output(display_name="negative", tooltip="Its absence, for guidance."),
+                io.Conditioning.Output(
+                    display_name="positive", tooltip="The source's image embedding, or the text."
+                ),
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="Its absence, for guidance; the text again."
+                ),
                 io.Latent.Output(
                     display_name="latent",
                     tooltip="Empty, of the right size, with one entry per driving frame.",
@@ -136,7 +155,7 @@ class ApplyAniFaceDiff(io.ComfyNode):
         parameters: FaceParameters | None = None,
     ) -> io.NodeOutput:
         model = _apply(model, reference, pose, parameters, window, overlap)
-        positive, negative = image_conditioning(reference.embedding)
+        positive, negative = _context(reference)
         frames, _, height, width = pose.features.shape
         return io.NodeOutput(model, positive, negative, {"samples": torch.zeros(frames, 4, height, width)})
 
@@ -237,7 +256,7 @@ class AniFaceDiffSampler(io.ComfyNode):
         latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         model = _apply(model, reference, pose, parameters, window, overlap)
-        positive, negative = image_conditioning(reference.embedding)
+        positive, negative = _context(reference)
         frames = len(pose.features)
         if latent is None and denoise < 1:
             latent = {"samples": reference.latent.repeat(frames, 1, 1, 1)}

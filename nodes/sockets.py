@@ -34,13 +34,18 @@ class Reference:
 
     Attributes:
         tokens: features of the ReferenceNet (1, tokens, channels) by the name of the transformer block.
-        embedding: CLIP's image embedding (1, channels).
+        embedding: CLIP's image embedding (1, channels), or that of a text (1, tokens, channels).
         latent: the source's latent as in the host's LATENT, (1, 4, height / 8, width / 8).
     """
 
     tokens: dict[str, torch.Tensor]
     embedding: torch.Tensor
     latent: torch.Tensor
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the context is a text, which is the same in both halves of guidance."""
+        return self.embedding.ndim == 3
 
     @property
     def size(self) -> int:

@@ -61,7 +61,7 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
 
     Arguments:
         samples: the source's latent as in the host's LATENT, (1, 4, height / 8, width / 8).
-        embedding: image embedding (1, D) or (1, 1, D).
+        embedding: of the picture (1, D), or of a text (1, tokens, D).
 
     Returns: tokens (1, tokens, channels) by the name of the transformer block, on the CPU.
     """
@@ -73,7 +73,8 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
         return {name: tokens.cpu() for name, tokens in features.items()}
 
     latents = comfy.latent_formats.SD15().process_in(samples[:1])
-    return run(reference, record, latents, embedding.reshape(1, 1, -1))
+    context = embedding[:, None] if embedding.ndim == 2 else embedding
+    return run(reference, record, latents, context)
 
 
 def encode_pose(

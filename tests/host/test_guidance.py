@@ -1,19 +1,24 @@
-"""Render Guidance and a pose encoder of several pictures, as nodes."""
+"""MagicPortrait as nodes: Render Guidance, a pose encoder of several pictures, a text as context."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import GUIDANCE, render_guidance
 from anifacediff_core.head.texture import TextureModel
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.guidance import make_guidance_encoder
+from anifacediff_core.weights.checkpoint import save_checkpoint
 from harness.extension import Extension
+from harness.magicportrait import CFG, GOLDEN, NARROW, STEPS, Inputs, Networks, random_vae
 from harness.magicportrait_head import Face, write_texture
 from harness.weights import randomize
 
@@ -89,3 +94,71 @@ def test_the_source_stays_in_its_place(extension: Extension, face: Face) -> None
     assert torch.equal(found.camera, source.camera.expand(3, 3))
     (found,) = extension.run("FacialShapeAlign", **align)
     assert torch.equal(found.camera, face.parameters.camera)
+
+
+class Vae:
+    """The host's VAE around the one of the core's test."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return random_vae().encode(pixels.movedim(-1, 1) * 2 - 1).latent_dist.mean
+
+
+@pytest.fixture(scope="module")
+def magicportrait(extension: Extension) -> dict[str, Any]:
+    """Load AniFaceDiff's outputs for a narrow MagicPortrait with the weights of the core's test."""
+    networks = Networks.random(NARROW)
+    modules = {name: getattr(networks, name) for name in ("unet", "reference", "motion")}
+    parts = {name: module.state_dict() for name, module in modules.items()}
+    path = extension.base / "models" / "anifacediff" / "magicportrait.safetensors"
+    encoder = networks.guidance.state_dict()
+    save_checkpoint(
+        path, parts | {"pose_encoder": encoder}, NARROW, head="anifacediff-head-1", dtype=torch.float32
+    )
+    names = ("model", "vae", "clip_vision", "reference_net", "pose_encoder", "face_capture")
+    return dict(zip(names, extension.run("Loader", checkpoint=path.name), strict=True))
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    return Inputs.random(NARROW, frames=2, size=128)
+
+
+@pytest.fixture(scope="module")
+def pose(extension: Extension, magicportrait: dict[str, Any], inputs: Inputs) -> Any:
+    pictures = dict(zip(GUIDANCE, inputs.pictures.movedim(1, -1).split(3, dim=-1), strict=True))
+    return extension.run("PoseEncode", pose_encoder=magicportrait["pose_encoder"], **pictures)[0]
+
+
+def reference(extension: Extension, loaded: dict[str, Any], inputs: Inputs, **context: Any) -> Any:
+    networks = {name: loaded[name] for name in ("reference_net", "clip_vision")}
+    source = inputs.source.movedim(1, -1)
+    return extension.run(
+        "ReferenceNetEncode", **networks, vae=Vae(), source_image=source, size=128, **context
+    )[0]
+
+
+def test_the_stock_sampler_ends_where_their_code_does(
+    comfy: ModuleType, extension: Extension, magicportrait: dict[str, Any], inputs: Inputs, pose: Any
+) -> None:
+    found = reference(extension, magicportrait, inputs, context=[[inputs.text, {}]])
+    model, positive, negative, latent = extension.run(
+        "Apply", model=magicportrait["model"], reference=found, pose=pose, window=12, overlap=1
+    )
+    samples = comfy.sample.sample(
+        model, inputs.noise, STEPS, CFG, "euler", "simple", positive, negative, latent["samples"], seed=0
+    )
+    expected = load_file(GOLDEN)["latents"] / NARROW.latent_scale
+    assert (samples - expected).norm() / expected.norm() < 1e-3
+
+
+def test_text_and_picture_are_not_mixed_up(
+    extension: Extension, magicportrait: dict[str, Any], inputs: Inputs, pose: Any
+) -> None:
+    with pytest.raises(InputError, match="or connect a text to context"):
+        reference(extension, magicportrait, inputs)
+    of_picture = replace(
+        reference(extension, magicportrait, inputs, context=[[inputs.text, {}]]),
+        embedding=torch.zeros(1, NARROW.cross_attention_dim),
+    )
+    given = {"model": magicportrait["model"], "pose": pose, "window": 12, "overlap": 1}
+    assert "reads a text" in extension.refusal("Apply", **given, reference=of_picture)
