@@ -1,6 +1,7 @@
 """Computations that torch has no fast form of, each in its plain form, which runs everywhere.
 
-On a GPU, in half precision and without gradients, `kernels_triton` computes the same where Triton works.
+On a GPU, in half precision and without gradients, `kernels_triton` computes the same where Triton works. What
+torch.compile should not look into is an operator of its own.
 """
 
 from __future__ import annotations
@@ -23,21 +24,15 @@ def attend_over_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, h
 
     Returns: the same shape.
     """
-    if _fast(query, key, value):
-        from anifacediff_core.network import kernels_triton
-
-        return kernels_triton.attend_over_frames(query, key, value, frames, heads)
-    positions = query.shape[1]
-    query, key, value = (
-        rearrange(x, "(b f) n (h c) -> (b n) h f c", f=frames, h=heads) for x in (query, key, value)
-    )
-    attended = F.scaled_dot_product_attention(query, key, value)
-    return rearrange(attended, "(b n) h f c -> (b f) n (h c)", n=positions)
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        attended: Tensor = torch.ops.anifacediff.attend_over_frames(query, key, value, frames, heads)
+        return attended
+    return _attend_over_frames(query, key, value, frames, heads)
 
 
 def gated_gelu(hidden: Tensor) -> Tensor:
     """GEGLU: the first half of the last axis, weighed by the GELU of the second; (..., 2 n) to (..., n)."""
-    if _fast(hidden) and not torch.compiler.is_compiling():  # which makes one kernel of it by itself
+    if not torch.compiler.is_compiling() and _fast(hidden):  # the compiler makes one kernel of it by itself
         from anifacediff_core.network import kernels_triton
 
         return kernels_triton.gated_gelu(hidden)
@@ -47,11 +42,35 @@ def gated_gelu(hidden: Tensor) -> Tensor:
 
 def group_norm(hidden: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Group norm of (rows, C, h, w); it keeps channels last, where torch's own would copy them first."""
-    if _fast(hidden, weight, bias) and hidden.is_contiguous(memory_format=torch.channels_last):
+    if not torch.compiler.is_compiling() and _fast(hidden, weight, bias):
         from anifacediff_core.network import kernels_triton
 
-        return kernels_triton.group_norm(hidden, groups, weight, bias, eps)
+        if hidden.is_contiguous(memory_format=torch.channels_last):
+            return kernels_triton.group_norm(hidden, groups, weight, bias, eps)
     return F.group_norm(hidden, groups, weight, bias, eps)
+
+
+def _attend_over_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
+    if _fast(query, key, value):
+        from anifacediff_core.network import kernels_triton
+
+        return kernels_triton.attend_over_frames(query, key, value, frames, heads)
+    positions = query.shape[1]
+    query, key, value = (
+        rearrange(x, "(b f) n (h c) -> (b n) h f c", f=frames, h=heads) for x in (query, key, value)
+    )
+    attended = F.scaled_dot_product_attention(query, key, value)
+    return rearrange(attended, "(b n) h f c -> (b f) n (h c)", n=positions).contiguous()
+
+
+@torch.library.custom_op("anifacediff::attend_over_frames", mutates_args=())
+def _attend_over_frames_op(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
+    return _attend_over_frames(query, key, value, frames, heads)
+
+
+@_attend_over_frames_op.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
 
 
 def _fast(*tensors: Tensor) -> bool:
