@@ -53,7 +53,12 @@ SAMPLING = {
 
 
 def small_config() -> NetworkConfig:
-    return replace(NetworkConfig.tiny(), block_out_channels=(32, 32, 32), attention_heads=(1, 1, 1))
+    return replace(
+        NetworkConfig.tiny(),
+        block_out_channels=(32, 32, 32),
+        attention_heads=(1, 1, 1),
+        motion_heads=(1, 1, 1),
+    )
 
 
 def write_checkpoint(path: Path, head: str = "anifacediff-head-1", without: tuple[str, ...] = ()) -> None:
