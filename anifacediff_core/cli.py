@@ -266,13 +266,14 @@ def _positive(text: str) -> int:
 
 
 def bar(text: str) -> Progress:
-    """A progress callback that draws a bar on the terminal."""
+    """A progress callback that draws a bar on the terminal, once there is progress."""
     from tqdm import tqdm
 
-    drawn = tqdm(desc=text, leave=True)
+    drawn: tqdm | None = None
 
     def progress(done: int, total: int) -> None:
-        drawn.total = total
+        nonlocal drawn
+        drawn = tqdm(desc=text, leave=True, total=total) if drawn is None else drawn
         drawn.update(done - drawn.n)
         if done >= total:
             drawn.close()

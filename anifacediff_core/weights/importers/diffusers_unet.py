@@ -7,6 +7,8 @@ the class that all of these projects share, which tells the two apart.
 
 from __future__ import annotations
 
+import re
+
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.weights.importers import motion_modules
 from anifacediff_core.weights.importers.recognition import Listing, Origins, Recognition, leave, take
@@ -26,21 +28,22 @@ def recognize(listing: Listing) -> Recognition | None:
         return None
     config = unet_sizes(lambda name: listing.shape(prefix + name))
     origins: dict[str, Origins] = {}
+    dead: dict[str, str] = {}
     network = NetworkConfig(**config)
     if prefix + LAST in listing:
         format = "UNet in diffusers' layout"
         origins["unet"] = take(listing, unet_layout(network), lambda name: prefix + name, format=format)
     else:
         format = "ReferenceNet of the Animate-Anyone family"
-        origins["reference"] = take(
-            listing, reference_layout(network), lambda name: prefix + name, format=format
-        )
+        live = reference_layout(network)
+        origins["reference"] = take(listing, live, lambda name: prefix + name, format=format)
+        unused = [prefix + name for name in unet_layout(network) if name not in live]
+        dead = {rf"{re.escape(name)}$": "nothing depends on it" for name in unused}
     motion = motion_modules.recognize(listing)
     if motion is not None:
         config |= motion.config
         origins["motion"] = motion.origins["motion"]
         format = f"{format} with {motion.format}"
-    dead = {} if "unet" in origins else dict.fromkeys(_dead(network, prefix), "nothing depends on it")
     left = leave(listing, origins, dead, own=OWN, format=format)
     return Recognition(listing.path, format, origins, left, config)
 
@@ -53,9 +56,3 @@ def as_reference(unet: Recognition, layout: Layout) -> Recognition:
     taken = set(copied.used)
     copied.left.update((name, "no part of the ReferenceNet") for name in unet.used if name not in taken)
     return copied
-
-
-def _dead(network: NetworkConfig, prefix: str) -> list[str]:
-    """Patterns of the weights of a whole UNet that a ReferenceNet doesn't need."""
-    live = reference_layout(network)
-    return [prefix + name.replace(".", r"\.") + "$" for name in unet_layout(network) if name not in live]
