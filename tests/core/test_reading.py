@@ -864,7 +864,7 @@ def test_absurd_lengths(path: Path) -> None:
         b"\x8a\xff" + bytes(255),
         b"L" + b"9" * 100_000 + b"L\n",
         b"r\xff\xff\xff\xff",
-        b"p" + b"9" * 60 + b"\n",
+        b"Np" + b"9" * 60 + b"\n",
         b"\x80\x09",
         b"\x97",
     ):
