@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from anifacediff_core.capture.arkit import unpack
 from anifacediff_core.capture.drawing import CANVAS, HEAD_MOTIONS, draw_reenactment
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.errors import InputError
@@ -105,13 +106,14 @@ class DrawFaceLandmarks(io.ComfyNode):
     ) -> io.NodeOutput:
         source = _landmarks(source_landmarks, source_image, "source", "image", square=size)
         driving = _landmarks(driving_landmarks, driving_video, "driving", "video")
+        frames, _ = unpack(driving, "the driver's landmarks")
         drawn = draw_reenactment(
             source,
             driving,
             size,
             head_motion=head_motion,
             face=face,
-            progress=Progress(len(driving["frames"])),
+            progress=Progress(len(frames)),
         )
         show_text(drawn.note)
         return io.NodeOutput(to_host(drawn.driving), to_host(drawn.source), drawn.note)

@@ -138,25 +138,30 @@ def retarget(
 
 def draw(points: Tensor, size: int = CANVAS, progress: Progress | None = None) -> Tensor:
     """Draw meshes: points (frames, 468 or 478, 2) as fractions of the picture → (frames, 3, size, size)."""
-    canvases = np.zeros((len(points), CANVAS, CANVAS, 3), np.uint8)
+    drawings = torch.empty(len(points), 3, size, size)
     patterns: dict[tuple[int, int], np.ndarray] = {}
     # The landmarks pass through single precision in MediaPipe.
-    fractions = points.float().cpu().numpy().astype(np.float64)
-    for index, canvas in enumerate(canvases):
-        places = np.minimum(np.floor(fractions[index] * CANVAS), CANVAS - 1).astype(int)
-        inside = ((fractions[index] >= 0) & (fractions[index] <= 1)).all(1)
-        for color, chains in LINES:
-            for chain in chains:
-                for start, end in pairwise(chain):
-                    if inside[start] and inside[end]:
-                        _line(canvas, places[start], places[end], color, patterns)
+    for index, fractions in enumerate(points.float().cpu().numpy().astype(np.float64)):
+        drawing = torch.from_numpy(_canvas(fractions, patterns)).movedim(-1, 0)[None].float()
+        if size != CANVAS:
+            drawing = F.interpolate(drawing, (size, size), mode="bilinear").round()
+        drawings[index] = drawing[0] / 255
         if progress is not None:
-            progress(index + 1, len(canvases))
-    drawings = torch.from_numpy(canvases).movedim(-1, 1).float() / 255
-    if size == CANVAS:
-        return drawings
-    scaled = F.interpolate(drawings, (size, size), mode="bilinear")
-    return (scaled * 255).round() / 255
+            progress(index + 1, len(drawings))
+    return drawings
+
+
+def _canvas(fractions: np.ndarray, patterns: dict[tuple[int, int], np.ndarray]) -> np.ndarray:
+    """One mesh (468 or 478, 2) drawn at full size, (CANVAS, CANVAS, 3) uint8."""
+    canvas = np.zeros((CANVAS, CANVAS, 3), np.uint8)
+    places = np.minimum(np.floor(fractions * CANVAS), CANVAS - 1).astype(int)
+    inside = ((fractions >= 0) & (fractions <= 1)).all(1)
+    for color, chains in LINES:
+        for chain in chains:
+            for start, end in pairwise(chain):
+                if inside[start] and inside[end]:
+                    _line(canvas, places[start], places[end], color, patterns)
+    return canvas
 
 
 def _read(
