@@ -480,12 +480,18 @@ def _slots(places: list[_Place], motion: ModelPatcher, window: int) -> list[tupl
 
 @contextmanager
 def _in_place(slots: list[tuple[_Place, _Slot]]) -> Iterator[None]:
+    """Show the slots as layers of the UNet.
+
+    The table of layers is exchanged as a whole and comes back as it was: torch.compile takes any other for a
+    change of the network, and compiles anew.
+    """
+    tables = [place.layers._modules for place, _ in slots]
     try:
-        for place, slot in slots:
-            place.layers.insert(place.motion_index, slot)
+        for (place, slot), table in zip(slots, tables, strict=True):
+            layers = list(table.values())
+            layers.insert(place.motion_index, slot)
+            place.layers._modules = type(table)((str(index), layer) for index, layer in enumerate(layers))
         yield
     finally:
-        for place, _ in slots:
-            for index in reversed(range(len(place.layers))):
-                if isinstance(place.layers[index], _Slot):
-                    del place.layers[index]
+        for (place, _), table in zip(slots, tables, strict=True):
+            place.layers._modules = table
