@@ -43,7 +43,7 @@ class PoseEncode(io.ComfyNode):
                 io.Image.Input(
                     "normals",
                     tooltip="Pictures of Render Normals, one per frame of the video to make; for "
-                    "MagicPortrait those of Render Guidance.",
+                    "MagicPortrait those of Render Guidance, for AniPortrait those of Draw Face Landmarks.",
                 ),
                 io.Image.Input(
                     "depth",

@@ -155,11 +155,11 @@ def _canvas(fractions: np.ndarray, patterns: dict[tuple[int, int], np.ndarray]) 
     """One mesh (468 or 478, 2) drawn at full size, (CANVAS, CANVAS, 3) uint8."""
     canvas = np.zeros((CANVAS, CANVAS, 3), np.uint8)
     places = np.minimum(np.floor(fractions * CANVAS), CANVAS - 1).astype(int)
-    inside = ((fractions >= 0) & (fractions <= 1)).all(1)
+    outside = set(np.nonzero((fractions < 0) | (fractions > 1))[0].tolist())
     for color, chains in LINES:
         for chain in chains:
             for start, end in pairwise(chain):
-                if inside[start] and inside[end]:
+                if not outside & {start, end}:
                     _line(canvas, places[start], places[end], color, patterns)
     return canvas
 

@@ -2,7 +2,7 @@
 
 Moore-AnimateAnyone's pose_guider.pth has the shape of ControlNet's small encoder. A guidance_encoder_*.pth of
 Champ or MagicPortrait has spatial transformers between its convolutions, of which only the last is ever run.
-AniPortrait's pose_guider.pth has normalized convolutions and attends to the source's picture at four places.
+AniPortrait's pose_guider.pth has normalized convolutions, with self-attention at four places.
 """
 
 from __future__ import annotations
