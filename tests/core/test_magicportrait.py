@@ -23,6 +23,7 @@ from anifacediff_core.network.guidance import make_guidance_encoder
 from anifacediff_core.network.model import AniFaceDiff, run_unet
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import TERMINAL_ALPHA
+from anifacediff_core.weights.sources import open_checkpoint
 from harness.magicportrait import (
     CFG,
     FULL,
@@ -252,6 +253,20 @@ def test_their_code_still_says_the_same(
     assert torch.equal(draw(face, tmp_path), golden["pictures"])
     theirs_like_ours = theirs.sample(inputs, random_vae(), terminal=TERMINAL_ALPHA)
     assert relative_error(sample(networks, inputs, latent), theirs_like_ours) < 1e-4
+
+
+@needs_checkout
+def test_a_folder_of_their_files_is_a_checkpoint(networks: Networks, tmp_path: Path) -> None:
+    Theirs(networks).save(tmp_path)
+    checkpoint = open_checkpoint(tmp_path)
+    images = {name: getattr(NARROW, name) for name in NARROW.to_json() if name.startswith("image_")}
+    assert replace(checkpoint.config, **images) == NARROW
+    parts = {"unet": networks.unet, "reference": networks.reference}
+    parts |= {"motion": networks.motion, "pose_encoder": networks.guidance}
+    for part, network in parts.items():
+        loaded, expected = checkpoint.part(part, torch.float32), network.state_dict()
+        assert set(loaded) == set(expected)
+        assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 @needs_checkout

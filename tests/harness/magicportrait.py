@@ -179,6 +179,19 @@ class Theirs:
             dead = take(encoder, {name.replace("attention.", "attentions.5."): state[name] for name in state})
             assert all(name.startswith(("attentions.", "guidance_attention.")) for name in dead)
 
+    def save(self, folder: Path) -> None:
+        """The weights as they are given out."""
+        state = self.unet.state_dict()
+        motion = {name: tensor for name, tensor in state.items() if ".motion_modules." in name}
+        files = {"denoising_unet": {name: state[name] for name in state if name not in motion}}
+        files |= {"motion_module-47360": motion, "reference_unet": self.reference.state_dict()}
+        files |= {
+            f"guidance_encoder_{'normal' if kind == 'normals' else kind}": encoder.state_dict()
+            for kind, encoder in self.guidance.items()
+        }
+        for name, tensors in files.items():
+            torch.save(tensors, folder / f"{name}.pth")
+
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:
         """(frames, C, h, w)."""
