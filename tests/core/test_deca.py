@@ -314,14 +314,26 @@ LANDMARKS = torch.tensor([[100.5, 80.0], [183.25, 120.0], [140.0, 171.75], *[[14
 
 
 def warp(picture: np.ndarray, center: tuple[float, float], size: int) -> np.ndarray:
-    """A similarity transform of the square to 224 pixels, bilinear, black outside: as DECA loads pictures."""
+    """A square between pixel centers to 224 pixels, bilinear, black outside: as DECA loads pictures."""
+    black = np.pad(picture, ((size, size), (size, size), (0, 0)))
+    steps = np.arange(CROP) / (CROP - 1) * size - size / 2
+    rows, columns = steps + center[1] + size, steps + center[0] + size
+    top, left = np.floor(rows).astype(int), np.floor(columns).astype(int)
+    down, right = (rows - top)[:, None, None], (columns - left)[None, :, None]
+    upper, lower = black[top][:, [left, left + 1]], black[top + 1][:, [left, left + 1]]
+    mixed = upper * (1 - down[..., None]) + lower * down[..., None]
+    return mixed[:, 0] * (1 - right) + mixed[:, 1] * right
+
+
+def test_the_expected_crops_are_scikit_images() -> None:
     skimage = pytest.importorskip("skimage.transform")
-    x, y = center
+    picture, (x, y), size = np.random.default_rng(0).random((60, 80, 3)), (31.7, 22.1), 51
     low, high = size / 2, size / 2
     corners = np.array([[x - low, y - low], [x - low, y + high], [x + high, y - low]])
     there = np.array([[0, 0], [0, CROP - 1], [CROP - 1, 0]])
     transform = skimage.estimate_transform("similarity", corners, there)
-    return skimage.warp(picture, transform.inverse, output_shape=(CROP, CROP))
+    expected = skimage.warp(picture, transform.inverse, output_shape=(CROP, CROP))
+    np.testing.assert_allclose(warp(picture, (x, y), size), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["landmarks", "box", "smirk", "beside the picture"])

@@ -34,7 +34,7 @@ def make_fields(seed: int = 0) -> Fields:
     return {
         "v_template": head.template.numpy()[copied].astype(np.float64),
         "f": faces.astype(np.uint32),
-        "shapedirs": modes,
+        "shapedirs": modes.astype(np.float32),  # in doubles the files are twice as large
         "posedirs": noise.normal(0, 1e-3, (VERTICES, 3, POSES)),
         "J_regressor": regressor,
         "weights": head.skin_weights.numpy()[copied].astype(np.float64),
