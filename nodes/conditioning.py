@@ -75,6 +75,12 @@ class PoseEncode(io.ComfyNode):
         encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
         given = {"normals": normals, "depth": depth, "render": render}
         kinds = pose_kinds(encoder)
+        unknown = [kind for kind in kinds if kind not in given]
+        if unknown:
+            raise InputError(
+                f"This pose encoder reads {' and '.join(unknown)}, which no node draws: it can only be what "
+                "another model is trained from, load another checkpoint."
+            )
         pictures = [_square(connected(given[kind], kind, NEEDED), kind) for kind in kinds]
         for kind, picture in zip(kinds, pictures, strict=True):
             if picture.shape != pictures[0].shape:

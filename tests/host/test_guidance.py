@@ -87,6 +87,16 @@ def test_missing_and_misfitting_pictures_are_refused(
     assert "depth are 40×64" in extension.refusal("PoseEncode", pose_encoder=encoder, **wide)
 
 
+def test_pictures_that_no_node_draws(
+    extension: Extension, host: SimpleNamespace, drawn: dict[str, torch.Tensor]
+) -> None:
+    """Champ's."""
+    config = replace(CONFIG, pose_inputs=("normals", "semantic_map"))
+    encoder = host.parts.load_pose_encoder(config, make_guidance_encoder(config).state_dict())
+    refusal = extension.refusal("PoseEncode", pose_encoder=encoder, normals=drawn["normals"])
+    assert "reads semantic_map, which no node draws" in refusal
+
+
 def test_the_source_stays_in_its_place(extension: Extension, face: Face) -> None:
     source: FaceParameters = replace(face.parameters[0], camera=torch.tensor([[4.0, 0.1, 0.0]]))
     align = {"source": source, "driving": face.parameters}
