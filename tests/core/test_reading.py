@@ -314,6 +314,7 @@ def test_matrices_of_scipy(path: Path, layout: str, kind: str) -> None:
         {"indptr": np.array([0, 1])},
         {"data": np.ones(7)},
         {"_shape": (2**31, 2**31)},
+        {"_shape": (2**40, 2)},
         {"_shape": (-1, 2)},
         {"_shape": ("1", 2)},
         {"indices": "none"},
@@ -884,6 +885,12 @@ def test_zip_bomb(path: Path) -> None:
     path.write_bytes(lie)
     with at_most(10e6):
         refusal(path)
+
+
+def test_large_pickle_in_an_archive(path: Path) -> None:
+    checkpoint(path, bytes(65 * 2**20))
+    with at_most(1e6):
+        assert "bytes in data.pkl" in refusal(path)
 
 
 def test_overlapping_members(path: Path) -> None:
