@@ -105,4 +105,5 @@ def front_end(
     except install.SetupError as error:
         pytest.skip(str(error))
     folder = tmp_path_factory.mktemp("screenshots")
-    return browser.load_workflows(running_comfyui, driver, server.workflow_names(), folder)
+    names = server.workflow_names()
+    return browser.load_workflows(running_comfyui, driver, names, folder, running={"first_reenactment"})

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Page:
 
     unknown: list[str]  # types of nodes that it marks as having errors
     graph: dict[str, Any]  # the API form that it would queue
-    outcome: str  # "execution_success", or what went wrong
+    outcome: str  # "execution_success", or what went wrong, or "not queued"
     errors: list[str]  # uncaught errors of the page meanwhile
     screenshot: Path
 
@@ -61,14 +62,23 @@ def driver_folder() -> Path:
 
 
 def load_workflows(
-    server: install.Server, driver: Path, names: list[str], screenshots: Path, timeout: float = 900.0
+    server: install.Server,
+    driver: Path,
+    names: list[str],
+    screenshots: Path,
+    running: Collection[str] = (),
+    timeout: float = 900.0,
 ) -> dict[str, Page]:
-    """Open every workflow from the host's template list in one browser, queue it, and tell what happened."""
+    """Open every workflow from the host's template list in one browser and tell what happened.
+
+    Those named in `running` are also queued, and their end is waited for.
+    """
     task = {
         "address": f"http://{server.address}",
         "chromium": chromium(),
         "extension": "ComfyUI-AniFaceDiff",
         "names": names,
+        "running": list(running),
         "screenshots": str(screenshots),
         "timeout": timeout * 1000,
     }

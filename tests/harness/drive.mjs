@@ -1,5 +1,6 @@
-// Opens ComfyUI's front-end in headless Chromium and loads each workflow from its template list, queues it and
-// waits for its end. Takes one JSON argument, prints one line of JSON; tests/harness/browser.py says what is in it.
+// Opens ComfyUI's front-end in headless Chromium and loads each workflow from its template list; queues those that
+// shall run and waits for their end. Takes one JSON argument, prints one line of JSON; tests/harness/browser.py says
+// what is in it.
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 
@@ -30,7 +31,19 @@ async function inspect(page, name, errors) {
     },
     [task.extension, name],
   );
-  const outcome = await page.evaluate(async (timeout) => {
+  const outcome = task.running.includes(name) ? await run(page) : "not queued";
+  const screenshot = join(task.screenshots, `${name}.png`);
+  await page.evaluate(() => {
+    window.app.canvas.pause_rendering = false;
+    return window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  });
+  await page.waitForTimeout(1000);
+  await page.screenshot({ path: screenshot });
+  return { ...found, outcome, errors: errors.splice(0), screenshot };
+}
+
+function run(page) {
+  return page.evaluate(async (timeout) => {
     const ended = new Promise((resolve) => {
       const api = window.app.api;
       api.addEventListener("execution_success", () => resolve("execution_success"));
@@ -44,14 +57,6 @@ async function inspect(page, name, errors) {
     const refused = window.app.lastNodeErrors ?? {};
     return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
   }, task.timeout);
-  const screenshot = join(task.screenshots, `${name}.png`);
-  await page.evaluate(() => {
-    window.app.canvas.pause_rendering = false;
-    return window.app.extensionManager.command.execute("Comfy.Canvas.FitView");
-  });
-  await page.waitForTimeout(1000);
-  await page.screenshot({ path: screenshot });
-  return { ...found, outcome, errors: errors.splice(0), screenshot };
 }
 
 try {

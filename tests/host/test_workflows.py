@@ -1,22 +1,74 @@
-"""Every shipped workflow, executed by a real ComfyUI over its API."""
+"""Every shipped workflow, executed by a real ComfyUI; with small files where users bring theirs."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import install
-from harness import server
+from harness import files, graphs, server
 from harness.server import workflow_names
 
-VIRTUAL = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # the front-end resolves them itself
+FRAMES, STEPS, SIZE = 4, 2, 128
+# Nodes that are switched off in a workflow until a user has the files for them.
+OPTIONAL = {
+    "lora_upscale_paste_back": ["ImageUpscaleWithModel", "LoraLoaderModelOnly", "UpscaleModelLoader"],
+    "controlnet": ["ControlNetApplyAdvanced", "ControlNetLoader"],
+}
+# What has to be chosen before a workflow can run, as (class, widget): value.
+CHOICES = {"full_size_with_deca": {("AniFaceDiffLoader", "checkpoint"): "full_size.safetensors"}}
+SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
+SIZED = ("AniFaceDiffDECAExtract", "AniFaceDiffRenderNormals", "AniFaceDiffReferenceNetEncode")
+
+
+@pytest.fixture(scope="module")
+def host_with_files(running_comfyui: install.Server) -> install.Server:
+    """With a file of every kind that a workflow may need, and a short driving video."""
+    files.write_all(running_comfyui.base / "models")
+    driving = running_comfyui.base / "input" / "short.mp4"
+    server.shorten(install.EXAMPLES / "driving.mp4", driving, FRAMES)
+    return running_comfyui
+
+
+def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
+    """Few frames, steps and pixels, and the choices made."""
+    assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") == 1
+    samplers = [
+        install.set_inputs(graph, kind, "steps", STEPS) for kind in ("AniFaceDiffSampler", "KSampler")
+    ]
+    assert sum(samplers) == 1
+    for (kind, widget), value in CHOICES.get(name, {}).items():
+        assert install.set_inputs(graph, kind, widget, value) == 1
+    for kind in SIZED:
+        assert install.set_inputs(graph, kind, "size", SIZE)
+    return graph
+
+
+def run_to_video(host: install.Server, graph: dict[str, Any]) -> Path:
+    """Run a graph; the video that it saved, which has to keep the driver's time."""
+    run = install.run_prompt(host, graph).check()
+    videos = [file for file in server.saved_files(host, run) if file.suffix == ".mp4"]
+    assert videos
+    drivers = [node["inputs"]["file"] for node in graph.values() if node["class_type"] == "LoadVideo"]
+    expected = server.video_facts(host.base / "input" / Path(drivers[0]).name)
+    made = server.video_facts(videos[-1])
+    assert (made.frames, made.rate) == (expected.frames, expected.rate)
+    # Each codec rounds the sound up to its own packets.
+    assert made.audio_seconds == pytest.approx(expected.audio_seconds, abs=0.1)
+    return videos[-1]
+
+
+# --- What lies in the folder ---------------------------------------------------------------------
 
 
 def test_every_workflow_has_an_api_graph_and_a_thumbnail() -> None:
     names = set(workflow_names())
-    assert "first_reenactment" in names
+    assert {"first_reenactment", *OPTIONAL, *CHOICES} <= names
     assert {file.stem for file in install.API_GRAPHS.glob("*.json")} == names
     assert {file.stem for file in (install.ROOT / "workflows").glob("*.jpg")} == names
 
@@ -24,9 +76,40 @@ def test_every_workflow_has_an_api_graph_and_a_thumbnail() -> None:
 @pytest.mark.parametrize("name", workflow_names())
 def test_workflow_and_api_graph_hold_the_same_nodes(name: str) -> None:
     workflow = server.read_workflow(name)
-    active = [node for node in workflow["nodes"] if node.get("mode", 0) == 0 and node["type"] not in VIRTUAL]
+    active = [
+        node for node in workflow["nodes"] if node.get("mode", 0) == 0 and node["type"] not in graphs.VIRTUAL
+    ]
     graph = install.load_graph(name)
     assert Counter(node["type"] for node in active) == Counter(node["class_type"] for node in graph.values())
+    assert graphs.bypassed(workflow) == OPTIONAL.get(name, [])
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_workflow_and_api_graph_say_the_same(running_comfyui: install.Server, name: str) -> None:
+    known = install.request(running_comfyui.address, "/object_info")
+    assert graphs.to_api(server.read_workflow(name), known) == install.load_graph(name)
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_nothing_overlaps(name: str) -> None:
+    """Nodes lie beside each other, each within one group."""
+    workflow = server.read_workflow(name)
+    boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
+    title = 30
+    for number, (x, y, width, height) in enumerate(boxes):
+        for left, top, across, down in boxes[:number]:
+            beside = x + width <= left or left + across <= x
+            assert beside or y + height <= top - title or top + down <= y - title, workflow["nodes"][number]
+        around = [
+            group["title"]
+            for group in workflow["groups"]
+            for left, top, across, down in [group["bounding"]]
+            if left <= x and top <= y - title and x + width <= left + across and y + height <= top + down
+        ]
+        assert len(around) == 1, workflow["nodes"][number]
+
+
+# --- What the host says of it --------------------------------------------------------------------
 
 
 def test_the_extension_loads(running_comfyui: install.Server) -> None:
@@ -43,9 +126,10 @@ def is_ours(node: dict) -> bool:
 @pytest.mark.parametrize("name", workflow_names())
 def test_only_core_nodes_and_ours(running_comfyui: install.Server, name: str) -> None:
     nodes = install.request(running_comfyui.address, "/object_info")
-    for node in install.load_graph(name).values():
-        known = nodes[node["class_type"]]
-        assert is_ours(known) or not str(known["python_module"]).startswith("custom_nodes")
+    for node in server.read_workflow(name)["nodes"]:
+        if node["type"] not in graphs.VIRTUAL:
+            known = nodes[node["type"]]
+            assert is_ours(known) or not str(known["python_module"]).startswith("custom_nodes")
 
 
 @pytest.mark.parametrize("name", workflow_names())
@@ -57,15 +141,41 @@ def test_the_host_lists_the_workflow_as_a_template(running_comfyui: install.Serv
     assert install.request(running_comfyui.address, f"{path}.jpg")[:2] == b"\xff\xd8"
 
 
-@pytest.mark.parametrize("name", workflow_names())
-def test_workflow_runs_and_keeps_the_drivers_time(running_comfyui: install.Server, name: str) -> None:
-    graph = install.load_graph(name)
-    run = install.run_prompt(running_comfyui, graph).check()
-    videos = [file for file in server.saved_files(running_comfyui, run) if file.suffix == ".mp4"]
-    assert videos
-    drivers = [node["inputs"]["file"] for node in graph.values() if node["class_type"] == "LoadVideo"]
-    expected = server.video_facts(running_comfyui.base / "input" / Path(drivers[0]).name)
-    made = server.video_facts(videos[-1])
-    assert (made.frames, made.rate) == (expected.frames, expected.rate)
-    # Each codec rounds the sound up to its own packets.
-    assert made.audio_seconds == pytest.approx(expected.audio_seconds, abs=0.1)
+# --- Running it ----------------------------------------------------------------------------------
+
+
+def test_the_first_workflow_runs_as_it_is(running_comfyui: install.Server) -> None:
+    run_to_video(running_comfyui, install.load_graph("first_reenactment"))
+
+
+def test_missing_files_are_named(running_comfyui: install.Server) -> None:
+    graph = install.load_graph("full_size_with_deca")
+    install.set_inputs(graph, "AniFaceDiffLoadDECA", "deca", "absent.tar")
+    told = install.run_prompt(running_comfyui, graph).message()
+    assert "deca_model.tar" in told and "models/deca" in told
+
+
+@pytest.fixture(scope="module")
+def run_as_shipped(host_with_files: install.Server) -> Callable[[str], Path]:
+    """Run a workflow with what is switched off staying off, once."""
+    return cache(lambda name: run_to_video(host_with_files, shortened(name, install.load_graph(name))))
+
+
+@pytest.mark.parametrize("name", [*OPTIONAL, *CHOICES])
+def test_a_workflow_runs_without_what_is_switched_off(
+    run_as_shipped: Callable[[str], Path], name: str
+) -> None:
+    facts = server.video_facts(run_as_shipped(name))
+    assert (facts.width, facts.height) == SIZES.get(name, (SIZE, SIZE))
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_a_workflow_runs_with_everything_switched_on(
+    host_with_files: install.Server, run_as_shipped: Callable[[str], Path], name: str
+) -> None:
+    known = install.request(host_with_files.address, "/object_info")
+    whole = graphs.switch_on(server.read_workflow(name))
+    graph = shortened(name, graphs.to_api(whole, known))
+    assert set(OPTIONAL[name]) <= {node["class_type"] for node in graph.values()}
+    made = run_to_video(host_with_files, graph)
+    assert made.read_bytes() != run_as_shipped(name).read_bytes()
