@@ -310,6 +310,7 @@ def test_matrices_of_scipy(path: Path, layout: str, kind: str) -> None:
         {"indices": np.array([-1])},
         {"indices": np.array([0.5])},
         {"indptr": np.array([0, 0, 2])},
+        {"indptr": np.array([1, 1, 2])},
         {"indptr": np.array([0, 2, 1])},
         {"indptr": np.array([0, 1])},
         {"data": np.ones(7)},

@@ -125,10 +125,10 @@ def _dense(
     if layout != "coo":
         pointers = major.astype(np.int64)
         steps = pointers[1:] - pointers[:-1]
-        fits = len(major) == shape[layout == "csc"] + 1 and (steps >= 0).all()
+        fits = len(major) == shape[layout == "csc"] + 1
         if not fits or major[0] != 0 or major[-1] != len(values):
             raise ValueError("pointers that do not fit")
-        major = np.repeat(np.arange(len(steps)), steps)
+        major = np.repeat(np.arange(len(steps)), steps)  # refuses negative steps
     if not values.shape == minor.shape == major.shape == (values.size,):
         raise ValueError("indices that do not fit")
     rows, columns = (minor, major) if layout == "csc" else (major, minor)
