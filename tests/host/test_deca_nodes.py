@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import install
 from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.head.camera import project, to_pixels
@@ -251,3 +252,49 @@ def test_flame_parameters_are_not_drawn_with_another_head(
 ) -> None:
     said = extension.refusal("RenderNormals", parameters=loaded[1].neutral(), size=SIZE, head="bundled")
     assert "Load DECA" in said and "FLAME" in said
+
+
+# --- Over the host's queue -----------------------------------------------------------------------
+
+
+LINKED = {"deca": "linked_deca_model.tar", "flame": "linked_generic_model.pkl"}
+
+
+@pytest.fixture(scope="module")
+def queue(running_comfyui: install.Server, files: Path) -> Iterator[install.Server]:
+    """A running ComfyUI that has the files as well."""
+    links = []
+    for folder, name in (("deca", "deca_model.tar"), ("flame", "generic_model.pkl")):
+        link = running_comfyui.base / "models" / folder / f"linked_{name}"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(files / folder / name)
+        links.append(link)
+    yield running_comfyui
+    for link in links:
+        link.unlink()
+
+
+def node(kind: str, **inputs: Any) -> dict[str, Any]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def graph(**files: str) -> dict[str, Any]:
+    return {
+        "1": node("LoadImage", image="source.png"),
+        "2": node("AniFaceDiffLoadDECA", **files),
+        "3": node("AniFaceDiffDECAExtract", face_capture=["2", 0], image=["1", 0], **SETTINGS),
+        "4": node("AniFaceDiffFacialShapeAlign", source=["3", 0], driving=["3", 0]),
+        "5": node(
+            "AniFaceDiffRenderNormals", parameters=["4", 0], size=SIZE, head="bundled", head_model=["2", 1]
+        ),
+        "6": node("PreviewImage", images=["5", 0]),
+    }
+
+
+def test_the_host_runs_it(queue: install.Server) -> None:
+    install.run_prompt(queue, graph(**LINKED)).check()
+
+
+def test_the_host_tells_what_is_missing_before_the_run(queue: install.Server) -> None:
+    run = install.run_prompt(queue, graph(**(LINKED | {"flame": "flame2023.pkl"})))
+    assert run.node_errors and "'flame2023.pkl' is not there: download generic_model.pkl" in run.message()
