@@ -148,16 +148,21 @@ def read_folder(path: Path) -> Folder:
         except Unrecognized as reason:
             passed[name] = str(reason).removeprefix(f"{file.name} ").rstrip(".")
     parts: Parts = {}
-    for part in dict.fromkeys(chain.from_iterable(recognition.parts for recognition in found)):
+    for part in PARTS:
         candidates = [r for r in found if part in r.parts and part not in r.partial]
         kinds = dict.fromkeys(_picture(candidate, part) for candidate in candidates)
         chosen = [_choose(path, part, [c for c in candidates if _picture(c, part) == kind]) for kind in kinds]
-        parts[part] = tuple(chosen)
+        if chosen:
+            parts[part] = tuple(chosen)
         for candidate in candidates:
             if candidate not in chosen:
                 name = str(candidate.path.relative_to(path))
                 other = next(c for c in chosen if _picture(c, part) == _picture(candidate, part))
-                passed[name] = f"its {part} gives way to {other.path.relative_to(path)}"
+                reason = f"its {part} gives way to {other.path.relative_to(path)}"
+                passed[name] = f"{passed[name]}, {reason}" if name in passed else reason
+    for recognition in found:
+        if not any(part in parts and part not in recognition.partial for part in recognition.parts):
+            passed[str(recognition.path.relative_to(path))] = f"{recognition.format}: not a part of a model"
     return Folder(path, parts, passed)
 
 

@@ -34,7 +34,7 @@ from anifacediff_core.weights.assembly import Ingredients, assemble, convert, fi
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize, recognize_file
 from anifacediff_core.weights.sources import open_checkpoint
-from harness import layouts
+from harness import flame, layouts
 from harness.layouts import Listed
 from harness.weights import randomize
 
@@ -133,7 +133,7 @@ def smirk() -> Shapes:
     }
 
 
-def flame() -> Shapes:
+def flame_fields() -> Shapes:
     return {
         "v_template": (5023, 3),
         "shapedirs": (5023, 3, 400),
@@ -249,7 +249,7 @@ FORMATS: dict[str, tuple[Callable[[], Shapes], dict[str, int], int, dict[str, An
     "ip-adapter": (ip_adapter, {"expression_adapter": 32}, 2, {}),
     "deca": (deca, {"deca": 322}, 2, {"n_expression": 50}),
     "smirk": (smirk, {"smirk": 762}, 1, {"n_expression": 50}),
-    "flame": (flame, {"head": 9}, 1, {}),
+    "flame": (flame_fields, {"head": 9}, 1, {}),
 }
 
 
@@ -521,18 +521,20 @@ def test_aniportraits_pose_guider_is_folded(tmp_path: Path) -> None:
 
 
 def test_flame_becomes_a_head(tmp_path: Path) -> None:
-    head = HeadModel.bundled()
-    generator = torch.Generator().manual_seed(0)
-    weights = {name: torch.rand(shape, generator=generator) for name, shape in flame().items()}
-    weights["f"] = torch.randint(0, 5023, (9976, 3), generator=generator)
-    weights["kintree_table"] = torch.tensor([[-1, 0, 1, 1, 1], [0, 1, 2, 3, 4]])
-    path = save(tmp_path / "generic_model.safetensors", weights)
-    assert main(["convert", str(path), "-o", str(tmp_path / "head.safetensors")]) == 0
-    made = HeadModel.load(tmp_path / "head.safetensors")
-    assert made.name == "flame" and made.name != head.name
-    assert torch.equal(made.template, weights["v_template"])
-    assert torch.equal(made.expression_basis, weights["shapedirs"][..., 300:350])
-    assert recognize_file(tmp_path / "head.safetensors").parts == ("head",)
+    fields = flame.make_fields()
+    flame.write_pickle(tmp_path / "generic_model.pkl", fields)
+    found = recognize_file(tmp_path / "generic_model.pkl")
+    assert found.format == "FLAME" and found.left == {"J": "joints of the average head: they are regressed"}
+    out = tmp_path / "head.safetensors"
+    assert main(["convert", str(tmp_path / "generic_model.pkl"), "-o", str(out)]) == 0
+    made = HeadModel.load(out)
+    assert made.name == "flame" and made.header["sha256"] == file_digest(tmp_path / "generic_model.pkl")
+    expected = torch.from_numpy(fields["shapedirs"][..., 300:350])
+    assert torch.equal(made.expression_basis, expected)
+    again = recognize_file(out)
+    assert {name: info.shape for name, info in again.infos("head").items()} == {
+        name: info.shape for name, info in found.infos("head").items()
+    }
 
 
 def test_our_own_files_are_known() -> None:
@@ -621,10 +623,12 @@ def test_aniportrait_and_moore_folders(family: Callable[[Path, str], Path], tmp_
     save(folder / "pose_guider.pth", layouts.pose_guider(random_state(guider), 2.0))
     save(folder / "audio2mesh.pt", {"audio_encoder.encoder.layers.0.attention.k_proj.weight": torch.ones(2)})
     torch.jit.script(torch.nn.Linear(2, 2)).save(folder / "film_net_fp16.pt")
+    save_hollow(folder / "ip-adapter_sd15.bin", ip_adapter())
     checkpoint = open_checkpoint(folder)
     assert checkpoint.config.profile == "aniportrait" and checkpoint.config.pose_inputs == ("landmarks",)
     assert checkpoint.folder.passed["film_net_fp16.pt"] == "a TorchScript program: it is never run"
     assert "a network for sound" in checkpoint.folder.passed["audio2mesh.pt"]
+    assert "IP-Adapter" in checkpoint.folder.passed["ip-adapter_sd15.bin"]
     checkpoint.load_into(guider, "pose_encoder")
 
     folder = family(tmp_path / "moore", ".")
