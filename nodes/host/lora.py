@@ -33,6 +33,7 @@ from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.weights.reading import open_tensors
 
 from .runtime import show_text
 
@@ -43,6 +44,7 @@ Parts = dict[str, Tensor]  # tensors of one layer by suffix
 
 # what precedes a layer's name, dots written as underscores; several may follow one another
 _PREFIXES = (
+    "state_dict_",
     "base_model_model_",
     "model_diffusion_model_",
     "diffusion_model_",
@@ -230,16 +232,13 @@ class _Contents:
 
 
 def _read(path: Path) -> tuple[Parts, dict[str, str]]:
-    """The file's tensors and, in safetensors, its notes. Nothing but tensors is unpickled."""
-    try:
-        weights, metadata = comfy.utils.load_torch_file(str(path), safe_load=True, return_metadata=True)
-    except Exception as error:  # the host, safetensors and torch raise whatever comes
-        raise InputError(
-            f"{path.name} can't be read: it is damaged or holds other things than tensors, get another copy."
-        ) from error
-    if not isinstance(weights, dict) or not weights or not all(map(torch.is_tensor, weights.values())):
-        raise InputError(f"{path.name} holds no named tensors and so no LoRA: choose another file.")
-    return weights, metadata or {}
+    """The file's tensors and, in safetensors, its notes."""
+    with open_tensors(path) as file:
+        weights = {name: file.read(name) for name in file.infos}
+        metadata = file.metadata
+    if not weights:
+        raise InputError(f"{path.name} holds no tensors and so no LoRA: choose another file.")
+    return weights, metadata
 
 
 def _layers(model: ModelPatcher) -> dict[str, str]:
