@@ -176,8 +176,6 @@ def _gather(ingredients: Ingredients) -> tuple[Parts, dict[str, Any]]:
         parts |= _vae_beside(ingredients.unet)
     if ingredients.reference is not None:
         parts["reference"] = _reference(ingredients.reference)
-    elif ingredients.unet is not None:
-        parts.pop("reference", None)  # that of another UNet
     for part, option in (("unet", "--unet"), ("motion", "--motion"), ("image_encoder", "--image-encoder")):
         if part not in parts:
             raise InputError(f"There is no {part}: expected a file or folder for it, name one with {option}.")
@@ -193,6 +191,8 @@ def _gather(ingredients: Ingredients) -> tuple[Parts, dict[str, Any]]:
 
 def _initial(folder: Path) -> Parts:
     """What of a folder of the family can begin our own method: of several pose encoders that for normals."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder} to begin from: expected one with a project's files.")
     parts = dict(read_folder(folder).parts)
     encoders = [
         encoder for encoder in parts.pop(POSE, ()) if encoder.config.get("pose_inputs", NORMALS) == NORMALS

@@ -763,6 +763,21 @@ def test_initialisers_from_the_family(
     reference = torch.load(folder / "reference_unet.pth", weights_only=True)
     assert torch.equal(network.reference.conv_in.weight, reference["conv_in.weight"])
 
+    (folder / "motion_module.pth").unlink()
+    out = tmp_path / "named.safetensors"
+    assemble(replace(ingredients, init_from=folder, image_encoder=None), out, dtype=torch.float32)
+    sources = load_checkpoint(out).provenance["assembled"]
+    files = {part: entries[0].get("file") for part, entries in sources.items()}
+    assert files == {
+        "unet": "sd15.safetensors",  # what is named goes first
+        "vae": "sd15.safetensors",
+        "motion": "mm.ckpt",
+        "reference": "reference_unet.pth",
+        "pose_encoder": "guidance_encoder_normal.pth",
+        "image_encoder": "pytorch_model.bin",
+        "expression_adapter": None,
+    }
+
 
 def test_what_cannot_be_assembled(ingredients: Ingredients, guides: GuidanceEncoders, tmp_path: Path) -> None:
     out = tmp_path / "out.safetensors"
