@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.weights.checkpoint import Checkpoint, load_checkpoint
+from anifacediff_core.weights.checkpoint import Checkpoint
+from anifacediff_core.weights.sources import open_checkpoint
 
 from .capture import load_face_capture
 from .host.apply import attach_expression_adapter
 from .host.clip_vision import load_clip_vision
-from .host.folders import BUNDLED, CHECKPOINTS, file_names, file_path
+from .host.folders import BUNDLED, model_names, model_path
 from .host.lora import watch_loras
 from .host.model import load_model
 from .host.parts import load_expression_adapter, load_motion, load_pose_encoder, load_reference
@@ -44,7 +45,7 @@ def origin_of(model: ModelPatcher) -> Origin | None:
 
 
 def _open(name: str) -> Checkpoint:
-    return load_checkpoint(file_path(CHECKPOINTS, name, bundled=DEMO))
+    return open_checkpoint(model_path(name, bundled=DEMO))
 
 
 class LoadAniFaceDiff(io.ComfyNode):
@@ -59,9 +60,10 @@ class LoadAniFaceDiff(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
-                    options=file_names(CHECKPOINTS, bundled=True),
+                    options=model_names(),
                     default=BUNDLED,
-                    tooltip="The model that comes with this extension, or a file in models/anifacediff.",
+                    tooltip="The model that comes with this extension, a file in models/anifacediff, or a "
+                    "folder there with another project's files as they were downloaded.",
                 )
             ],
             outputs=[
@@ -114,7 +116,7 @@ class ExpressionAdapterLoader(io.ComfyNode):
                 io.Model.Input("model", tooltip="MODEL of Load AniFaceDiff."),
                 io.Combo.Input(
                     "checkpoint",
-                    options=[SAME_AS_MODEL, *file_names(CHECKPOINTS, bundled=True)],
+                    options=[SAME_AS_MODEL, *model_names()],
                     default=SAME_AS_MODEL,
                     tooltip="Where to take the adapter from: the MODEL's own checkpoint, or another one "
                     "trained for it.",

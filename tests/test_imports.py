@@ -31,6 +31,7 @@ EXTRAS = {
     "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},
     "anifacediff_core/head/pytorch3d_rasterize.py": {"pytorch3d"},
     "anifacediff_core/capture/mediapipe.py": {"mediapipe"},
+    "anifacediff_core/network/kernels_triton.py": {"triton"},
 }
 
 

@@ -1,4 +1,5 @@
 """The kernels of `kernels` in Triton, for half precision on a GPU."""
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 FEWEST = 16  # rows that a matrix product of Triton takes at least
+TILE = 64  # positions, and channels, that one program normalizes
 
 
 def attend_over_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
@@ -48,23 +50,53 @@ def gated_gelu(hidden: Tensor) -> Tensor:
 def group_norm(hidden: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """See `kernels.group_norm`; `hidden` has its channels last."""
     rows, channels, height, width = hidden.shape
+    statistics = group_statistics(hidden, groups, eps)
     out = torch.empty_like(hidden)  # channels last as well
-    size = channels // groups
-    padded = triton.next_power_of_2(size)
-    _group_norm[(rows, groups)](
+    positions = height * width
+    grid = (rows, triton.cdiv(positions, TILE), triton.cdiv(channels, TILE))
+    _normalize[grid](
         hidden,
+        statistics,
         weight,
         bias,
         out,
+        rows,
         channels,
-        eps,
-        POSITIONS=height * width,
-        SIZE=size,
-        PADDED=padded,
-        BLOCK=max(1, min(4096 // padded, triton.next_power_of_2(height * width))),
-        num_warps=8,
+        positions,
+        GROUPS=groups,
+        SIZE=channels // groups,
+        TILE=TILE,
     )
     return out
+
+
+def group_statistics(hidden: Tensor, groups: int, eps: float) -> Tensor:
+    """See `kernels.group_statistics`; `hidden` has its channels last."""
+    rows, channels, height, width = hidden.shape
+    size, positions = channels // groups, height * width
+    chunks = max(1, min(32, positions // (2 * TILE)))  # enough of them to keep a large GPU busy
+    sums = torch.empty(rows, chunks, 2, channels, device=hidden.device, dtype=torch.float32)
+    chunk = triton.cdiv(triton.cdiv(positions, chunks), TILE) * TILE
+    _partial_sums[(rows, chunks, triton.cdiv(channels, TILE))](
+        hidden, sums, chunks, channels, POSITIONS=positions, SIZE=size, CHUNK=chunk, TILE=TILE
+    )
+    statistics = torch.empty(2, rows, groups, device=hidden.device, dtype=torch.float32)
+    _finish_statistics[(rows, groups)](
+        hidden,
+        sums,
+        statistics,
+        rows,
+        channels,
+        positions,
+        eps,
+        GROUPS=groups,
+        SIZE=size,
+        CHUNKS=chunks,
+        ALL_CHUNKS=triton.next_power_of_2(chunks),
+        PADDED=triton.next_power_of_2(size),
+        num_warps=1,
+    )
+    return statistics
 
 
 @triton.jit
@@ -104,38 +136,69 @@ def _gated_gelu(hidden, out, inner, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _group_norm(
-    hidden, weight, bias, out, channels, eps,
-    POSITIONS: tl.constexpr, SIZE: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr,
+def _partial_sums(
+    hidden, sums, chunks, channels,
+    POSITIONS: tl.constexpr, SIZE: tl.constexpr, CHUNK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
-    """One group of one row: its mean and variance in one pass, the result in a second, from the cache."""
-    row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    channel = tl.arange(0, PADDED)
-    known = channel < SIZE
-    start = row * POSITIONS * channels + group * SIZE
-    total = tl.zeros([BLOCK, PADDED], tl.float32)
-    squares = tl.zeros([BLOCK, PADDED], tl.float32)
-    # differences from one of the values, so that a large mean takes no precision from the variance
-    shift = tl.load(hidden + start).to(tl.float32)
-    for first in range(0, POSITIONS, BLOCK):
-        position = first + tl.arange(0, BLOCK)
+    """Sums and sums of squares of some channels over a chunk of the positions of one row.
+
+    Of differences from one value of the group, so that a large mean takes no precision from the variance.
+    """
+    row, chunk = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    known = channel < channels
+    start = row * POSITIONS * channels
+    shift = tl.load(hidden + start + channel // SIZE * SIZE, mask=known, other=0.0).to(tl.float32)
+    total = tl.zeros([TILE, TILE], tl.float32)
+    squares = tl.zeros([TILE, TILE], tl.float32)
+    for first in range(0, CHUNK, TILE):
+        position = chunk * CHUNK + first + tl.arange(0, TILE)
         inside = (position < POSITIONS)[:, None] & known[None, :]
         place = start + position[:, None] * channels + channel[None, :]
         values = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)
-        values = tl.where(inside, values - shift, 0.0)
+        values = tl.where(inside, values - shift[None, :], 0.0)
         total += values
         squares += values * values
-    count = POSITIONS * SIZE
-    mean = tl.sum(tl.sum(total, 1), 0) / count
-    variance = tl.sum(tl.sum(squares, 1), 0) / count - mean * mean
-    scale = tl.load(weight + group * SIZE + channel, mask=known, other=0.0).to(tl.float32)
-    scale = scale / tl.sqrt(tl.maximum(variance, 0.0) + eps)
-    offset = tl.load(bias + group * SIZE + channel, mask=known, other=0.0).to(tl.float32)
-    offset = offset - (mean + shift) * scale
-    for first in range(0, POSITIONS, BLOCK):
-        position = first + tl.arange(0, BLOCK)
-        inside = (position < POSITIONS)[:, None] & known[None, :]
-        place = start + position[:, None] * channels + channel[None, :]
-        values = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)
-        result = values * scale[None, :] + offset[None, :]
-        tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)
+    place = ((row * chunks + chunk) * 2) * channels + channel
+    tl.store(sums + place, tl.sum(total, 0), mask=known)
+    tl.store(sums + place + channels, tl.sum(squares, 0), mask=known)
+
+
+@triton.jit
+def _finish_statistics(
+    hidden, sums, statistics, rows, channels, positions, eps,
+    GROUPS: tl.constexpr, SIZE: tl.constexpr, CHUNKS: tl.constexpr, ALL_CHUNKS: tl.constexpr,
+    PADDED: tl.constexpr,
+):  # fmt: skip
+    """Mean and reciprocal deviation of one group of one row."""
+    row, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    chunk, channel = tl.arange(0, ALL_CHUNKS), tl.arange(0, PADDED)
+    inside = (chunk < CHUNKS)[:, None] & (channel < SIZE)[None, :]
+    place = ((row * CHUNKS + chunk[:, None]) * 2) * channels + group * SIZE + channel[None, :]
+    total = tl.sum(tl.sum(tl.load(sums + place, mask=inside, other=0.0), 1), 0)
+    squares = tl.sum(tl.sum(tl.load(sums + place + channels, mask=inside, other=0.0), 1), 0)
+    shift = tl.load(hidden + row * positions * channels + group * SIZE).to(tl.float32)
+    mean = total / (positions * SIZE)
+    variance = tl.maximum(squares / (positions * SIZE) - mean * mean, 0.0)
+    tl.store(statistics + row * GROUPS + group, mean + shift)
+    tl.store(statistics + (rows + row) * GROUPS + group, 1 / tl.sqrt(variance + eps))
+
+
+@triton.jit
+def _normalize(
+    hidden, statistics, weight, bias, out, rows, channels, positions,
+    GROUPS: tl.constexpr, SIZE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    position = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    channel = tl.program_id(2) * TILE + tl.arange(0, TILE)
+    known = channel < channels
+    mean = tl.load(statistics + row * GROUPS + channel // SIZE, mask=known, other=0.0)
+    scale = tl.load(statistics + (rows + row) * GROUPS + channel // SIZE, mask=known, other=0.0)
+    scale = scale * tl.load(weight + channel, mask=known, other=0.0).to(tl.float32)
+    offset = tl.load(bias + channel, mask=known, other=0.0).to(tl.float32) - mean * scale
+    inside = (position < positions)[:, None] & known[None, :]
+    place = (row * positions + position[:, None]) * channels + channel[None, :]
+    values = tl.load(hidden + place, mask=inside, other=0.0).to(tl.float32)
+    result = values * scale[None, :] + offset[None, :]
+    tl.store(out + place, result.to(out.dtype.element_ty), mask=inside)

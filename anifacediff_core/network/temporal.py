@@ -86,6 +86,8 @@ class TemporalBlock(nn.Module):
 class Positions(nn.Module):
     """Sines of a frame's place in its window."""
 
+    pe: Tensor
+
     def __init__(self, channels: int, longest: int) -> None:
         super().__init__()
         place = torch.arange(longest).unsqueeze(1)

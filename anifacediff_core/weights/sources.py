@@ -158,8 +158,8 @@ def read_folder(path: Path) -> Folder:
             if candidate not in chosen:
                 name = str(candidate.path.relative_to(path))
                 other = next(c for c in chosen if _picture(c, part) == _picture(candidate, part))
-                reason = f"its {part} gives way to {other.path.relative_to(path)}"
-                passed[name] = f"{passed[name]}, {reason}" if name in passed else reason
+                loser = f"its {part} gives way to {other.path.relative_to(path)}"
+                passed[name] = f"{passed[name]}, {loser}" if name in passed else loser
     for recognition in found:
         if not any(part in parts and part not in recognition.partial for part in recognition.parts):
             passed[str(recognition.path.relative_to(path))] = f"{recognition.format}: not a part of a model"

@@ -37,7 +37,7 @@ def manage(
             device=load_device, model_params=sum(parameter.numel() for parameter in module.parameters())
         )
     module = module.eval().requires_grad_(False).to(device=offload_device, dtype=dtype)
-    module = module.to(memory_format=torch.channels_last)  # see `model.load_model`
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # see `model.load_model`
     use_host_layers(module)
     return comfy.model_patcher.ModelPatcher(
         _Holder(module, dtype), load_device=load_device, offload_device=offload_device

@@ -8,6 +8,7 @@ import folder_paths
 
 import anifacediff_core
 from anifacediff_core.errors import InputError
+from anifacediff_core.weights.sources import weight_files
 
 CHECKPOINTS = "anifacediff"
 DECA = "deca"
@@ -32,6 +33,31 @@ def register_folders() -> None:
 def file_names(folder: str, bundled: bool = False) -> list[str]:
     """Names for a drop-down: the bundled file first, if wanted, then what lies in the host's folders."""
     return ([BUNDLED] if bundled else []) + folder_paths.get_filename_list(folder)
+
+
+def model_names() -> list[str]:
+    """Names of models for a drop-down: the bundled one, files, and folders of other projects' files."""
+    folders = {
+        f"{entry.name}/"
+        for root in map(Path, folder_paths.get_folder_paths(CHECKPOINTS))
+        if root.is_dir()
+        for entry in root.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and weight_files(entry)
+    }
+    return [*file_names(CHECKPOINTS, bundled=True), *sorted(folders)]
+
+
+def model_path(name: str, bundled: str) -> Path:
+    """The file or folder behind a name of `model_names`."""
+    if not name.endswith("/"):
+        return file_path(CHECKPOINTS, name, bundled=bundled)
+    for root in map(Path, folder_paths.get_folder_paths(CHECKPOINTS)):
+        folder = root / name[:-1]
+        if folder.parent == root and folder.name not in ("", ".", "..") and folder.is_dir():
+            return folder
+    raise InputError(
+        f"There is no folder {name} among the models: put it into models/{CHECKPOINTS} or choose another."
+    )
 
 
 def file_path(folder: str, name: str, bundled: str | None = None) -> Path:
