@@ -116,6 +116,7 @@ def watch_loras(model: ModelPatcher) -> None:
         return
     model.set_attachments(KEY, _Birth.of(model, without_effect=0))
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _remember_birth)
+    model.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, _forget_hooks)
     model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, _tell)
 
 
@@ -123,7 +124,8 @@ def lora_warnings(model: ModelPatcher) -> list[str]:
     """A sentence for everything that the host left out of the LoRAs on `model`."""
     warnings = []
     birth = model.get_attachment(KEY)
-    if birth is not None and birth.without_effect + birth.added_nothing(model):
+    without_effect = birth is not None and birth.without_effect + birth.added_nothing(model)
+    if without_effect or not all(model.hook_patches.values()):
         warnings.append(
             "A LoRA reaches no layer of the MODEL and has no effect: load it with AniFaceDiff's LoRA Loader, "
             "which knows more namings and says what a file was made for."
@@ -182,6 +184,12 @@ def _remember_birth(parent: ModelPatcher, child: ModelPatcher) -> None:
     child.set_attachments(KEY, _Birth.of(child, birth.without_effect + birth.added_nothing(parent)))
 
 
+def _forget_hooks(model: ModelPatcher, *_: Any) -> None:
+    """LoRAs that come with the conditioning draw the number anew as well, and stay for one run only."""
+    if model.hook_patches:
+        model.set_attachments(KEY, _Birth.of(model, model.get_attachment(KEY).without_effect))
+
+
 def _tell(model: ModelPatcher) -> None:
     warnings = lora_warnings(model)
     for warning in warnings:
@@ -193,12 +201,15 @@ def _tell(model: ModelPatcher) -> None:
 def _files(model: ModelPatcher) -> list[tuple[set[str], list[tuple[str, Any]]]]:
     """Of every LoRA on `model`: the names that the host read from its file, and its patches by layer."""
     files: dict[int, tuple[set[str], list[tuple[str, Any]]]] = {}
-    for key, patches in model.patches.items():
-        for _, patch, *_ in patches:
-            # the host gives all adapters of one file the same set
-            names = getattr(patch, "loaded_keys", None)
-            if key.startswith(PREFIX) and isinstance(names, set):
-                files.setdefault(id(names), (names, []))[1].append((key, patch))
+    sources = (model.patches, *model.hook_patches.values())
+    every = [
+        (key, patch) for source in sources for key, patches in source.items() for _, patch, *_ in patches
+    ]
+    for key, patch in every:
+        # the host gives all adapters of one file the same set
+        names = getattr(patch, "loaded_keys", None)
+        if key.startswith(PREFIX) and isinstance(names, set):
+            files.setdefault(id(names), (names, []))[1].append((key, patch))
     return list(files.values())
 
 

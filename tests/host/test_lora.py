@@ -277,6 +277,35 @@ def test_a_lora_without_effect_between_others_is_told(
     assert "no layer of the MODEL" in warning
 
 
+@pytest.mark.parametrize("naming", ["kohya", "unet.", "base_model"])
+def test_loras_that_come_with_the_conditioning(
+    comfy: ModuleType, host: SimpleNamespace, twin: Twin, layers: dict, changes: dict, loras: Callable,
+    caplog: Any, naming: str,
+) -> None:  # fmt: skip
+    """As hooks. What the host leaves out of one is told in its run, and in no other of the same MODEL."""
+    name = loras(lora_file(NAMINGS[naming], layers, changes))
+    create, set_properties = (
+        extra("hooks", "CreateHookLoraModelOnly"),
+        extra("hooks", "ConditioningSetProperties"),
+    )
+    (hooks,) = run_node(create, lora_name=name, strength_model=1.0)
+    models = []
+
+    def with_hooks(model: Any) -> tuple[Any, list, list]:
+        model, *conds = applied(host, twin, frames=3, model=model)
+        models.append(model)
+        values = {"strength": 1.0, "set_cond_area": "default", "hooks": hooks}
+        return model, *(run_node(set_properties, cond_NEW=cond, **values)[0] for cond in conds)
+
+    def without_hooks(_: Any) -> tuple[Any, list, list]:
+        _, *conds = applied(host, twin, frames=3)
+        return models[0], *conds
+
+    first = told(comfy, host, twin, caplog, with_hooks)
+    assert len(first) == (naming != "kohya")
+    assert told(comfy, host, twin, caplog, without_hooks) == []
+
+
 def test_other_shapes_of_the_stock_loader_are_told(
     comfy: ModuleType, host: SimpleNamespace, nodes: ModuleType, twin: Twin, layers: dict, changes: dict,
     loras: Callable, caplog: Any,
