@@ -78,14 +78,13 @@ def random_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) 
 class FullSize:
     """All networks with random weights, and what conditions a video of random content."""
 
-    def __init__(self, host: SimpleNamespace, config: Any) -> None:
+    def __init__(self, host: SimpleNamespace, config: Any, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL
 
         from anifacediff_core.network.model import AniFaceDiff
 
-        self.host, self.config = host, config
+        self.host, self.config, self.dtype = host, config, dtype
         device = host.management.get_torch_device()
-        dtype = torch.float16 if device.type == "cuda" else torch.float32
         with torch.device("meta"):
             core = AniFaceDiff(config, motion=True)
             vae = AutoencoderKL(
@@ -98,6 +97,7 @@ class FullSize:
         weights = {
             name: random_weights(part, device, dtype) for name, part in [*core.named_children(), ("vae", vae)]
         }
+        self.weights = weights
         self.model = host.model.load_model(weights["unet"], config, dtype)
         self.adapter = host.parts.load_expression_adapter(config, weights["expression_adapter"])
         self.motion = host.parts.load_motion(config, weights["motion"])
@@ -105,24 +105,73 @@ class FullSize:
         self.pose_encoder = host.parts.load_pose_encoder(config, weights["pose_encoder"])
         self.vae = host.vae.load_vae(weights["vae"], config)
 
+    def inputs(self, size: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Latent and embedding of a source, normals and expression of a video."""
+        generator = torch.Generator().manual_seed(1)
+        return (
+            torch.randn(1, 4, size // 8, size // 8, generator=generator),
+            torch.randn(1, 1, self.config.cross_attention_dim, generator=generator),
+            torch.rand(frames, 3, size, size, generator=generator),
+            torch.rand(frames, self.config.n_expression, generator=generator),
+        )
+
     def conditioned(self, size: int, frames: int, compiled: bool) -> tuple[Any, list, list]:
         """MODEL and conditionings of a video, made by the encoders."""
-        generator = torch.Generator().manual_seed(1)
-        embedding = torch.randn(1, 1, self.config.cross_attention_dim, generator=generator)
-        latent = torch.randn(1, 4, size // 8, size // 8, generator=generator)
-        normals = torch.rand(frames, 3, size, size, generator=generator)
+        latent, embedding, normals, expression = self.inputs(size, frames)
         model = self.host.apply.attach_expression_adapter(self.model, self.adapter, 1.0)
         model = self.host.apply.apply_anifacediff(
             model,
             reference=self.host.parts.encode_reference(self.reference, latent, embedding),
             pose=self.host.parts.encode_pose(self.pose_encoder, normals),
-            expression=torch.rand(frames, self.config.n_expression, generator=generator),
+            expression=expression,
             motion=self.motion,
             overlap=4,
         )
         if compiled:
             model = self.host.compile.compile_model(model, graphs=size < 512)
         return model, *self.host.apply.image_conditioning(embedding)
+
+
+@torch.no_grad()
+def parity(network: FullSize, size: int, frames: int) -> dict[str, float]:
+    """Relative errors of the host's networks against the core's own, on the same weights and inputs."""
+    from anifacediff_core.network.conditioning import Conditioning
+    from anifacediff_core.network.model import AniFaceDiff
+    from anifacediff_core.sampling.pipeline import Pipeline
+
+    host, config = network.host, network.config
+    device, dtype = host.management.get_torch_device(), network.dtype
+    with torch.device("meta"):
+        core = AniFaceDiff(config, motion=True)
+    core.image_encoder = nn.Identity()  # the embedding is given
+    for name in ("unet", "reference", "pose_encoder", "expression_adapter", "motion"):
+        getattr(core, name).load_state_dict(network.weights[name], assign=True)
+    latent, embedding, normals, expression = network.inputs(size, frames)
+    pipeline = Pipeline(core, nn.Identity(), nn.Identity(), device, dtype)  # type: ignore[arg-type]
+    reference = host.parts.encode_reference(network.reference, latent, embedding)
+    pose = host.parts.encode_pose(network.pose_encoder, normals)
+    expected = core.encode_reference((latent * 0.18215).to(device, dtype), embedding.to(device, dtype))
+    errors = {
+        "reference": max(relative_error(tokens, expected[name]) for name, tokens in reference.items()),
+        "pose": relative_error(pose[0], core.encode_pose(normals)[0]),
+    }
+    conditioning = Conditioning(
+        reference=reference,
+        context=embedding,
+        pose=pose,
+        expression=core.encode_expression(expression.to(device, dtype)).cpu(),
+    )
+    model, positive, negative = network.conditioned(size, frames, compiled=False)
+    for steps in (1, 8):
+        settings: dict[str, Any] = {"seed": 0, "steps": steps, "cfg": 3.5, "window": 24, "overlap": 4}
+        found = host.sampling.sample(model, positive, negative, **settings)["samples"] * 0.18215
+        errors[f"{steps} steps"] = relative_error(found, pipeline.sample(conditioning, **settings))
+    return errors
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.float().cpu(), expected.float().cpu()
+    return float((found - expected).norm() / expected.norm())
 
 
 def synchronize() -> None:
@@ -187,10 +236,10 @@ def measure(
     first = seconds(sample)
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    rates, loops = [], []
+    rates, loops, videos = [], [], []
     for _ in range(repeats):
         rates.append(matmul_rate() if cuda else float("nan"))
-        loops.append(seconds(sample))
+        loops.append(seconds(lambda: videos.append(sample())))
     loop = sorted(loops)[repeats // 2]
     windows = -(-max(frames - 4, 1) // 20) if frames > 24 else 1
     floor = steps * windows * step_flops(network.config, size, min(frames, 24)) / max(rates)
@@ -205,7 +254,7 @@ def measure(
     }
     if cuda:
         result["peak GiB"] = torch.cuda.max_memory_allocated() / GIB
-    latents = sample()["samples"]
+    latents = videos[-1]["samples"]
     network.vae.decode(latents[:8])
     result["VAE decode s"] = seconds(lambda: network.vae.decode(latents))
     return result
@@ -238,6 +287,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument("--parity", action="store_true", help="compare with the core's own network, instead")
     parser.add_argument("--profile", action="store_true", help="also print where the time goes")
     parser.add_argument("--tiny", action="store_true", help="the bundled network's sizes, to try the script")
     parser.add_argument("--memory-gib", type=float, help="allow no more GPU memory than this")
@@ -258,7 +308,13 @@ def main() -> None:
     print(f"{device}, torch {torch.__version__}, ComfyUI {host.version}, arguments {options.host}")
     figures = []
     with torch.no_grad():
-        network = FullSize(host, config)
+        if options.parity:
+            torch.backends.cudnn.allow_tf32 = False
+            for dtype in (torch.float32, torch.float16):
+                errors = parity(FullSize(host, config, dtype), options.sizes[0], options.frames[0])
+                print(dtype, {name: f"{error:.1e}" for name, error in errors.items()}, flush=True)
+            return
+        network = FullSize(host, config, torch.float16 if torch.cuda.is_available() else torch.float32)
         for size in options.sizes:
             for compiled in (False, True) if options.compile else (False,):
                 if options.profile:
