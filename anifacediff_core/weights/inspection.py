@@ -122,4 +122,4 @@ def _size(count: int) -> str:
 
 
 def _line(label: str, text: str) -> str:
-    return f"  {label:9} {text}"
+    return f"  {label:13} {text}"
