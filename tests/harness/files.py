@@ -1,4 +1,4 @@
-"""Small files in the form of those that users bring: checkpoint, DECA, FLAME, LoRA, ControlNet, upscaler."""
+"""Small files in the form of those that users bring: checkpoints, DECA, FLAME, LoRA and so on."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from anifacediff_core.capture.deca import CAMERA, EXPRESSION, POSE, SHAPE, TEXTURE, DecaEncoder
+from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.head import flame as flame_head
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
 
-from . import flame
+from . import aniportrait, flame, magicportrait
 from .weights import randomize
 
 BUNDLED = Path(flame_head.__file__).resolve().parents[1] / "assets" / "demo.safetensors"
 RANK = 2
+TEXT_WIDTH = 768
 
 
 def write_all(models: Path) -> None:
@@ -29,6 +32,10 @@ def write_all(models: Path) -> None:
     write_checkpoint(models / "anifacediff" / "full_size.safetensors")
     write_deca(models / "deca" / "deca_model.tar")
     flame.write_pickle(_made(models / "flame" / "generic_model.pkl"), flame.make_fields())
+    write_smirk(models / "deca" / "SMIRK_em1.pt")
+    write_magicportrait(models / "anifacediff" / "magicportrait.safetensors")
+    write_aniportrait(models / "anifacediff" / "aniportrait.safetensors")
+    write_text_encoder(models / "text_encoders" / "clip_l.safetensors")
     write_lora(models / "loras" / "your_lora.safetensors")
     write_control_lora(models / "controlnet" / "your_controlnet.safetensors")
     write_upscaler(models / "upscale_models" / "your_upscaler.safetensors")
@@ -42,6 +49,46 @@ def write_checkpoint(path: Path) -> None:
     names = ("unet", "motion", "reference", "pose_encoder", "expression_adapter", "image_encoder")
     parts = {name: getattr(network, name).state_dict() for name in names}
     save_checkpoint(_made(path), {**parts, "vae": AutoEncoder().state_dict()}, config, head=flame_head.NAME)
+
+
+def write_magicportrait(path: Path) -> None:
+    """MagicPortrait's networks, narrow but for the text that they read."""
+    config = replace(magicportrait.NARROW, cross_attention_dim=TEXT_WIDTH)
+    networks = magicportrait.Networks.random(config)
+    names = {"unet": "unet", "reference": "reference", "motion": "motion", "guidance": "pose_encoder"}
+    parts = {part: getattr(networks, name).state_dict() for name, part in names.items()}
+    save_checkpoint(_made(path), {**parts, "vae": AutoEncoder().state_dict()}, config, head=flame_head.NAME)
+
+
+def write_aniportrait(path: Path) -> None:
+    """AniPortrait's networks, narrow."""
+    network = randomize(AniFaceDiff(aniportrait.NARROW, motion=True), 0)
+    names = ("unet", "motion", "reference", "pose_encoder", "image_encoder")
+    parts = {name: getattr(network, name).state_dict() for name in names}
+    save_checkpoint(_made(path), {**parts, "vae": AutoEncoder().state_dict()}, aniportrait.NARROW, head="")
+
+
+def write_text_encoder(path: Path) -> None:
+    """CLIP ViT-L/14's text encoder at full size, since the host knows no smaller one, in half precision."""
+    with torch.device("meta"):
+        network = CLIPTextModel(CLIPTextConfig(hidden_size=TEXT_WIDTH, intermediate_size=4 * TEXT_WIDTH))
+    weights = {}
+    for name, value in network.state_dict().items():
+        one = "norm" in name and name.endswith("weight")
+        weights[name] = torch.full(value.shape, float(one), dtype=torch.half)
+    for name in ("token", "position"):
+        embedding = next(value for key, value in weights.items() if f"{name}_embedding" in key)
+        embedding.copy_(torch.linspace(-1, 1, embedding.numel()).reshape(embedding.shape))
+    known = {
+        name if name.startswith("text_model.") else f"text_model.{name}": weights[name] for name in weights
+    }
+    save_file(known, _made(path))
+
+
+def write_smirk(path: Path) -> None:
+    torch.manual_seed(4)
+    weights = SmirkEncoder().state_dict(prefix="smirk_encoder.")
+    torch.save(weights, _made(path))
 
 
 def write_deca(path: Path) -> None:

