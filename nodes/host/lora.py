@@ -153,30 +153,28 @@ class _Birth:
 
     patches_uuid: Any
     patches: int
-    others: tuple[int, int]
+    wrappers: int
     without_effect: int
 
     @classmethod
     def of(cls, model: ModelPatcher, without_effect: int) -> _Birth:
-        return cls(model.patches_uuid, _count_patches(model), _count_others(model), without_effect)
+        return cls(
+            model.patches_uuid, _count(model.patches), _count(model.weight_wrapper_patches), without_effect
+        )
 
     def added_nothing(self, model: ModelPatcher) -> bool:
         """Whether the host was asked to add patches to `model` since, but found no layer for any."""
         return (
             model.patches_uuid != self.patches_uuid
-            and _count_patches(model) == self.patches
+            and _count(model.patches) == self.patches
             # these draw the number anew as well
-            and _count_others(model) == self.others
+            and _count(model.weight_wrapper_patches) == self.wrappers
             and "manual_cast_dtype" not in model.object_patches
         )
 
 
-def _count_patches(model: ModelPatcher) -> int:
-    return sum(map(len, model.patches.values()))
-
-
-def _count_others(model: ModelPatcher) -> tuple[int, int]:
-    return len(model.hook_patches), sum(map(len, model.weight_wrapper_patches.values()))
+def _count(patches: dict[str, list]) -> int:
+    return sum(map(len, patches.values()))
 
 
 def _remember_birth(parent: ModelPatcher, child: ModelPatcher) -> None:

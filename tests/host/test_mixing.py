@@ -333,23 +333,31 @@ def test_context_windows_of_the_host(
     changed.add_wrapper("apply_model", record)
     found = run_host(comfy, changed, *conds, noise_for(FRAMES), 1, CFG)
     assert found.isfinite().all()
-    assert set(map(len, seen)) <= {1, 3} and {index for window in seen for index in window} == set(
-        range(FRAMES)
-    )
+    handler = changed.model_options["context_handler"]
+    laid = {tuple(window) for window in handler.context_schedule.func(FRAMES, handler, {})}
+    assert set(seen) == laid and {index for window in laid for index in window} == set(range(FRAMES))
     assert relative_error(found, run_host(comfy, model, *conds, noise_for(FRAMES), 1, CFG)) > 1e-3
 
 
 def test_context_windows_of_the_host_are_fused_as_it_says(
     comfy: ModuleType, host: SimpleNamespace, twin: Twin
 ) -> None:
-    """Windows of one frame each: every frame as if it were alone, so that the fusing doesn't matter."""
+    """Flat ones are the mean of what each window is by itself."""
     model, *conds = applied(host, twin, **WHOLE)
-    single = context_node(context_length=1, context_overlap=0)(model)
-    ours = host.windows.use_windows(model, 1, 0)
-    found, expected = (
-        run_host(comfy, changed, *conds, noise_for(FRAMES), 2, CFG) for changed in (single, ours)
-    )
-    assert torch.equal(found, expected)
+    outputs = []
+
+    def record(executor: Any, *args: Any, **kwargs: Any) -> list[Tensor]:
+        outputs.append(executor(*args, **kwargs))
+        return outputs[-1]
+
+    flat, pyramid = (context_node(fuse_method=fuse)(model) for fuse in ("flat", "pyramid"))
+    flat.add_wrapper("calc_cond_batch", record)
+    found = call_host(comfy, flat, *conds, noise_for(FRAMES), 1.0)
+    first, second = (output[0] for output in outputs)
+    expected = torch.cat([first[:1], (first[1:] + second[:-1]) / 2, second[-1:]])
+    assert relative_error(found, expected) < EQUAL
+    other = call_host(comfy, pyramid, *conds, noise_for(FRAMES), 1.0)
+    assert relative_error(other, found) > 1e-3
 
 
 def test_impossible_context_windows_are_refused(comfy: ModuleType, host: SimpleNamespace, twin: Twin) -> None:
