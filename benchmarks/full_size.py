@@ -5,6 +5,10 @@
 Weights are random, in the shapes of Stable Diffusion 1.5, AnimateDiff v2 and CLIP ViT-L/14; every weight goes
 through the same loaders, hooks and sampler as in the nodes. The floor is the time that the multiplications of
 all steps, both halves of guidance, take at the rate of a large matrix product measured in the same run.
+
+    ... --parity                        relative errors against the core's own network, in half precision
+    ... --parity -- --fp32-unet         the same in full precision
+    ... --memory-gib 8 -- --reserve-vram 132    as on a GPU of 8 GiB: of an H200's 140 GiB 132 are held back
 """
 
 from __future__ import annotations
@@ -78,7 +82,9 @@ def random_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) 
 class FullSize:
     """All networks with random weights, and what conditions a video of random content."""
 
-    def __init__(self, host: SimpleNamespace, config: Any, dtype: torch.dtype) -> None:
+    def __init__(
+        self, host: SimpleNamespace, config: Any, dtype: torch.dtype, keep_weights: bool = False
+    ) -> None:
         from diffusers import AutoencoderKL
 
         from anifacediff_core.network.model import AniFaceDiff
@@ -97,7 +103,7 @@ class FullSize:
         weights = {
             name: random_weights(part, device, dtype) for name, part in [*core.named_children(), ("vae", vae)]
         }
-        self.weights = weights
+        self.weights = weights if keep_weights else {}
         self.model = host.model.load_model(weights["unet"], config, dtype)
         self.adapter = host.parts.load_expression_adapter(config, weights["expression_adapter"])
         self.motion = host.parts.load_motion(config, weights["motion"])
@@ -306,15 +312,16 @@ def main() -> None:
     config = replace(config, motion_norm="frame")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{device}, torch {torch.__version__}, ComfyUI {host.version}, arguments {options.host}")
+    exact = "--fp32-unet" in options.host or not torch.cuda.is_available()
+    dtype = torch.float32 if exact else torch.float16
     figures = []
     with torch.no_grad():
         if options.parity:
             torch.backends.cudnn.allow_tf32 = False
-            for dtype in (torch.float32, torch.float16):
-                errors = parity(FullSize(host, config, dtype), options.sizes[0], options.frames[0])
-                print(dtype, {name: f"{error:.1e}" for name, error in errors.items()}, flush=True)
+            errors = parity(FullSize(host, config, dtype, True), options.sizes[0], options.frames[0])
+            print(dtype, {name: f"{error:.1e}" for name, error in errors.items()})
             return
-        network = FullSize(host, config, torch.float16 if torch.cuda.is_available() else torch.float32)
+        network = FullSize(host, config, dtype)
         for size in options.sizes:
             for compiled in (False, True) if options.compile else (False,):
                 if options.profile:

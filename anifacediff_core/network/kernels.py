@@ -43,12 +43,13 @@ def gated_gelu(hidden: Tensor) -> Tensor:
 def group_norm(hidden: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Group norm of (rows, C, h, w); it keeps channels last, where torch's own would copy them first."""
     if torch.compiler.is_compiling() and not torch.is_grad_enabled() and hidden.is_cuda:
-        # The statistics only: what comes after them the compiler joins with its neighbors.
+        # The statistics only: what comes after them the compiler joins with its neighbors, in the order of
+        # `hidden` as long as it sees no other shape.
         mean, scale = torch.ops.anifacediff.group_statistics(hidden, groups, eps)
-        normed = (hidden.unflatten(1, (groups, -1)) - mean[:, :, None, None, None]) * scale[
-            :, :, None, None, None
-        ]
-        return (normed.flatten(1, 2) * weight[:, None, None] + bias[:, None, None]).to(hidden.dtype)
+        size = hidden.shape[1] // groups
+        factor = scale.repeat_interleave(size, 1) * weight
+        offset = bias - mean.repeat_interleave(size, 1) * factor
+        return (hidden * factor[:, :, None, None] + offset[:, :, None, None]).to(hidden.dtype)
     if _fast(hidden, weight, bias) and hidden.is_contiguous(memory_format=torch.channels_last):
         from anifacediff_core.network import kernels_triton
 
