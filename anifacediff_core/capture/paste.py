@@ -99,7 +99,7 @@ class _Place:
         left, top, side = (float(value) * max(height, width) for value in square.double())
         low = max(math.floor(left), 0), max(math.floor(top), 0)
         high = min(math.ceil(left + side), width), min(math.ceil(top + side), height)
-        if not (side > 0 and low[0] < high[0] and low[1] < high[1]):
+        if not (low[0] < high[0] and low[1] < high[1]):
             raise InputError(
                 f"The portrait's square lies outside of the {width}×{height} pixels of the original: give "
                 "the picture that it was cut out of."

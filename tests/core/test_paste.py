@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from anifacediff_core.capture.capture import crop_portrait
@@ -82,6 +84,24 @@ def test_a_large_portrait_is_averaged() -> None:
     assert (found[0][:, mask[0] > 0] - 0.5).abs().max() < 0.02
 
 
+def test_sizes_are_changed_as_pillow_does_it() -> None:
+    portrait, whole = torch.rand(1, 3, 200, 200), torch.tensor([0.0, 0.0, 1.0])
+    for size in (60, 333):
+        found, _ = paste_back(portrait, torch.zeros(1, 3, size, size), whole)
+        scaled = Image.fromarray(portrait[0, 0].numpy()).resize((size, size), Image.Resampling.LANCZOS)
+        expected = torch.from_numpy(np.array(scaled)).clamp(0, 1)
+        inner = slice(10, -10)  # at the border Pillow leaves out what this repeats
+        assert (found[0, 0, inner, inner] - expected[inner, inner]).abs().max() < 1e-3
+
+
+def test_results_are_colors() -> None:
+    """Around an edge the resampling swings beyond black and white."""
+    portrait = torch.zeros(1, 3, 32, 32)
+    portrait[..., 16:] = 1
+    found, _ = paste_back(portrait, torch.full((1, 3, 100, 100), 0.5), torch.tensor([0.0, 0.0, 1.0]))
+    assert found.min() == 0 and found.max() == 1
+
+
 def test_the_edge_is_soft_inside_the_square() -> None:
     square = torch.tensor([0.25, 0.25, 0.5])
     _, mask = paste_back(torch.ones(1, 3, 32, 32), torch.zeros(1, 3, 80, 80), square, feather=0.25)
@@ -89,6 +109,7 @@ def test_the_edge_is_soft_inside_the_square() -> None:
     assert (row[:20] == 0).all() and (row[60:] == 0).all()
     assert (row[20:30].diff() > 0).all() and (row[30:50] == 1).all()
     assert torch.equal(row, row.flip(0)) and torch.equal(mask[0], mask[0].T)
+    assert row[20:22].diff() < row[24:26].diff() > row[28:30].diff()
 
 
 def test_an_edge_on_the_border_is_not_soft() -> None:
@@ -129,11 +150,18 @@ def test_cancelling_stops_at_once() -> None:
 def test_colors_of_the_ring_are_matched() -> None:
     original = picture()
     portrait = crop_portrait(original, SQUARE, 156) * torch.tensor([0.7, 0.8, 0.9])[:, None, None] + 0.05
-    errors = {}
-    for amount in (0.0, 0.5, 1.0):
-        found, mask = paste_back(portrait, original, SQUARE, match_color=amount)
-        errors[amount] = float((found - original)[0][:, mask[0] > 0].abs().mean())
-    assert errors[1.0] < 0.02 < errors[0.0] and errors[1.0] < errors[0.5] < errors[0.0]
+    none, half, whole = (paste_back(portrait, original, SQUARE, match_color=a)[0] for a in (0.0, 0.5, 1.0))
+    assert (whole - original).abs().mean() < 0.003 < 0.015 < (none - original).abs().mean()
+    assert torch.allclose(half, (none + whole) / 2, atol=1e-5)
+
+
+def test_the_middle_has_no_say_in_the_colors() -> None:
+    original = picture()
+    portrait = crop_portrait(original, SQUARE, 156)
+    portrait[..., 40:-40, 40:-40] = 1
+    found, _ = paste_back(portrait, original, SQUARE, match_color=1.0)
+    without, _ = paste_back(portrait, original, SQUARE)
+    assert torch.allclose(found, without, atol=0.02)
 
 
 def test_one_correction_for_all_frames() -> None:
