@@ -109,7 +109,7 @@ def test_the_edge_is_soft_inside_the_square() -> None:
     assert (row[:20] == 0).all() and (row[60:] == 0).all()
     assert (row[20:30].diff() > 0).all() and (row[30:50] == 1).all()
     assert torch.equal(row, row.flip(0)) and torch.equal(mask[0], mask[0].T)
-    assert row[20:22].diff() < row[24:26].diff() > row[28:30].diff()
+    assert 2 * row[20:22].diff() < row[24:26].diff() > 2 * row[28:30].diff()
 
 
 def test_an_edge_on_the_border_is_not_soft() -> None:
