@@ -134,7 +134,7 @@ class FullSize:
             overlap=4,
         )
         if compiled:
-            model = self.host.compile.compile_model(model, graphs=size < 512)
+            model = self.host.compile.compile_model(model, replay=size < 512)
         return model, *self.host.apply.image_conditioning(embedding)
 
 

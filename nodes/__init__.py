@@ -40,6 +40,7 @@ from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
 from .paste import PasteBack  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
+from .speed import CompileForSpeed  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     LoadAniFaceDiff,
@@ -54,6 +55,7 @@ NODES: list[type[io.ComfyNode]] = [
     DrawFaceLandmarks,
     PoseEncode,
     ReferenceNetEncode,
+    CompileForSpeed,
     ApplyAniFaceDiff,
     AniFaceDiffSampler,
     PasteBack,

@@ -43,13 +43,9 @@ def gated_gelu(hidden: Tensor) -> Tensor:
 def group_norm(hidden: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Group norm of (rows, C, h, w); it keeps channels last, where torch's own would copy them first."""
     if torch.compiler.is_compiling() and not torch.is_grad_enabled() and hidden.is_cuda:
-        # The statistics only: what comes after them the compiler joins with its neighbors, in the order of
-        # `hidden` as long as it sees no other shape.
+        # The statistics only: what comes after them the compiler joins with its neighbors.
         mean, scale = torch.ops.anifacediff.group_statistics(hidden, groups, eps)
-        size = hidden.shape[1] // groups
-        factor = scale.repeat_interleave(size, 1) * weight
-        offset = bias - mean.repeat_interleave(size, 1) * factor
-        return (hidden * factor[:, :, None, None] + offset[:, :, None, None]).to(hidden.dtype)
+        return apply_statistics(hidden, mean, scale, weight, bias)
     if _fast(hidden, weight, bias) and hidden.is_contiguous(memory_format=torch.channels_last):
         from anifacediff_core.network import kernels_triton
 
@@ -65,6 +61,15 @@ def group_statistics(hidden: Tensor, groups: int, eps: float) -> Tensor:
         return kernels_triton.group_statistics(hidden, groups, eps)
     variance, mean = torch.var_mean(hidden.float().unflatten(1, (groups, -1)).flatten(2), 2, correction=0)
     return torch.stack([mean, torch.rsqrt(variance + eps)])
+
+
+def apply_statistics(hidden: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Normalize (rows, C, h, w) by the statistics (rows, groups) of its groups, in no other shape than its own:
+    so a compiler keeps its order in memory."""
+    size = hidden.shape[1] // mean.shape[1]
+    factor = scale.repeat_interleave(size, 1) * weight
+    offset = bias - mean.repeat_interleave(size, 1) * factor
+    return (hidden * factor[:, :, None, None] + offset[:, :, None, None]).to(hidden.dtype)
 
 
 def _attend_over_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
@@ -107,11 +112,11 @@ def _fast(*tensors: Tensor) -> bool:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return False
     same = all(tensor.dtype == first.dtype and tensor.device == first.device for tensor in tensors)
-    return same and _triton_works(str(first.device))
+    return same and triton_works(str(first.device))
 
 
 @lru_cache
-def _triton_works(device: str) -> bool:
+def triton_works(device: str) -> bool:
     """Whether Triton is there and can build a kernel, which takes a compiler that not every machine has."""
     if importlib.util.find_spec("triton") is None:
         return False
