@@ -212,6 +212,63 @@ def test_one_call(
         assert relative_error(found, call_core(twin, noise, cfg)) > 1e-3
 
 
+@contextmanager
+def recorded(modules: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """What each module gives while the block runs, under its key."""
+    outputs: dict[str, Tensor] = {}
+
+    def keep(key: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+            outputs[key] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(key)) for key, module in modules.items()]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("conditions", [CONDITIONS, ()], ids=["all", "none"])
+def test_every_block(
+    comfy: ModuleType, host: SimpleNamespace, twin: Twin, conditions: tuple[str, ...]
+) -> None:
+    """Every residual block, spatial transformer and temporal module, in place, both halves of guidance."""
+    model, positive, negative = applied(host, twin, conditions, frames=3)
+    unet = model.model.diffusion_model
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    modules = {
+        kind: {
+            diffusers.removesuffix(ending): unet.get_submodule(place.removesuffix(host_ending))
+            for diffusers, place in names.items()
+            if diffusers.endswith(ending) and place.endswith(host_ending)
+        }
+        for kind, ending, host_ending in (
+            ("residual", ".time_emb_proj.weight", ".emb_layers.1.weight"),
+            ("spatial", ".proj_in.weight", ".proj_in.weight"),
+        )
+    }
+    blocks = len(twin.core.block_names)
+    assert len(modules["spatial"]) == blocks and len(modules["residual"]) > blocks
+    on_host = modules["residual"] | modules["spatial"]
+    on_core = {name: twin.core.unet.get_submodule(name) for name in on_host}
+    if "motion" in conditions:
+        temporal = {name: m for name, m in twin.core.motion.named_modules() if hasattr(m, "proj_out")}
+        on_core |= temporal
+        on_host |= {name: host.auxiliary.unwrap(twin.motion).get_submodule(name) for name in temporal}
+    noise = noise_for(3)
+    with recorded(on_host) as found:
+        call_host(comfy, model, positive, negative, noise, 2.5)
+    with recorded(on_core) as expected:
+        call_core(twin, noise, 2.5, conditions)
+    assert set(found) == set(expected) == set(on_core)
+    for name, output in expected.items():
+        conditional, unconditional = output.chunk(2)  # the host has them the other way round
+        assert relative_error(found[name], torch.cat([unconditional, conditional])) < ONE_CALL, name
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_expression_weight(comfy: ModuleType, host: SimpleNamespace, twin: Twin, weight: float) -> None:
     noise = noise_for(24)
