@@ -2,7 +2,7 @@
 
     COMFYUI_PATH=path/to/ComfyUI python benchmarks/full_size.py [--sizes 256 512] [--compile] [--json FILE]
 
-Weights are random, in the shapes of Stable Diffusion 1.5, AnimateDiff v2 and CLIP ViT-L/14; every weight goes
+Weights are random, in the shapes of Stable Diffusion 1.5 and AnimateDiff v2; every weight goes
 through the same loaders, hooks and sampler as in the nodes. The floor is the time that the multiplications of
 all steps, both halves of guidance, take at the rate of a large matrix product measured in the same run.
 
@@ -55,9 +55,10 @@ def load_host(comfyui: Path, arguments: Sequence[str]) -> SimpleNamespace:
         importlib.import_module(name)
     load_package("anifacediff_core", ROOT / "anifacediff_core")
     load_package("anifacediff_host", ROOT / "nodes" / "host")
-    names = ("apply", "clip_vision", "compile", "model", "parts", "sampling", "vae")
+    names = ("apply", "auxiliary", "compile", "model", "parts", "sampling", "vae")
     return SimpleNamespace(
         **{name: importlib.import_module(f"anifacediff_host.{name}") for name in names},
+        utils=importlib.import_module("comfy.utils"),
         management=importlib.import_module("comfy.model_management"),
         version=importlib.import_module("comfyui_version").__version__,
     )
@@ -82,9 +83,7 @@ def random_weights(module: nn.Module, device: torch.device, dtype: torch.dtype) 
 class FullSize:
     """All networks with random weights, and what conditions a video of random content."""
 
-    def __init__(
-        self, host: SimpleNamespace, config: Any, dtype: torch.dtype, keep_weights: bool = False
-    ) -> None:
+    def __init__(self, host: SimpleNamespace, config: Any, dtype: torch.dtype) -> None:
         from diffusers import AutoencoderKL
 
         from anifacediff_core.network.model import AniFaceDiff
@@ -100,16 +99,36 @@ class FullSize:
                 layers_per_block=2,
                 latent_channels=4,
             )
-        weights = {
-            name: random_weights(part, device, dtype) for name, part in [*core.named_children(), ("vae", vae)]
-        }
-        self.weights = weights if keep_weights else {}
-        self.model = host.model.load_model(weights["unet"], config, dtype)
-        self.adapter = host.parts.load_expression_adapter(config, weights["expression_adapter"])
-        self.motion = host.parts.load_motion(config, weights["motion"])
-        self.reference = host.parts.load_reference(config, weights["reference"])
-        self.pose_encoder = host.parts.load_pose_encoder(config, weights["pose_encoder"])
-        self.vae = host.vae.load_vae(weights["vae"], config)
+
+        def weights(part: str) -> dict[str, Tensor]:
+            return random_weights(vae if part == "vae" else getattr(core, part), device, dtype)
+
+        self.model = host.model.load_model(weights("unet"), config, dtype)
+        self.adapter = host.parts.load_expression_adapter(config, weights("expression_adapter"))
+        self.motion = host.parts.load_motion(config, weights("motion"))
+        self.reference = host.parts.load_reference(config, weights("reference"))
+        self.pose_encoder = host.parts.load_pose_encoder(config, weights("pose_encoder"))
+        self.vae = host.vae.load_vae(weights("vae"), config)
+
+    def core(self) -> Any:
+        """The core's own network with the same weights in the same memory; the image encoder is left out."""
+        from anifacediff_core.network.model import AniFaceDiff
+
+        with torch.device("meta"):
+            core = AniFaceDiff(self.config, motion=True)
+        core.image_encoder = nn.Identity()
+        held = self.model.model.diffusion_model.state_dict()
+        names = self.host.utils.unet_to_diffusers(self.model.model.model_config.unet_config)
+        unet = {name: held[place] for name, place in names.items() if place in held}
+        core.unet.load_state_dict(unet, assign=True)
+        for part, patcher in (
+            (core.reference, self.reference),
+            (core.pose_encoder, self.pose_encoder),
+            (core.expression_adapter, self.adapter),
+            (core.motion, self.motion),
+        ):
+            part.load_state_dict(self.host.auxiliary.unwrap(patcher).state_dict(), assign=True)
+        return core
 
     def inputs(self, size: int, frames: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Latent and embedding of a source, normals and expression of a video."""
@@ -142,16 +161,11 @@ class FullSize:
 def parity(network: FullSize, size: int, frames: int) -> dict[str, float]:
     """Relative errors of the host's networks against the core's own, on the same weights and inputs."""
     from anifacediff_core.network.conditioning import Conditioning
-    from anifacediff_core.network.model import AniFaceDiff
     from anifacediff_core.sampling.pipeline import Pipeline
 
-    host, config = network.host, network.config
+    host = network.host
     device, dtype = host.management.get_torch_device(), network.dtype
-    with torch.device("meta"):
-        core = AniFaceDiff(config, motion=True)
-    core.image_encoder = nn.Identity()  # the embedding is given
-    for name in ("unet", "reference", "pose_encoder", "expression_adapter", "motion"):
-        getattr(core, name).load_state_dict(network.weights[name], assign=True)
+    core = network.core()
     latent, embedding, normals, expression = network.inputs(size, frames)
     pipeline = Pipeline(core, nn.Identity(), nn.Identity(), device, dtype)  # type: ignore[arg-type]
     reference = host.parts.encode_reference(network.reference, latent, embedding)
@@ -318,7 +332,7 @@ def main() -> None:
     with torch.no_grad():
         if options.parity:
             torch.backends.cudnn.allow_tf32 = False
-            errors = parity(FullSize(host, config, dtype, True), options.sizes[0], options.frames[0])
+            errors = parity(FullSize(host, config, dtype), options.sizes[0], options.frames[0])
             print(dtype, {name: f"{error:.1e}" for name, error in errors.items()})
             return
         network = FullSize(host, config, dtype)
