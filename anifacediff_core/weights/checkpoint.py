@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder, make_autoencoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
@@ -164,12 +165,21 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 def load_network(checkpoint: Checkpoint) -> AniFaceDiff:
     """The network with the checkpoint's weights, float32, on the CPU; with temporal modules if it has any."""
-    model = AniFaceDiff(checkpoint.config, motion="motion" in checkpoint.parts)
+    model = AniFaceDiff.without_values(checkpoint.config, motion="motion" in checkpoint.parts)
     for part in NETWORK_PARTS:
         module = getattr(model, part)
         if module is not None:
             checkpoint.load_into(module, part)
     return model.eval()
+
+
+def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
+    """The autoencoder that the checkpoint holds, float32, on the CPU."""
+    weights = checkpoint.part("vae")
+    autoencoder = make_autoencoder({name: tuple(weight.shape) for name, weight in weights.items()})
+    whole = isinstance(autoencoder, StableAutoEncoder)
+    checkpoint.load_into(autoencoder.network if whole else autoencoder, "vae")
+    return autoencoder.eval()
 
 
 @dataclass(frozen=True)

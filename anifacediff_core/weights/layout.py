@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from diffusers import AutoencoderKL
 from torch import nn
 
 from anifacediff_core.network.attention import transformer_block_names
+from anifacediff_core.network.autoencoder import StableAutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_image_encoder, make_pose_encoder
 from anifacediff_core.network.model import make_unet, trim_reference
@@ -55,16 +55,7 @@ def autoencoder_layout(channels: tuple[int, ...], layers: int, latent_channels: 
         channels: of each level, finest first.
         layers: residual layers of each level going down.
     """
-    levels = len(channels)
-    return module_layout(
-        lambda: AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * levels,
-            up_block_types=("UpDecoderBlock2D",) * levels,
-            block_out_channels=channels,
-            layers_per_block=layers,
-            latent_channels=latent_channels,
-        )
-    )
+    return module_layout(lambda: StableAutoEncoder(channels, layers, latent_channels).network)
 
 
 def block_channels(config: NetworkConfig) -> dict[str, int]:

@@ -13,7 +13,7 @@ Two files that are equal in all of this are refused: nothing tells which is mean
 
 from __future__ import annotations
 
-import zipfile
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -35,10 +35,12 @@ from anifacediff_core.weights.layout import (
     reference_layout,
     unet_layout,
 )
-from anifacediff_core.weights.reading import TensorInfo, open_tensors
+from anifacediff_core.weights.reading import Program, TensorInfo, open_tensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".tar", ".pkl")
 MAX_DEPTH = 4  # folders inside folders
+# Words of diffusers behind the name of a file, of the same weights.
+VARIANT = re.compile(r"\.(fp16|fp32|bf16|ema|non_ema)$")
 POSE = "pose_encoder"
 LAYOUTS = {
     "unet": unet_layout,
@@ -140,11 +142,10 @@ def read_folder(path: Path) -> Folder:
     found: list[Recognition] = []
     for file in weight_files(path):
         name = str(file.relative_to(path))
-        if is_torchscript(file):
-            passed[name] = "a TorchScript program: it is never run"
-            continue
         try:
             found.append(recognize_file(file))
+        except Program:
+            passed[name] = "a TorchScript program: it is never run"
         except Unrecognized as reason:
             passed[name] = str(reason).removeprefix(f"{file.name} ").rstrip(".")
     parts: Parts = {}
@@ -175,14 +176,6 @@ def weight_files(folder: Path) -> list[Path]:
         if file.suffix.lower() in ENDINGS and not hidden and len(inside) <= MAX_DEPTH and file.is_file():
             files.append(file)
     return files
-
-
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a program with its weights, as `torch.jit.save` writes it."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.count("/") == 1 and name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def folder_config(folder: Folder) -> NetworkConfig:
@@ -340,4 +333,4 @@ def _choose(folder: Path, part: str, candidates: list[Recognition]) -> Recogniti
 def _twin_name(path: Path) -> tuple[Path, str]:
     """The same for the same weights in another format or precision: model.safetensors, pytorch_model.bin,
     model.fp16.safetensors."""
-    return path.parent, path.name.split(".")[0].replace("pytorch_model", "model")
+    return path.parent, VARIANT.sub("", path.stem).replace("pytorch_model", "model")

@@ -33,7 +33,7 @@ from anifacediff_core.storage import write_tensor_stream
 from anifacediff_core.weights.assembly import Ingredients, assemble, convert, file_digest
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize, recognize_file
-from anifacediff_core.weights.sources import open_checkpoint
+from anifacediff_core.weights.sources import open_checkpoint, open_folder
 from harness import flame, layouts
 from harness.layouts import Listed
 from harness.weights import randomize
@@ -656,6 +656,9 @@ def test_what_a_folder_cannot_be(
     (folder / "denoising_unet.pth").write_bytes(denoising[:-1000])
     with pytest.raises(InputError, match="denoising_unet.pth is truncated or damaged"):
         open_checkpoint(folder)  # and not the base model in silence
+    (folder / "denoising_unet.pth").write_bytes(denoising.replace(b"PK\x01\x02", b"PK\x01\x03"))
+    with pytest.raises(InputError, match="denoising_unet.pth is truncated or damaged"):
+        open_checkpoint(folder)
     (folder / "denoising_unet.pth").write_bytes(denoising)
 
     wide = random_state(GuidanceEncoders(("normals",), 64, NARROW.pose_channels)["normals"])
@@ -666,6 +669,15 @@ def test_what_a_folder_cannot_be(
     empty.mkdir()
     with pytest.raises(InputError, match="The folder empty has no denoising UNet"):
         open_checkpoint(empty)
+
+
+def test_only_the_same_weights_are_taken_for_each_other(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    for name in ("unet.safetensors", "unet.fp16.safetensors", "unet.bin"):
+        save(tmp_path / name, unet.state_dict())
+    assert open_folder(tmp_path).folder.parts["unet"][0].path.name == "unet.safetensors"
+    save(tmp_path / "unet.step2000.safetensors", unet.state_dict())
+    with pytest.raises(InputError, match="two files for unet: .*unet.step2000.safetensors"):
+        open_folder(tmp_path)
 
 
 def test_a_part_alone_is_no_model(motion: dict[str, Tensor], tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from typing import BinaryIO
 from anifacediff_core.errors import InputError
 
 from . import archive, arrays, pickled, safetensors_file
+from .archive import Program
 from .file import READ_ERRORS, Region, TensorFile, TensorInfo
 
-__all__ = ["TensorFile", "TensorInfo", "open_tensors"]
+__all__ = ["Program", "TensorFile", "TensorInfo", "open_tensors"]
 
 # Protocols 2 and up; a dict, list, class or instance of protocols 0 and 1.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\(+[dl][p(cS]|\(+S'|[}\]][q(]|\(*[ci][\w.]+\r?\n[\w.]+\r?\n")
@@ -35,6 +36,7 @@ def open_tensors(path: str | Path) -> TensorFile:
 
     Raises:
         InputError: it is missing, damaged, of no such format, claims absurd sizes, or tries to run code.
+        Program: it is TorchScript.
     """
     path = Path(path)
     if not path.is_file():

@@ -18,6 +18,10 @@ _MAX_DIRECTORY = 8 * 2**20  # bytes of the list of contents
 _MAX_INFLATION = 100  # size unpacked over its own; weights hardly shrink at all
 
 
+class Program(InputError):
+    """A TorchScript file: code with its weights."""
+
+
 def open_archive(file: TensorFile, stream: BinaryIO) -> None:
     """Enter the tensors of an archive."""
     archive = _open_zip(file, stream)
@@ -92,7 +96,7 @@ def _source(file: TensorFile, stream: BinaryIO, archive: zipfile.ZipFile, member
 def _add_checkpoint(file: TensorFile, sources: dict[str, Source], root: str) -> None:
     """data.pkl refers to storages, each of which is a member below data/."""
     if any(name.startswith(f"{root}code/") for name in sources):
-        raise InputError(f"{file.name} is a TorchScript program: expected nothing but weights, fetch those.")
+        raise Program(f"{file.name} is a TorchScript program: expected nothing but weights, fetch those.")
     order = f"{root}byteorder"
     if order in sources and _content(file, sources[order], order) != b"little":
         raise InputError(f"{file.name} was written on a big-endian machine: expected little-endian.")
