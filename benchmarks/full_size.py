@@ -115,7 +115,7 @@ class FullSize:
         from anifacediff_core.network.model import AniFaceDiff
 
         with torch.device("meta"):
-            core = AniFaceDiff(self.config, motion=True)
+            core: Any = AniFaceDiff(self.config, motion=True)
         core.image_encoder = nn.Identity()
         held = self.model.model.diffusion_model.state_dict()
         names = self.host.utils.unet_to_diffusers(self.model.model.model_config.unet_config)

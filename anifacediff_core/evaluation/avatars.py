@@ -26,7 +26,7 @@ from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.render import draw_normals
 from ..network.attention import Conditions, project_reference
-from ..network.autoencoder import AutoEncoder
+from ..network.autoencoder import AutoEncoder, StableAutoEncoder
 from ..network.encoders import clip_preprocess
 from ..network.model import AniFaceDiff, append_zero_rows, run_unet
 from ..progress import Progress
@@ -160,7 +160,7 @@ class Reenactor:
     """The networks of a checkpoint, for many clips at once: `sampling.pipeline`, batched."""
 
     network: AniFaceDiff
-    autoencoder: AutoEncoder
+    autoencoder: AutoEncoder | StableAutoEncoder
 
     @torch.no_grad()
     def __call__(

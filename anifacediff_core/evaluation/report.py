@@ -17,10 +17,9 @@ from ..capture.capture import CaptureModels, capture
 from ..errors import InputError
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
-from ..network.autoencoder import AutoEncoder
 from ..progress import Progress
 from ..video import contact_sheet, write_image
-from ..weights.checkpoint import Checkpoint, load_checkpoint, load_network
+from ..weights.checkpoint import Checkpoint, load_autoencoder, load_checkpoint, load_network
 from .avatars import FaceReader, Protocol, Record, Reenactor, evaluate, sheet_columns, summarize
 
 
@@ -90,9 +89,7 @@ def evaluate_checkpoint(
 
 
 def load_reenactor(checkpoint: Checkpoint, device: torch.device) -> Reenactor:
-    autoencoder = AutoEncoder(checkpoint.config.latent_channels)
-    checkpoint.load_into(autoencoder, "vae")
-    return Reenactor(load_network(checkpoint).to(device), autoencoder.to(device).eval())
+    return Reenactor(load_network(checkpoint).to(device), load_autoencoder(checkpoint).to(device))
 
 
 def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:

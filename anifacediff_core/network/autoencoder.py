@@ -1,12 +1,14 @@
-"""A small autoencoder in the layout of TAESD, so that hosts that know TAESD load its weights as they are.
+"""Pictures to latents and back: a small autoencoder, and that of Stable Diffusion.
 
-Layout and key names (`encoder.N...`, `decoder.N...`): https://github.com/madebyollin/taesd (MIT).
+The small one has the layout of TAESD, so that hosts that know TAESD load its weights as they are. Layout and
+names (`encoder.N...`, `decoder.N...`): https://github.com/madebyollin/taesd (MIT).
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 WIDTH = 64
@@ -68,3 +70,58 @@ class AutoEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decode(self.encode(images))
+
+
+class StableAutoEncoder(nn.Module):
+    """Stable Diffusion's autoencoder for pictures in [0, 1]; latents are the means, as the host takes them.
+
+    Arguments:
+        channels: of each level, finest first.
+        layers: residual layers of each level going down.
+    """
+
+    def __init__(
+        self, channels: tuple[int, ...] = (128, 256, 512, 512), layers: int = 2, latent_channels: int = 4
+    ) -> None:
+        super().__init__()
+        self.network = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * len(channels),
+            up_block_types=("UpDecoderBlock2D",) * len(channels),
+            block_out_channels=channels,
+            layers_per_block=layers,
+            latent_channels=latent_channels,
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.network.encode(2 * images - 1).latent_dist.mode()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents).sample / 2 + 0.5
+
+
+def make_autoencoder(shapes: dict[str, tuple[int, ...]]) -> AutoEncoder | StableAutoEncoder:
+    """The autoencoder that weights of these names and shapes belong to, not yet with these weights."""
+    if "decoder.conv_in.weight" not in shapes:
+        # TAESD's last layer of the encoder says how many channels latents have.
+        last = max((name for name in shapes if name.startswith("encoder.")), default="", key=_number)
+        return AutoEncoder(shapes[last][0] if last else 4)
+    levels = _count(shapes, "encoder.down_blocks.{}.resnets.0.conv1.weight")
+    return StableAutoEncoder(
+        tuple(shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)),
+        _count(shapes, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        shapes["decoder.conv_in.weight"][1],
+    )
+
+
+def _number(name: str) -> int:
+    """N of `encoder.N...`."""
+    place = name.split(".")[1]
+    return int(place) if place.isdigit() else -1
+
+
+def _count(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
+    """Number of consecutive indices, from 0, for which `pattern.format(index)` is a name."""
+    count = 0
+    while pattern.format(count) in shapes:
+        count += 1
+    return count

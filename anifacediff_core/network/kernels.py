@@ -64,8 +64,10 @@ def group_statistics(hidden: Tensor, groups: int, eps: float) -> Tensor:
 
 
 def apply_statistics(hidden: Tensor, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Normalize (rows, C, h, w) by the statistics (rows, groups) of its groups, in no other shape than its own:
-    so a compiler keeps its order in memory."""
+    """Normalize (rows, C, h, w) by the statistics (rows, groups) of its groups.
+
+    In no other shape than its own, so that a compiler keeps its order in memory.
+    """
     size = hidden.shape[1] // mean.shape[1]
     factor = scale.repeat_interleave(size, 1) * weight
     offset = bias - mean.repeat_interleave(size, 1) * factor

@@ -193,6 +193,17 @@ class AniFaceDiff(nn.Module):
         self.motion = MotionModules(config) if motion else None
         self.set_trainable(PARTS)
 
+    @classmethod
+    def without_values(cls, config: NetworkConfig, *, motion: bool) -> AniFaceDiff:
+        """For weights to be loaded: the values are whatever was in memory, which takes no time to make."""
+        with torch.device("meta"):
+            model = cls(config, motion=motion)
+        model = model.to_empty(device="cpu")
+        # The one thing that no file holds: the numbers of CLIP's places.
+        places = model.image_encoder.vision_model.embeddings.position_ids
+        places.copy_(torch.arange(places.numel()).view_as(places))
+        return model
+
     def add_motion(self) -> None:
         """Insert untrained temporal modules, which do nothing yet: the start of stage 2."""
         self.motion = MotionModules(self.config).to(self.unet.device, self.unet.dtype)

@@ -13,14 +13,14 @@ from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
-from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
 from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
-from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
+from anifacediff_core.weights.checkpoint import load_autoencoder, load_checkpoint, load_network
 
 
 class Pipeline:
@@ -36,7 +36,7 @@ class Pipeline:
     def __init__(
         self,
         model: AniFaceDiff,
-        autoencoder: AutoEncoder,
+        autoencoder: AutoEncoder | StableAutoEncoder,
         head: HeadModel,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -64,9 +64,7 @@ class Pipeline:
                 f"{checkpoint.path.name} was trained on the head {checkpoint.head!r}, found {head.name!r}: "
                 "load that head model."
             )
-        autoencoder = AutoEncoder(checkpoint.config.latent_channels)
-        checkpoint.load_into(autoencoder, "vae")
-        return cls(load_network(checkpoint), autoencoder, head, device, dtype)
+        return cls(load_network(checkpoint), load_autoencoder(checkpoint), head, device, dtype)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

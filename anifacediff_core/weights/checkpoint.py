@@ -153,7 +153,9 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """A checkpoint's header, with `version`, `network`, `head` and mostly `provenance`."""
     try:
         header = json.loads(metadata[HEADER])
-        version, _, _ = header["version"], header["network"], header["head"]
+        version, network, head = header["version"], header["network"], header["head"]
+        if not isinstance(network, dict) or not isinstance(head, str):
+            raise TypeError("a network or head of another form")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{path.name} has a damaged header ({error}): expected version, network and head."
@@ -178,7 +180,7 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
     weights = checkpoint.part("vae")
     autoencoder = make_autoencoder({name: tuple(weight.shape) for name, weight in weights.items()})
     whole = isinstance(autoencoder, StableAutoEncoder)
-    checkpoint.load_into(autoencoder.network if whole else autoencoder, "vae")
+    checkpoint.load_into(autoencoder.get_submodule("network") if whole else autoencoder, "vae")
     return autoencoder.eval()
 
 

@@ -10,10 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
-from anifacediff_core.weights.checkpoint import load_checkpoint, load_network, save_checkpoint
+from anifacediff_core.weights.checkpoint import (
+    load_autoencoder,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+)
+from harness.weights import randomize
 
 CONFIG = NetworkConfig.tiny()
 
@@ -146,3 +152,32 @@ def test_failed_write_keeps_the_old_file(path: Path, tmp_path: Path, monkeypatch
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(target, {"vae": {"weight": torch.zeros(1)}}, CONFIG, head="")
     assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["small", "stable"])
+def test_any_autoencoder_comes_back(tmp_path: Path, kind: str) -> None:
+    made = AutoEncoder() if kind == "small" else StableAutoEncoder((32, 64), layers=1)
+    randomize(made, 5)
+    weights = (made if kind == "small" else made.network).state_dict()
+    path = tmp_path / "model.safetensors"
+    save_checkpoint(path, {"vae": weights}, NetworkConfig.tiny(), head="x", dtype=torch.float32)
+    loaded = load_autoencoder(load_checkpoint(path))
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(6))
+    latents = loaded.encode(images)
+    assert latents.shape == ((1, 4, 4, 4) if kind == "small" else (1, 4, 16, 16))
+    assert torch.equal(latents, made.encode(images))
+    assert torch.equal(loaded.decode(latents), made.decode(latents))
+
+
+@torch.no_grad()
+def test_the_stable_autoencoder_takes_pictures_as_diffusers_does() -> None:
+    from diffusers.image_processor import VaeImageProcessor
+
+    made = randomize(StableAutoEncoder((32, 64), layers=1), 7)
+    images = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(8))
+    processor = VaeImageProcessor(vae_scale_factor=2)
+    latents = made.network.encode(processor.preprocess(images)).latent_dist.mean
+    assert torch.allclose(made.encode(images), latents, atol=1e-5)
+    pictures = processor.postprocess(made.network.decode(latents).sample, output_type="pt")
+    assert torch.allclose(made.decode(latents).clamp(0, 1), pictures, atol=1e-5)
