@@ -98,6 +98,7 @@ def test_damaged_and_newer_headers(tmp_path: Path) -> None:
         ("{", "damaged header"),
         (json.dumps({"version": 1}), "damaged header"),
         (json.dumps([1]), "damaged header"),
+        (json.dumps({"version": 1, "network": [], "head": ""}), "damaged header"),
         (json.dumps({"version": 2, "network": {}, "head": ""}), "version 2, expected 1"),
         (json.dumps({"version": 1, "network": {"colour": 1}, "head": ""}), "colour"),
     ):

@@ -544,6 +544,23 @@ def test_our_own_files_are_known() -> None:
     assert recognize_file(ASSETS / "head.safetensors").head == "anifacediff-head-1"
 
 
+def test_sizes_of_no_network_are_refused() -> None:
+    moore = layouts.on_meta(lambda: make_pose_encoder(NetworkConfig()))
+    with pytest.raises(InputError, match=r"does not fit its kind \(pose encoders\)"):
+        recognize(Listed(moore | {"blocks.1.weight": ()}))
+    unet = layouts.latent_diffusion_unet(layouts.unet_shapes())
+    with pytest.raises(InputError, match=r"does not fit its kind \(stable diffusion\)"):
+        recognize(Listed(unet | {"input_blocks.1.0.in_layers.2.weight": (33, 320, 3, 3)}))
+
+
+@pytest.mark.parametrize("header", ["{", "[]", "{}"])
+def test_a_damaged_header_of_a_head_is_refused(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "head.safetensors"
+    save_file({"template": torch.zeros(3)}, path, metadata={"anifacediff-head": header})
+    with pytest.raises(InputError, match=r"head.safetensors has a damaged header"):
+        recognize_file(path)
+
+
 # ---- folders, as the projects' instructions have them
 
 

@@ -71,7 +71,14 @@ def recognize(file: TensorFile) -> Recognition:
     if other is not None:
         raise Unrecognized(f"{file.path.name} is {other}.")
     for importer in IMPORTERS:
-        found = importer(listing)
+        try:
+            found = importer(listing)
+        except (ValueError, IndexError, ZeroDivisionError) as error:  # sizes of which no network can be built
+            kind = importer.__module__.rpartition(".")[2].replace("_", " ")
+            raise InputError(
+                f"{file.path.name} does not fit its kind ({kind}): expected sizes of such a network, found "
+                f"others ({error})."
+            ) from error
         if found is not None:
             return found
     raise Unrecognized(

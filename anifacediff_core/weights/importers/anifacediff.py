@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
 from anifacediff_core.weights.checkpoint import HEADER, read_header
 from anifacediff_core.weights.importers.recognition import Listing, Origin, Origins, Recognition
@@ -11,9 +12,9 @@ from anifacediff_core.weights.importers.recognition import Listing, Origin, Orig
 
 def recognize(listing: Listing) -> Recognition | None:
     if HEAD_FORMAT in listing.metadata:
-        head = json.loads(listing.metadata[HEAD_FORMAT])
+        name = _head_name(listing)
         origins = {"head": {name: _same(listing, name) for name in listing.infos}}
-        return Recognition(listing.path, f"head model {head['name']!r}", origins, head=head["name"])
+        return Recognition(listing.path, f"head model {name!r}", origins, head=name)
     if HEADER not in listing.metadata:
         return None
     header = read_header(listing.path, listing.metadata)
@@ -29,6 +30,15 @@ def recognize(listing: Listing) -> Recognition | None:
         head=header["head"],
         provenance=header.get("provenance", {}),
     )
+
+
+def _head_name(listing: Listing) -> str:
+    try:
+        return str(json.loads(listing.metadata[HEAD_FORMAT])["name"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{listing.path.name} has a damaged header ({error}): expected that of a head, fetch it again."
+        ) from error
 
 
 def _same(listing: Listing, name: str) -> Origin:
