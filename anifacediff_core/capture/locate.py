@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import mediapipe, mesh
+from .arkit import unpack
 from .detector import SQUARE_SCALE, Detection
 
 LANDMARKS = 68
@@ -63,17 +64,14 @@ def from_landmarks(
     Raises:
         InputError: it is no such mapping, or it belongs to other pictures.
     """
-    name = what[:1].upper() + what[1:]
-    if not isinstance(landmarks, Mapping) or not {"frames", "image_size"} <= set(landmarks):
-        raise InputError(f"{name} lack 'frames' or 'image_size'; connect the output of a face landmarker.")
-    height, width = (int(value) for value in landmarks["image_size"])
+    per_frame, (height, width) = unpack(landmarks, what)
     # pictures may have been scaled since, but not cut
-    if min(height, width) < 1 or abs(height / width - size[0] / size[1]) > 0.01 * height / width:
+    if abs(height / width - size[0] / size[1]) > 0.01 * height / width:
         raise InputError(
-            f"{name} belong to pictures of {width}x{height} pixels but the pictures have "
-            f"{size[1]}x{size[0]}; give the landmarker the same pictures."
+            f"{what[:1].upper()}{what[1:]} belong to pictures of {width}x{height} pixels but the pictures "
+            f"have {size[1]}x{size[0]}; give the landmarker the same pictures."
         )
-    found = [[_landmarked(face, max(height, width), what) for face in faces] for faces in landmarks["frames"]]
+    found = [[_landmarked(face, max(height, width), what) for face in faces] for faces in per_frame]
     return _of_all_frames(found, frames, what)
 
 
@@ -101,8 +99,7 @@ def from_boxes(
         raise InputError(f"{what[:1].upper()}{what[1:]} are no boxes; connect the output of a detector.")
     if frames == 1 and all(_is_box(box) for box in boxes):
         boxes = [boxes]
-    per_frame = [[each] if _is_box(each) else each for each in boxes]
-    found = [[_boxed(box, size, what) for box in each] for each in per_frame]
+    found = [[_boxed(box, size, what) for box in _as_list(each)] for each in boxes]
     return _of_all_frames(found, frames, what)
 
 
@@ -130,6 +127,8 @@ def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
     points = face.get("landmarks_xy")
     if points is not None:
         points = torch.as_tensor(points, dtype=torch.float64)[:, :2]
+        if not torch.isfinite(points).all():
+            raise InputError(f"There is NaN or infinity in {what}; leave out faces that were not found.")
         if len(points) == LANDMARKS:
             return Detection(score, _shares(square_of_landmarks(points), longer))
         if len(points) >= mesh.MESH_POINTS:
@@ -139,10 +138,18 @@ def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
             return Detection(score, _shares(inner, longer), _shares(around, longer))
     if face.get("bbox_xyxy") is not None:
         left, top, right, bottom = (float(value) for value in face["bbox_xyxy"])
-        return Detection(score, _shares(square_of_box((left, top, right, bottom)), longer))
+        return Detection(score, _shares(_square_of((left, top, right, bottom), what), longer))
     raise InputError(
         f"There are neither 68 points nor MediaPipe's mesh nor a box in {what}; use another landmarker."
     )
+
+
+def _as_list(boxes: Any) -> Sequence[Any]:
+    """The boxes of one frame; what is no list of them counts as one, to be looked at by itself."""
+    if boxes is None:
+        return []
+    listed = isinstance(boxes, (Sequence, Tensor, np.ndarray)) and not isinstance(boxes, str)
+    return [boxes] if _is_box(boxes) or not listed else boxes
 
 
 def _boxed(box: Any, size: tuple[int, int], what: str) -> Detection:
@@ -151,11 +158,15 @@ def _boxed(box: Any, size: tuple[int, int], what: str) -> Detection:
             f"There is something else than a box in {what}: expected x, y, width and height, found "
             f"{str(box)[:60]!r}."
         )
-    corners = _corners(box, size)
-    if not all(abs(value) < float("inf") for value in corners) or corners[2] <= corners[0]:
-        raise InputError(f"There is an empty box in {what}; leave it out where there is no face.")
     score = float(box.get("score", 1.0)) if isinstance(box, Mapping) else 1.0
-    return Detection(score, _shares(square_of_box(corners), max(size)))
+    return Detection(score, _shares(_square_of(_corners(box, size), what), max(size)))
+
+
+def _square_of(box: Box, what: str) -> tuple[float, float, float]:
+    left, top, right, bottom = box
+    if not all(abs(value) < float("inf") for value in box) or right <= left or bottom <= top:
+        raise InputError(f"There is an empty box in {what}; leave it out where there is no face.")
+    return square_of_box(box)
 
 
 def _is_box(value: Any) -> bool:

@@ -104,7 +104,7 @@ class TextureModel:
                     corners = _own_corners(archive, path.name)
         except InputError:
             raise
-        except (OSError, EOFError, IndexError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, EOFError, LookupError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"'{path.name}' cannot be read; it is missing or damaged.") from error
         if len(corners) != len(faces):
             raise InputError(

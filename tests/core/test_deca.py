@@ -405,7 +405,7 @@ def test_boxes_of_few_numbers_may_be_sizes() -> None:
 
 
 def test_frames_without_boxes() -> None:
-    assert [len(faces) for faces in from_boxes([[], [BOX, BOX], []], 3, SIZE)] == [0, 2, 0]
+    assert [len(faces) for faces in from_boxes([[], [BOX, BOX], None], 3, SIZE)] == [0, 2, 0]
 
 
 def test_landmarks_in_pictures_of_another_scale() -> None:
@@ -425,7 +425,16 @@ def test_landmarks_in_pictures_of_another_scale() -> None:
         (lambda: from_boxes([[{"a": 1}]], 1, SIZE), "something else than a box"),
         (lambda: from_boxes([[(5, 5, 0, 0)]], 1, SIZE), "empty box"),
         (lambda: from_landmarks({}, 3, SIZE), "lack 'frames'"),
-        (lambda: from_landmarks({"frames": [], "image_size": (100, 90)}, 3, SIZE), "90x100 pixels but"),
+        (lambda: from_boxes([[{"x1": 5, "y1": 50, "x2": 20, "y2": 50}]], 1, SIZE), "empty box"),
+        (lambda: from_boxes([3, 4], 2, SIZE), "something else than a box"),
+        (lambda: from_landmarks({"frames": [], "image_size": (100, 90)}, 3, SIZE), "hold no frame"),
+        (lambda: from_landmarks({"frames": [[]], "image_size": (100, 90)}, 3, SIZE), "90x100 pixels but"),
+        (
+            lambda: from_landmarks(
+                {"frames": [[{"landmarks_xy": LANDMARKS * float("nan")}]], "image_size": SIZE}, 1, SIZE
+            ),
+            "NaN",
+        ),
         (lambda: from_landmarks({"frames": [[]] * 2, "image_size": SIZE}, 3, SIZE), "are for 2"),
         (
             lambda: from_landmarks(

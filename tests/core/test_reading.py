@@ -692,6 +692,8 @@ def test_tensors_within_their_storage(path: Path) -> None:
         (0, (2, 2), (3, 1)),
         (0, (2**20, 2**20), (0, 0)),  # repeats one element until memory is full
         (0, (2**62, 2**62), (1, 1)),
+        (0, (0, 2**70), (1, 1)),
+        (0, (1,), (2**70,)),
         (-1, (2,), (1,)),
         (0, (-2,), (1,)),
         (3, (3,), (-1,)),

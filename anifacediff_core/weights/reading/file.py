@@ -209,7 +209,7 @@ def add_stored(
 
 
 def are_counts(numbers: tuple[Any, ...]) -> bool:
-    return all(type(number) is int and number >= 0 for number in numbers)
+    return all(type(number) is int and 0 <= number < 2**63 for number in numbers)
 
 
 def product(shape: tuple[int, ...]) -> int:
