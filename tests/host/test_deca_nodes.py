@@ -181,6 +181,7 @@ def test_missing_files_are_named_with_their_source(extension: Extension, files: 
         folder = "flame" if missing == "flame" else "deca"
         for part in ("'absent.bin'", source, names[missing], f"models/{folder}"):
             assert part in said, said
+    assert "no head" in refusal(extension, **(names | {"flame": "none"}))
     assert "no encoder" in refusal(extension, **(names | {"deca": "none", "smirk": "none"}))
     validate = extension.classes["AniFaceDiffLoadDECA"].validate_inputs
     assert validate(**names) is True and validate(deca="deca_model.tar", flame="generic_model.pkl") is True

@@ -377,6 +377,17 @@ def test_a_lora_that_fits_in_part_is_told(
     assert "left aside as no LoRA: 1 tensors (first: notes)" in report
 
 
+def test_other_weights_are_not_read(
+    host: SimpleNamespace, twin: Twin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a whole checkpoint, chosen by mistake."""
+    path = tmp_path / "checkpoint.safetensors"
+    comfy_save({"unet.weight": torch.zeros(2)}, path)
+    monkeypatch.setattr("anifacediff_core.weights.reading.TensorFile.read", pytest.fail)
+    with input_error("holds no LoRA .*unet.weight"):
+        host.lora.load_lora(twin.model, path, 1.0)
+
+
 @pytest.mark.parametrize("content", [b"", b"no safetensors at all", None], ids=["empty", "text", "pickle"])
 def test_a_damaged_or_dangerous_lora_is_refused(
     host: SimpleNamespace, twin: Twin, tmp_path: Path, content: bytes | None

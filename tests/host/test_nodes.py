@@ -548,6 +548,16 @@ def test_lengths_that_differ(extension: Extension, conditions: dict[str, Any]) -
     assert "latent" in extension.refusal("Sampler", **conditions, **SAMPLING, latent=latent)
 
 
+def test_vae_and_text_of_other_models(extension: Extension, loaded: dict[str, Any]) -> None:
+    inputs = reference_inputs(loaded, picture())
+    for shape in ((1, 16, 8, 8), (1, 4, 1, 8, 8)):
+        vae = SimpleNamespace(encode=lambda pixels, shape=shape: torch.zeros(shape))
+        message = extension.refusal("ReferenceNetEncode", **(inputs | {"vae": vae}))
+        assert f"latents of shape {list(shape)}" in message
+    message = extension.refusal("ReferenceNetEncode", **inputs, context=[[torch.zeros(1, 77, 2048), {}]])
+    assert "2048 channels" in message
+
+
 def test_normals_of_other_forms(extension: Extension, loaded: dict[str, Any]) -> None:
     encoder = loaded["pose_encoder"]
     assert "square" in extension.refusal("PoseEncode", pose_encoder=encoder, normals=picture(1, 64, 72))
