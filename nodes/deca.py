@@ -132,6 +132,8 @@ def _paths(deca: str, flame: str, smirk: str) -> list[Path | None]:
     Raises:
         InputError: one is missing, or there is neither DECA nor SMIRK.
     """
+    if flame == NONE:
+        raise InputError(f"There is no head: {FLAME_SOURCE.get()}.")
     if deca == smirk == NONE:
         raise InputError("There is no encoder: choose deca_model.tar as deca, or SMIRK_em1.pt as smirk.")
     chosen = ((DECA_SOURCE, deca), (FLAME_SOURCE, flame), (SMIRK_SOURCE, smirk))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from comfy_api.latest import io
 
@@ -14,7 +12,7 @@ from anifacediff_core.head.texture import Appearance, TextureModel
 
 from .head import CHUNK, head_input, load_head
 from .host.folders import FLAME, file_names, file_path
-from .host.runtime import Progress, device, show_text
+from .host.runtime import Progress, device, tell
 from .images import to_host
 from .sockets import AppearanceSocket, FaceParametersSocket, HeadSocket, make_schema, size_input
 
@@ -107,5 +105,4 @@ def _tell_what_is_missing(texture: TextureModel | None, appearance: Appearance |
     if appearance is None:
         told.append("There is no appearance of the source: the light is even.")
     if told:
-        logging.info("AniFaceDiff: %s", " ".join(told))
-        show_text(" ".join(told))
+        tell(" ".join(told))

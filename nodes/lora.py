@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io
 
 from .host.folders import LORAS, file_names, file_path
 from .host.lora import load_lora
-from .host.runtime import ModelPatcher, show_text
+from .host.runtime import ModelPatcher, tell
 from .sockets import make_schema
 
 
@@ -52,6 +50,5 @@ class LoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
         model, report = load_lora(model, file_path(LORAS, lora_name), strength)
-        logging.info(report)
-        show_text(report)
+        tell(report)
         return io.NodeOutput(model, report)

@@ -229,9 +229,9 @@ class _Video:
         index = self.select(options, frames)
         key = (device, dtype, None if isinstance(index, slice) else tuple(index))
         if key not in self._calls:
+            known = next((call for place, call in self._calls.items() if place[:2] == key[:2]), None)
             if sum(level.numel() * dtype.itemsize for level in self.pose) > RESIDENT:
                 self._calls.clear()
-            known = next((call for place, call in self._calls.items() if place[:2] == key[:2]), None)
             self._calls[key] = _Call(
                 {name: tokens.to(device, dtype) for name, tokens in self.reference.items()}
                 if known is None

@@ -59,13 +59,9 @@ def run(
     patcher: comfy.model_patcher.ModelPatcher,
     function: Callable[..., Result],
     *tensors: torch.Tensor,
-    memory: int = 0,
 ) -> Result:
-    """Load the module and call `function(module, *tensors)`, the tensors on its device in its compute dtype.
-
-    `memory` is what the call needs beside the weights, in bytes.
-    """
-    comfy.model_management.load_models_gpu([patcher], memory_required=memory)
+    """Load the module and call `function` with it and the tensors, on its device in its compute dtype."""
+    comfy.model_management.load_models_gpu([patcher])
     device, dtype = patcher.load_device, compute_dtype(patcher)
     with torch.no_grad():
         return function(unwrap(patcher), *(tensor.to(device=device, dtype=dtype) for tensor in tensors))

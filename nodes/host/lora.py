@@ -35,7 +35,7 @@ from torch import Tensor
 from anifacediff_core.errors import InputError
 from anifacediff_core.weights.reading import open_tensors
 
-from .runtime import show_text
+from .runtime import tell
 
 KEY = "anifacediff_lora"
 PREFIX = "diffusion_model."  # what the host calls the UNet in a MODEL
@@ -190,10 +190,8 @@ def _forget_hooks(model: ModelPatcher, *_: Any) -> None:
 
 def _tell(model: ModelPatcher) -> None:
     warnings = lora_warnings(model)
-    for warning in warnings:
-        logging.warning(warning)
     if warnings:
-        show_text("\n".join(warnings))
+        tell("\n".join(warnings), logging.WARNING)
 
 
 def _files(model: ModelPatcher) -> list[tuple[set[str], list[tuple[str, Any]]]]:
@@ -241,9 +239,14 @@ class _Contents:
 
 
 def _read(path: Path) -> tuple[Parts, dict[str, str]]:
-    """The file's tensors and, in safetensors, its notes."""
+    """The file's tensors and, in safetensors, its notes; what is no LoRA's is without numbers."""
     with open_tensors(path) as file:
-        weights = {name: file.read(name) for name in file.infos}
+        weights = {
+            name: file.read(name)
+            if _split(name)[1]
+            else torch.empty(info.shape, dtype=info.dtype, device="meta")
+            for name, info in file.infos.items()
+        }
         metadata = file.metadata
     if not weights:
         raise InputError(f"{path.name} holds no tensors and so no LoRA: choose another file.")

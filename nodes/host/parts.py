@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import comfy.latent_formats
 import comfy.utils
@@ -11,17 +12,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.attention import (
-    Conditions,
-    install_processors,
-    transformer_block_names,
-)
+from anifacediff_core.network.attention import Conditions, install_processors
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder, pose_sample
 from anifacediff_core.network.encoders import encode_pose as encode_pictures
 from anifacediff_core.network.model import make_unet, run_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.progress import Progress
+from anifacediff_core.weights.layout import block_channels
 
 from .auxiliary import manage, run, unwrap
 
@@ -45,7 +43,7 @@ def load_pose_encoder(config: NetworkConfig, weights: Weights) -> ModelPatcher:
 
 
 def load_expression_adapter(config: NetworkConfig, weights: Weights) -> ModelPatcher:
-    blocks = _block_channels(config)
+    blocks = block_channels(config)
     return manage(_filled(_without_init(ExpressionAdapter, config, blocks), weights, "expression adapter"))
 
 
@@ -72,9 +70,24 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
         run_unet(unet, latents, timesteps, context, conditions=Conditions(record=features))
         return {name: tokens.cpu() for name, tokens in features.items()}
 
-    latents = comfy.latent_formats.SD15().process_in(samples[:1])
     context = embedding[:, None] if embedding.ndim == 2 else embedding
+    _require_fit(unwrap(reference).config, samples, context)
+    latents = comfy.latent_formats.SD15().process_in(samples[:1])
     return run(reference, record, latents, context)
+
+
+def _require_fit(config: Any, samples: Tensor, context: Tensor) -> None:
+    """Refuse what a VAE or an encoder of another model has made."""
+    if samples.ndim != 4 or samples.shape[1] != config.in_channels:
+        raise InputError(
+            f"The VAE makes latents of shape {list(samples.shape)}: expected {config.in_channels} channels, "
+            "connect a VAE of Stable Diffusion 1.5."
+        )
+    if context.shape[-1] != config.cross_attention_dim:
+        raise InputError(
+            f"The context has {context.shape[-1]} channels: expected {config.cross_attention_dim}, connect "
+            "the CLIP_VISION, or a text of the CLIP, that the ReferenceNet was trained with."
+        )
 
 
 def encode_pose(
@@ -116,22 +129,11 @@ def pose_kinds(encoder: ModelPatcher) -> tuple[str, ...]:
     return getattr(unwrap(encoder), "kinds", ("normals",))
 
 
-def n_expression(adapter: ModelPatcher) -> int:
-    """Length of the expression vector that an expression adapter takes."""
-    return unwrap(adapter).mlp[0].in_features
-
-
 def _without_init(make: Callable[..., nn.Module], *arguments: object) -> nn.Module:
     """Build a module without spending time on random weights: all are loaded or refused afterwards."""
     with torch.device("meta"):
         module = make(*arguments)
     return module.to_empty(device="cpu")
-
-
-def _block_channels(config: NetworkConfig) -> dict[str, int]:
-    with torch.device("meta"):
-        unet = make_unet(config)
-    return {name: unet.get_submodule(name).attn1.to_q.out_features for name in transformer_block_names(unet)}
 
 
 def _filled(module: nn.Module, weights: Weights, part: str) -> nn.Module:

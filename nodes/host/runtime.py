@@ -1,7 +1,8 @@
-"""What the host lends a running node: a device, a progress bar with previews, a line of text, cancelling."""
+"""What the host lends a running node: a device, a progress bar with previews, lines of text, cancelling."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import comfy.model_management
@@ -13,7 +14,7 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["ModelPatcher", "Progress", "device", "show_text"]
+__all__ = ["ModelPatcher", "Progress", "device", "show_text", "tell"]
 
 PREVIEW_SIDE = 512
 
@@ -40,6 +41,12 @@ class Progress:
         comfy.model_management.throw_exception_if_processing_interrupted()
         preview = None if picture is None else ("JPEG", _to_pillow(picture), PREVIEW_SIDE)
         self.bar.update_absolute(done, total, preview)
+
+
+def tell(text: str, level: int = logging.INFO) -> None:
+    """Write a line into the log as well as onto the node that runs."""
+    logging.log(level, "AniFaceDiff: %s", text)
+    show_text(text)
 
 
 def show_text(text: str) -> None:

@@ -382,7 +382,7 @@ def test_other_weights_are_not_read(
 ) -> None:
     """Of a whole checkpoint, chosen by mistake."""
     path = tmp_path / "checkpoint.safetensors"
-    comfy_save({"unet.weight": torch.zeros(2)}, path)
+    safetensors.torch.save_file({"unet.weight": torch.zeros(2)}, path)
     monkeypatch.setattr("anifacediff_core.weights.reading.TensorFile.read", pytest.fail)
     with input_error("holds no LoRA .*unet.weight"):
         host.lora.load_lora(twin.model, path, 1.0)
