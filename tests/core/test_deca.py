@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,18 +96,8 @@ def motion(flame: HeadModel, frames: int, seed: int = 0) -> FaceParameters:
 # --- The networks --------------------------------------------------------------------------------
 
 
-def torchvision_resnet() -> Any:
-    """torchvision without its CUDA operators, which a wheel for another torch lacks."""
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        with suppress(RuntimeError):  # they are there
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    models = pytest.importorskip("torchvision").models
-    return models.resnet50(), library
-
-
 def test_deca_is_torchvisions_resnet(deca: DecaEncoder) -> None:
-    reference, _library = torchvision_resnet()
+    reference = pytest.importorskip("torchvision").models.resnet50()
     reference.fc = nn.Identity()
     found = {name: tensor.shape for name, tensor in deca.encoder.state_dict().items()}
     assert found == {name: tensor.shape for name, tensor in reference.state_dict().items()}
@@ -119,7 +108,6 @@ def test_deca_is_torchvisions_resnet(deca: DecaEncoder) -> None:
 
 
 def test_smirk_is_timms_mobilenets(smirk: SmirkEncoder) -> None:
-    torchvision_resnet()
     timm = pytest.importorskip("timm")
     for name, kind in (("pose", "small"), ("shape", "large"), ("expression", "large")):
         ours = smirk.get_submodule(f"{name}_encoder.encoder")
