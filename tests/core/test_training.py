@@ -328,7 +328,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_a_whole_experiment_ends_in_a_checkpoint_that_the_pipeline_runs(toy: tuple[Path, Path]) -> None:
     _, folder = toy
     checkpoint = load_checkpoint(folder / "anifacediff.safetensors")
-    assert set(checkpoint.parts) == set(PARTS)
+    assert set(checkpoint.parts) == set(PARTS) - {"deca", "smirk"}  # other projects'
     assert checkpoint.provenance["experiment"]["seed"] == 3
     assert checkpoint.provenance["trained"]["stage2"]["fraction"] == "1.0"
     head = HeadModel.bundled()
