@@ -13,6 +13,7 @@ Two files that are equal in all of this are refused: nothing tells which is mean
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -168,14 +169,14 @@ def read_folder(path: Path) -> Folder:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Files with a usual ending, in folders inside as well, but in no hidden one."""
+    """Files with a usual ending, in folders and links inside as well, but in no hidden one."""
     files = []
-    for file in sorted(folder.rglob("*")):
-        inside = file.relative_to(folder).parts
-        hidden = any(name.startswith(".") for name in inside)
-        if file.suffix.lower() in ENDINGS and not hidden and len(inside) <= MAX_DEPTH and file.is_file():
-            files.append(file)
-    return files
+    for place, folders, names in os.walk(folder, followlinks=True):  # the depth ends links that go in circles
+        deep = len(Path(place).relative_to(folder).parts) + 1 == MAX_DEPTH
+        folders[:] = [] if deep else [name for name in folders if not name.startswith(".")]
+        paths = [Path(place, name) for name in names if not name.startswith(".")]
+        files += [path for path in paths if path.suffix.lower() in ENDINGS and path.is_file()]
+    return sorted(files)
 
 
 def folder_config(folder: Folder) -> NetworkConfig:

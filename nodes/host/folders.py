@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from itertools import islice
 from pathlib import Path
 
 import folder_paths
@@ -38,11 +40,11 @@ def file_names(folder: str, bundled: bool = False) -> list[str]:
 def model_names() -> list[str]:
     """Names of models for a drop-down: the bundled one, files, and folders of other projects' files."""
     folders = {
-        f"{entry.name}/"
-        for root in map(Path, folder_paths.get_folder_paths(CHECKPOINTS))
-        if root.is_dir()
-        for entry in root.iterdir()
-        if entry.is_dir() and not entry.name.startswith(".") and weight_files(entry)
+        f"{name}/"
+        for root in folder_paths.get_folder_paths(CHECKPOINTS)
+        for _, inside, _ in islice(os.walk(root), 1)  # nothing where there is no such folder
+        for name in inside
+        if not name.startswith(".") and weight_files(Path(root, name))
     }
     return [*file_names(CHECKPOINTS, bundled=True), *sorted(folders)]
 

@@ -41,7 +41,7 @@ class Extension:
 
 def one_sentence(text: str) -> str:
     assert "\n" not in text and len(text) < 300, text
-    assert text[0].isupper() or text[0] in "'\"" or text.split()[0].endswith(".safetensors"), text
+    assert text[0].isupper() or text[0] in "'\"" or text.split()[0].endswith((".safetensors", ".pth")), text
     assert text.endswith(".") and not re.search(r"[.!?] +[A-Z]", text), text
     return text
 
