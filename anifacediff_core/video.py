@@ -94,7 +94,7 @@ def read_frames(path: str | Path) -> Iterator[Tensor]:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """A picture file as (1, 3, height, width); transparency is laid over middle grey."""
+    """A picture file as (1, 3, height, width); transparency is laid over middle gray."""
     if not Path(path).is_file():
         raise InputError(f"There is no picture file {path}.")
     try:

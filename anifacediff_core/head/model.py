@@ -49,7 +49,7 @@ class HeadModel(nn.Module):
     region.<name>        (n,), optional               vertex indices
     ===================  ===========================  =====================================================
 
-    and in the header ``anifacediff-head``: JSON with name, expression names, licence and origin; with
+    and in the header ``anifacediff-head``: JSON with name, expression names, license and origin; with
     ``joints_follow_expression`` the joints are regressed from the head that also bears its expression, as
     FLAME's are.
     """

@@ -28,7 +28,7 @@ def write_card(folder: Path, command: str) -> Path:
     settings = yaml.safe_dump(experiment, sort_keys=False, width=110)
     parts = [
         "# AniFaceDiff, the bundled weights",
-        f"{holds} Head model: `{checkpoint.head}`. Licence: that of this project, Apache-2.0.",
+        f"{holds} Head model: `{checkpoint.head}`. License: that of this project, Apache-2.0.",
         "## Training",
         f"`{command}`, seed {experiment.get('seed')}. {data}",
         _phase_table(folder),

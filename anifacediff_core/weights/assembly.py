@@ -57,7 +57,7 @@ def convert(
     Returns: what was written, in one sentence.
 
     Raises:
-        InputError: the file is damaged, of no known kind, or gives only an initialiser.
+        InputError: the file is damaged, of no known kind, or gives only an initializer.
     """
     if path.is_dir():
         folder = open_folder(path)

@@ -65,7 +65,7 @@ def _contents(file: TensorFile) -> Iterator[str]:
 
 def _recognition(found: Recognition, file: TensorFile) -> Iterator[str]:
     for part in found.parts:
-        initial = " (an initialiser: only some of its tensors)" if part in found.partial else ""
+        initial = " (an initializer: only some of its tensors)" if part in found.partial else ""
         yield _line("part", f"{part}: {_numbers(found, part)}{initial}")
     yield _line("used", f"{len(found.used)} of {len(file.infos)} tensors")
     for reason, count in Counter(found.left.values()).most_common():

@@ -155,7 +155,7 @@ def _count(weights: Weights, pattern: str) -> int:
 
 
 def _check_shapes(weights: Weights, expected: Weights) -> None:
-    """The host only logs missing weights and would sample with uninitialised ones: refuse instead."""
+    """The host only logs missing weights and would sample with uninitialized ones: refuse instead."""
     missing = sorted(set(expected) - set(weights))
     if missing:
         raise InputError(

@@ -772,7 +772,7 @@ def test_assembly_is_repeatable(ingredients: Ingredients, tmp_path: Path) -> Non
     equal(a, b)
 
 
-def test_initialisers_from_the_family(
+def test_initializers_from_the_family(
     family: Callable[[Path, str], Path],
     guides: GuidanceEncoders,
     ingredients: Ingredients,

@@ -1,4 +1,4 @@
-"""An IP-Adapter for Stable Diffusion 1.5, as an initialiser of the expression adapter's keys and values.
+"""An IP-Adapter for Stable Diffusion 1.5, as an initializer of the expression adapter's keys and values.
 
 Its layers are numbered in diffusers' order of attention processors, down, up, middle, with the odd numbers
 for cross-attention; ours are in the order in which the UNet runs them: down, middle, up. Its projection of an

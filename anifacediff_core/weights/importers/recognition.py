@@ -123,7 +123,7 @@ class Recognition:
         config: what the tensors tell of a NetworkConfig.
         head: name of the head model that an AniFaceDiff checkpoint was trained on.
         provenance: what an AniFaceDiff checkpoint tells about itself.
-        partial: parts of which the file gives only some tensors: initialisers for training.
+        partial: parts of which the file gives only some tensors: initializers for training.
     """
 
     path: Path
