@@ -10,7 +10,7 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import GUIDANCE, render_guidance
 from anifacediff_core.head.texture import Appearance, TextureModel
 
-from .head import CHUNK, head_input, load_head
+from .head import CHUNK, head_input, load_head, on_device
 from .host.folders import FLAME, file_names, file_path
 from .host.runtime import Progress, device, tell
 from .images import to_host
@@ -87,14 +87,17 @@ class RenderGuidance(io.ComfyNode):
         model.require(parameters)
         skin = None if texture == NONE else TextureModel.load(file_path(FLAME, texture), model.faces.cpu())
         _tell_what_is_missing(skin, appearance)
-        model = model.to(device())
         skin = None if skin is None else skin.to(device())
         progress, parts = Progress(len(parameters)), []
-        for start in range(0, len(parameters), CHUNK):
-            part = parameters[start : start + CHUNK]
-            parts.append(render_guidance(model, part, size, appearance=appearance, texture=skin, batch=CHUNK))
-            done = min(start + CHUNK, len(parameters))
-            progress.show(done, len(parameters), picture=parts[-1]["render"][-1])
+        with on_device(model):
+            for start in range(0, len(parameters), CHUNK):
+                part = parameters[start : start + CHUNK]
+                guidance = render_guidance(
+                    model, part, size, appearance=appearance, texture=skin, batch=CHUNK
+                )
+                parts.append(guidance)
+                done = min(start + CHUNK, len(parameters))
+                progress.show(done, len(parameters), picture=guidance["render"][-1])
         return io.NodeOutput(*(to_host(torch.cat([part[name] for part in parts])) for name in GUIDANCE))
 
 

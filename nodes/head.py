@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from comfy_api.latest import io
 
@@ -107,13 +110,24 @@ class RenderNormals(io.ComfyNode):
     def execute(
         cls, parameters: FaceParameters, size: int, head: str, head_model: HeadModel | None = None
     ) -> io.NodeOutput:
-        model = (head_model or load_head(head, parameters)).to(device())
+        model = head_model or load_head(head, parameters)
         model.require(parameters)
         progress, parts = Progress(len(parameters)), []
-        for start in range(0, len(parameters), CHUNK):
-            parts.append(render_normals(model, parameters[start : start + CHUNK], size, batch=CHUNK))
-            progress.show(min(start + CHUNK, len(parameters)), len(parameters), picture=parts[-1][-1])
+        with on_device(model):
+            for start in range(0, len(parameters), CHUNK):
+                parts.append(render_normals(model, parameters[start : start + CHUNK], size, batch=CHUNK))
+                progress.show(min(start + CHUNK, len(parameters)), len(parameters), picture=parts[-1][-1])
         return io.NodeOutput(to_host(torch.cat(parts)))
+
+
+@contextmanager
+def on_device(model: HeadModel) -> Iterator[None]:
+    """Where the host computes, for as long as it takes: the host doesn't know of this memory."""
+    try:
+        model.to(device())
+        yield
+    finally:
+        model.to("cpu")
 
 
 def head_input() -> io.Combo.Input:

@@ -149,15 +149,31 @@ def _expression(coefficients: Sequence[Mapping[str, float]] | Tensor, head: Head
 
 
 def unpack(landmarks: Mapping[str, Any], what: str) -> tuple[list[list[Mapping[str, Any]]], tuple[int, int]]:
-    """The faces of every frame, and height and width of the pictures, of FACE_LANDMARKS."""
+    """The faces of every frame, and height and width of the pictures, of FACE_LANDMARKS.
+
+    Raises:
+        InputError: it is no such mapping, without frames, or places in it are no finite numbers.
+    """
     name = what[:1].upper() + what[1:]
     if not isinstance(landmarks, Mapping) or not {"frames", "image_size"} <= set(landmarks):
         raise InputError(f"{name} lack 'frames' or 'image_size'; connect the output of a face landmarker.")
-    frames = [list(faces) for faces in landmarks["frames"]]
-    height, width = (int(value) for value in landmarks["image_size"])
+    try:
+        frames = [list(faces) for faces in landmarks["frames"]]
+        height, width = (int(value) for value in landmarks["image_size"])
+        finite = all(_is_finite(face) for faces in frames for face in faces)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{name} have another form; connect the output of a face landmarker.") from error
+    if not finite:
+        raise InputError(f"{name} have NaN or infinity; leave out faces that were not found.")
     if not frames or height < 1 or width < 1:
         raise InputError(f"{name} hold no frame; give at least one picture to the landmarker.")
     return frames, (height, width)
+
+
+def _is_finite(face: Mapping[str, Any]) -> bool:
+    places = (face.get(name) for name in ("landmarks_xy", "landmarks_3d", "bbox_xyxy"))
+    given = (torch.as_tensor(place, dtype=torch.float32) for place in places if place is not None)
+    return all(bool(torch.isfinite(place).all()) for place in given)
 
 
 def follow(

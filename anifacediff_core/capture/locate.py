@@ -127,8 +127,6 @@ def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
     points = face.get("landmarks_xy")
     if points is not None:
         points = torch.as_tensor(points, dtype=torch.float64)[:, :2]
-        if not torch.isfinite(points).all():
-            raise InputError(f"There is NaN or infinity in {what}; leave out faces that were not found.")
         if len(points) == LANDMARKS:
             return Detection(score, _shares(square_of_landmarks(points), longer))
         if len(points) >= mesh.MESH_POINTS:

@@ -111,7 +111,9 @@ def test_drawing_refuses(extension: Extension) -> None:
     message = extension.refusal("DrawFaceLandmarks", driving_landmarks=good, **DRAWING)
     assert "source_landmarks" in message
     nobody = landmarks(None, None)
-    for given in ({}, {"frames": []}, nobody):
+    lost = landmarks(face() | {"landmarks_3d": torch.full((478, 3), float("nan"))})
+    strange = {"frames": 3, "image_size": "large"}
+    for given in ({}, {"frames": []}, nobody, lost, strange, landmarks(torch.zeros(4))):
         extension.refusal("DrawFaceLandmarks", source_landmarks=good, driving_landmarks=given, **DRAWING)
     if not mediapipe.available():
         image = torch.zeros(1, SIZE, SIZE, 3)
