@@ -230,8 +230,9 @@ class _Video:
         key = (device, dtype, None if isinstance(index, slice) else tuple(index))
         if key not in self._calls:
             known = next((call for place, call in self._calls.items() if place[:2] == key[:2]), None)
-            if sum(level.numel() * dtype.itemsize for level in self.pose) > RESIDENT:
-                self._calls.clear()
+            features = sum(level.numel() * dtype.itemsize for level in self.pose)
+            if device.type == "cpu" or features > RESIDENT:
+                self._calls.clear()  # on the CPU they would only be a second copy
             self._calls[key] = _Call(
                 {name: tokens.to(device, dtype) for name, tokens in self.reference.items()}
                 if known is None
