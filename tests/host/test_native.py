@@ -201,6 +201,7 @@ def test_folders(host: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(folder_paths, "folder_names_and_paths", {})
     monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path / "models"))
     # what extra_model_paths.yaml does, before extensions load
     folder_paths.add_model_folder_path("anifacediff", str(tmp_path))
     host.folders.register_folders()
