@@ -87,13 +87,8 @@ def load_lora(model: ModelPatcher, path: Path, strength: float) -> tuple[ModelPa
     if not found.fitting:
         raise InputError(_refusal(path.name, found))
     _add_alphas(found.fitting, metadata)
-    renamed = {
-        layer + suffix: tensor for layer, parts in found.fitting.items() for suffix, tensor in parts.items()
-    }
-    keys = {layer: f"{layer}.weight" for layer in found.fitting}
     shapes = _shapes(model)
-    patches = comfy.lora.load_lora(renamed, keys, log_missing=False)
-    patches = {key: patch for key, patch in patches.items() if key in shapes}
+    patches = {key: patch for key, patch in _patches(found.fitting, path.name).items() if key in shapes}
     misfits = [key for key, patch in patches.items() if not _has_shape(patch, shapes[key])]
     if misfits:
         first = f"{misfits[0]}, here {list(shapes[misfits[0]])}"
@@ -104,6 +99,19 @@ def load_lora(model: ModelPatcher, path: Path, strength: float) -> tuple[ModelPa
     model = model.clone()
     model.add_patches(patches, strength)
     return model, _report(path.name, {key.rpartition(".")[0] for key in patches}, found)
+
+
+def _patches(fitting: dict[str, Parts], file: str) -> dict[str, Any]:
+    """What the host makes of a LoRA in its own naming, by the names of the weights."""
+    renamed = {layer + suffix: tensor for layer, parts in fitting.items() for suffix, tensor in parts.items()}
+    keys = {layer: f"{layer}.weight" for layer in fitting}
+    try:
+        patches: dict[str, Any] = comfy.lora.load_lora(renamed, keys, log_missing=False)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{file} has layers that are no LoRA's ({error}): choose another file.") from error
+    if not patches:
+        raise InputError(f"{file} has no whole layer of a LoRA (first: {min(renamed)}): choose another file.")
+    return patches
 
 
 def watch_loras(model: ModelPatcher) -> None:
@@ -348,7 +356,9 @@ def _has_shape(patch: Any, shape: torch.Size) -> bool:
     """Whether a patch has as many numbers as the weight, where that shows without computing it."""
     name, weights = getattr(patch, "name", None), getattr(patch, "weights", None)
     if weights and ((name == "lora" and weights[3] is None) or (name == "loha" and weights[5] is None)):
-        return weights[0].shape[0] * prod(weights[1].shape[1:]) == prod(shape)
+        up, down = weights[:2]
+        ranks = up.shape[1:2] == down.shape[:1] and up.ndim > 1
+        return ranks and up.shape[0] * prod(down.shape[1:]) == prod(shape)
     if isinstance(patch, tuple) and patch[0] == "diff":
         return patch[1][0].shape == shape
     return True

@@ -362,6 +362,28 @@ def test_a_lora_of_other_widths_is_refused(
         our_lora(host, twin.model, loras(file))
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {".lora_up.weight": (96, 4), ".lora_down.weight": (4, 96), ".alpha": (2,)},
+        {".lora_up.weight": (96, 4), ".lora_down.weight": (8, 128)},
+        {".lora_up.weight": (), ".lora_down.weight": (4, 96)},
+        {".lora_up.weight": (96, 4), ".lora_down.weight": ()},
+        {".diff": ()},
+        {".hada_w1_a": (), ".hada_w1_b": (), ".hada_w2_a": (), ".hada_w2_b": ()},
+        {".lora_up.weight": (96, 4)},
+        {".lora_down.weight": (4, 96), ".alpha": ()},
+    ],
+)
+def test_a_lora_of_odd_tensors_is_refused(
+    host: SimpleNamespace, twin: Twin, loras: Callable, parts: dict[str, tuple[int, ...]]
+) -> None:
+    layer = ATTENTION.format("down_blocks_0_attentions_0", 0, "up").removesuffix(".lora_up.weight")
+    name = loras({layer + suffix: torch.zeros(shape) for suffix, shape in parts.items()})
+    with input_error("lora.safetensors "):
+        our_lora(host, twin.model, name)
+
+
 def test_a_lora_that_fits_in_part_is_told(
     host: SimpleNamespace, twin: Twin, layers: dict, changes: dict, loras: Callable
 ) -> None:
