@@ -8,7 +8,8 @@ Architecture and names: https://github.com/Zejun-Yang/AniPortrait (Apache-2.0). 
 - Its "cross attention" never looks at the drawing of the source: it is self-attention within each frame. The
   features depend on the driving drawings alone.
 
-Weights have the names of `pose_guider.pth`, brought into this form by `fold`:
+Weights have the names of `pose_guider.pth` but for its averages and `scale`; `weights.importers` brings them
+into this form:
 
     conv_layers.{0,3,…,21}, conv_layers_{1,2,3}.{0,3}, conv_layers_4.0    convolutions
     conv_layers.{1,4,…,22}, conv_layers_{1,2,3}.{1,4}, conv_layers_4.1    affine part of their normalization,
@@ -18,8 +19,6 @@ Weights have the names of `pose_guider.pth`, brought into this form by `fold`:
 """
 
 from __future__ import annotations
-
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -33,24 +32,6 @@ EPS = 1e-5
 SAMPLE = 16  # frames of a long video that tell its statistics; as many as AniPortrait's windows have
 
 Statistics = list[tuple[Tensor, Tensor]]  # mean and variance (C,) of what enters each normalization
-
-
-def fold(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `pose_guider.pth` to those of `LandmarkGuider`.
-
-    The statistics that training has averaged are left out, nothing reads them: `*.running_mean`,
-    `*.running_var` and `*.num_batches_tracked`.
-    """
-    folded = {}
-    for name, tensor in weights.items():
-        if name == "scale" or name.endswith((".running_mean", ".running_var", ".num_batches_tracked")):
-            continue
-        if name.startswith("final_proj.") and "scale" in weights:
-            tensor = tensor * weights["scale"].to(tensor)
-        if name.startswith("conv_layers") and name.endswith(".weight") and tensor.ndim == 1:
-            tensor = tensor[:, None, None, None]
-        folded[name] = tensor
-    return folded
 
 
 class LandmarkGuider(nn.Module):

@@ -26,7 +26,7 @@ from anifacediff_core.network import landmark_guider
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import make_image_encoder, make_pose_encoder
 from anifacediff_core.network.guidance import GuidanceEncoders
-from anifacediff_core.network.landmark_guider import LandmarkGuider, fold
+from anifacediff_core.network.landmark_guider import LandmarkGuider
 from anifacediff_core.network.model import AniFaceDiff, make_unet
 from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.storage import write_tensor_stream
@@ -517,7 +517,7 @@ def test_aniportraits_pose_guider_is_folded(tmp_path: Path) -> None:
     """Against the network's own reading of that file."""
     weights = layouts.pose_guider(random_state(LandmarkGuider(NARROW.block_out_channels)), 2.0)
     found = recognize_file(save(tmp_path / "pose_guider.pth", weights))
-    equal(dict(found.tensors("pose_encoder")), fold(weights))
+    equal(dict(found.tensors("pose_encoder")), layouts.fold(weights))
 
 
 def test_flame_becomes_a_head(tmp_path: Path) -> None:

@@ -279,6 +279,24 @@ def pose_guider(weights: Named, scale: float) -> Named:
     return result
 
 
+def fold(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of `pose_guider.pth` to those of `LandmarkGuider`.
+
+    The statistics that training has averaged are left out, nothing reads them: `*.running_mean`,
+    `*.running_var` and `*.num_batches_tracked`.
+    """
+    folded = {}
+    for name, tensor in weights.items():
+        if name == "scale" or name.endswith((".running_mean", ".running_var", ".num_batches_tracked")):
+            continue
+        if name.startswith("final_proj.") and "scale" in weights:
+            tensor = tensor * weights["scale"].to(tensor)
+        if name.startswith("conv_layers") and name.endswith(".weight") and tensor.ndim == 1:
+            tensor = tensor[:, None, None, None]
+        folded[name] = tensor
+    return folded
+
+
 def without_last_layers(weights: Named) -> Named:
     """The Animate-Anyone family's reference_unet.pth."""
     return {
