@@ -131,10 +131,9 @@ class HeadModel(nn.Module):
         if header is None and "v_template" in tensors:
             return _load_flame(path)
         missing = [key for key in REQUIRED if key not in tensors]
-        if header is None or missing:
-            raise InputError(
-                f"'{name}' is not a head file: expected {', '.join(missing) or 'a header'}, found none."
-            )
+        if not isinstance(header, dict) or not isinstance(header.get("name"), str) or missing:
+            lacking = ", ".join(missing) or "a header with a name"
+            raise InputError(f"'{name}' is not a head file: expected {lacking}, found none.")
         _check_shapes(tensors, name)
         return cls(tensors, header)
 
@@ -277,3 +276,8 @@ def _check_shapes(tensors: dict[str, Tensor], name: str) -> None:
             f"The head file '{name}' has triangles that point outside its {vertices} vertices; "
             "get a fresh copy."
         )
+    for key, count in (("landmarks", vertices), ("expression_vertices", vertices), ("parents", joints)):
+        if key in tensors and (tensors[key].max() >= count or tensors[key].min() < -(key == "parents")):
+            raise InputError(
+                f"The head file '{name}' has {key} outside of 0 to {count - 1}; get a fresh copy."
+            )

@@ -137,6 +137,14 @@ def test_wrong_head_files_are_refused_in_a_sentence(head, tmp_path):
         save_file({**tensors, key: tensor.clone()}, tmp_path / "wrong.safetensors", header)
         with pytest.raises(InputError, match=f"does not fit together: expected {key}"):
             HeadModel.load(tmp_path / "wrong.safetensors")
+    for broken in ("{}", "[1]", '{"name": 1}'):
+        save_file(tensors, tmp_path / "wrong.safetensors", {"anifacediff-head": broken})
+        with pytest.raises(InputError, match="a header with a name"):
+            HeadModel.load(tmp_path / "wrong.safetensors")
+    for key in ("landmarks", "parents"):
+        save_file({**tensors, key: torch.full((5,), 10**6)}, tmp_path / "wrong.safetensors", header)
+        with pytest.raises(InputError, match=f"has {key} outside of 0 to"):
+            HeadModel.load(tmp_path / "wrong.safetensors")
     other = replace(head.neutral(), head="flame")
     with pytest.raises(InputError, match="belong to the head 'flame'"):
         render_normals(head, other, 32)
