@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +51,8 @@ FULL = NetworkConfig(
     beta_schedule="linear",
     profile="aniportrait",
 )
-NARROW = NetworkConfig(
+NARROW = replace(
+    FULL,
     block_out_channels=(32, 64, 128, 128),
     cross_attention_dim=48,
     image_size=28,
@@ -59,11 +60,6 @@ NARROW = NetworkConfig(
     image_layers=2,
     image_heads=2,
     image_intermediate=32,
-    motion_norm=FULL.motion_norm,
-    pose_encoder=FULL.pose_encoder,
-    pose_inputs=FULL.pose_inputs,
-    beta_schedule=FULL.beta_schedule,
-    profile=FULL.profile,
 )
 
 
