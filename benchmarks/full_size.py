@@ -4,8 +4,8 @@
 
 Weights are random, in the shapes of Stable Diffusion 1.5 and AnimateDiff v2; every weight goes
 through the same loaders, hooks and sampler as in the nodes. The floor is the time that the multiplications of
-all steps, both halves of guidance, take at the rate of a large matrix product measured in the same run: at its best,
-over 30 ms, and kept up for as long as the denoising takes.
+all steps, both halves of guidance, take at the rate of a large matrix product measured in the same run: at
+its best, over 30 ms, and kept up for as long as the denoising takes.
 
     ... --parity                        relative errors against the core's own network, in half precision
     ... --parity -- --fp32-unet         the same in full precision
