@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from ..errors import InputError
@@ -167,9 +169,12 @@ class FaceParameters:
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
         """Write a safetensors file atomically."""
-        header = {"format": FORMAT, "version": "1", "head": self.head, **(metadata or {})}
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        write_tensors(Path(path), tensors, {FORMAT: json.dumps(header)})
+        write_tensors(Path(path), self._tensors(), self._header(metadata))
+
+    def to_bytes(self, metadata: dict[str, str] | None = None) -> bytes:
+        """The bytes of the file that :meth:`save` writes."""
+        stored = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        return save_bytes(stored, self._header(metadata))
 
     @classmethod
     def load(cls, path: str | Path) -> FaceParameters:
@@ -178,24 +183,53 @@ class FaceParameters:
         Raises:
             InputError: the file is missing, damaged, or holds something else.
         """
+        what = f"'{Path(path).name}'"
         try:
             with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
                 names = set(file.keys())
-                if header is None or not set(TENSORS) <= names:
-                    raise InputError(
-                        f"'{Path(path).name}' holds no face parameters; "
-                        "choose a file written by Save Face Parameters."
-                    )
-                tensors = {name: file.get_tensor(name) for name in TENSORS}
+                tensors = {name: file.get_tensor(name) for name in TENSORS if name in names}
+                return cls._of(tensors, file.metadata(), what)
         except (OSError, SafetensorError, json.JSONDecodeError) as error:
             raise InputError(
-                f"'{Path(path).name}' cannot be read as face parameters; the file is missing or damaged."
+                f"{what} cannot be read as face parameters; the file is missing or damaged."
             ) from error
+
+    @classmethod
+    def from_bytes(cls, data: bytes, what: str) -> FaceParameters:
+        """Read what :meth:`to_bytes` gave.
+
+        Args:
+            what: name of the data in messages.
+
+        Raises:
+            InputError: the data are damaged or something else.
+        """
+        try:
+            tensors = load_bytes(data)
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            return cls._of(tensors, header.get("__metadata__"), what)
+        except (SafetensorError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{what} cannot be read as face parameters; the data are damaged.") from error
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in TENSORS}
+
+    def _header(self, metadata: dict[str, str] | None) -> dict[str, str]:
+        return {FORMAT: json.dumps({"format": FORMAT, "version": "1", "head": self.head, **(metadata or {})})}
+
+    @classmethod
+    def _of(cls, tensors: dict[str, Tensor], metadata: dict[str, str] | None, what: str) -> FaceParameters:
+        header = json.loads((metadata or {}).get(FORMAT, "null"))
+        if header is None or not set(TENSORS) <= tensors.keys():
+            raise InputError(
+                f"{what} holds no face parameters; choose a file written by Save Face Parameters."
+            )
         parameters = {
-            name: tensor.bool() if name == "valid" else tensor.float() for name, tensor in tensors.items()
+            name: tensors[name].bool() if name == "valid" else tensors[name].float() for name in TENSORS
         }
-        return cls(**parameters, head=str(header["head"])).require_finite(f"'{Path(path).name}'")
+        return cls(**parameters, head=str(header["head"])).require_finite(what)
 
 
 assert {field.name for field in fields(FaceParameters)} == {*TENSORS, "head"}

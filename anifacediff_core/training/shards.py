@@ -1,0 +1,560 @@
+"""Training from shards: batches of `Pairs` that follow from a seed, and go on exactly where they stopped.
+
+The shards of a set are dealt to the processes, and those of a process to its loader workers, once and for
+all, so nobody sees what another one sees. Every worker reads its shards in a new order each epoch, picks
+frames of every segment, and mixes what it picked in a buffer. Which frames are picked follows from the seed,
+the epoch and the segment alone, and the order from the seed, the epoch and the worker's place: where a worker
+is in its epoch says what comes next. That place travels with each batch, so what workers have read ahead
+does not count. :mod:`.shard_format` says what a shard holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from ..errors import InputError
+from ..evaluation.regions import SPOTS, face_spots
+from ..head.model import HeadModel
+from ..head.parameters import FaceParameters
+from ..head.render import draw_normals
+from ..network.autoencoder import AutoEncoder, StableAutoEncoder
+from ..network.encoders import clip_preprocess
+from .data import NormalsNoise, Pairs, weaken_expression
+from .shard_format import Segment, Shard, decode_picture, find_shards, read_shard, usable_frames
+
+T = TypeVar("T")
+FACE_REGIONS = ("left_eye", "right_eye", "lips", "head_skin")  # what `face_spots` needs of a head
+NOWHERE = -1e6  # pixels; a disk of this radius covers nothing
+DOWNSAMPLING = 8  # of the autoencoder
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that decides which batches a process gets; travels to its workers.
+
+    Attributes:
+        lanes: the shards of each worker.
+        frames: 1 for pairs of frames, else consecutive frames of a clip.
+        rows: pairs or clips in a batch.
+        size, head: what every segment must have.
+        normals: whether to take the stored normals.
+        split: other segments are passed over; None takes all.
+        visits: how often a segment is picked from in an epoch.
+        buffer: picks that are mixed.
+    """
+
+    lanes: tuple[tuple[Shard, ...], ...]
+    frames: int
+    rows: int
+    size: int
+    head: str
+    normals: bool
+    split: str | None
+    seed: int
+    rank: int
+    visits: int
+    buffer: int
+
+    def usable(self, counts: tuple[int, int, int]) -> bool:
+        """Whether a segment with these counts (`shard_format.usable_frames`) can be picked from."""
+        _, valid, run = counts
+        return valid >= 2 and run >= self.frames
+
+
+class Place(NamedTuple):
+    """How far a worker is: the epoch, and the picks that it has given in it."""
+
+    epoch: int
+    picks: int
+
+
+class Pick(NamedTuple):
+    """A source and the frames that it shall move like, still encoded."""
+
+    what: str
+    source: bytes
+    driving: list[bytes]
+    normals: list[bytes]
+    parameters: FaceParameters
+
+
+class Batch(NamedTuple):
+    """What a worker hands over.
+
+    Attributes:
+        sources: (S, 3, size, size) uint8.
+        driving: (R, 3, size, size) uint8.
+        normals: (R, 3, size, size) uint8, or none.
+        shape, expression, pose, camera: (R, ...) of the driving frames; the shape is the source's.
+        lane: whose batch it is.
+        epoch, picks: the worker's place after it.
+    """
+
+    sources: Tensor
+    driving: Tensor
+    normals: Tensor
+    shape: Tensor
+    expression: Tensor
+    pose: Tensor
+    camera: Tensor
+    lane: int
+    epoch: int
+    picks: int
+
+
+class Refusal(NamedTuple):
+    """An `InputError` on its way from a worker, which would otherwise arrive with a traceback in its text."""
+
+    sentence: str
+
+
+class ShardSource:
+    """Batches of `Pairs` from shards. Nothing here draws from the global random numbers.
+
+    Arguments:
+        urls: see `shard_format.find_shards`.
+        frames: 1 for stage 1: two different frames of one clip each. N for stage 2: N consecutive frames and
+            a source of the same clip.
+        rows: pairs or clips in a batch of this process.
+        head: the head of the parameters, on the device that the batches shall be on.
+        autoencoder: on the same device, of any floating type.
+        image_size: side of the source as the image encoder sees it.
+        noise: see `NormalsNoise`; its rows come first, as in `data.draw_pairs`.
+        dtype: of the normals.
+        seed: all batches follow from it; the same for all processes.
+        latent_scale: factor from the autoencoder's output to latents, `NetworkConfig.latent_scale`.
+        split: train, val or test; None takes all segments.
+        rank, world: which of how many processes this is.
+        workers: processes that read and decode; 0 does it here.
+        visits: how often a segment is picked from in an epoch. A pair needs two frames of the 96 that have
+            to be read.
+        buffer: frames that a worker holds encoded in order to mix them.
+        normals: "stored", "rendered", or "auto" for stored ones where the set says that it has them.
+        chunk: pictures that are encoded and drawn at once.
+
+    Attributes:
+        size: side of the pictures.
+        frames, rows: as given.
+        batches: drawn so far.
+
+    Raises:
+        InputError: there are no shards, fewer than processes, or of another head.
+    """
+
+    def __init__(
+        self,
+        urls: str | Path | Sequence[str | Path],
+        *,
+        frames: int,
+        rows: int,
+        head: HeadModel,
+        autoencoder: AutoEncoder | StableAutoEncoder,
+        image_size: int,
+        noise: NormalsNoise,
+        dtype: torch.dtype,
+        seed: int,
+        latent_scale: float = 1.0,
+        split: str | None = "train",
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 2,
+        visits: int = 4,
+        buffer: int = 2048,
+        normals: str = "auto",
+        chunk: int = 64,
+    ) -> None:
+        found = find_shards(urls, split)
+        size, owner, stored = found.size, found.head, found.normals
+        lanes = _deal(found.shards, frames, rank, world, workers)
+        if size is None or owner is None:
+            first = next(read_shard(lanes[0][0].url), None)
+            if first is None:
+                raise InputError(f"The shard {lanes[0][0].url} is empty; prepare it again.")
+            size, owner, stored = first.info.size, first.info.head, bool(first.normals)
+        if owner != head.name:
+            raise InputError(
+                f"The shards' parameters belong to the head '{owner}' but the network to '{head.name}'; "
+                "prepare the videos with that head."
+            )
+        if size % DOWNSAMPLING:
+            raise InputError(f"The shards' pictures have {size}² pixels; prepare them with a multiple of 8.")
+        if normals not in ("stored", "rendered", "auto"):
+            raise InputError(f"There are no '{normals}' normals; choose stored, rendered or auto.")
+        use_stored = {"stored": True, "rendered": False, "auto": bool(stored)}[normals]
+        self.reading = Reading(
+            lanes=lanes,
+            frames=frames,
+            rows=rows,
+            size=size,
+            head=owner,
+            normals=use_stored,
+            split=split,
+            seed=seed,
+            rank=rank,
+            visits=visits,
+            buffer=max(buffer // (frames + 1), 2),
+        )
+        self.head, self.autoencoder, self.image_size = head, autoencoder, image_size
+        self.noise, self.dtype, self.latent_scale, self.chunk = noise, dtype, latent_scale, chunk
+        self.frames, self.rows, self.size = frames, rows, size
+        self.workers = min(workers, len(lanes))
+        self.world = world
+        self.batches = 0
+        self._places = [Place(0, 0) for _ in lanes]
+        self._iterator: Iterator[Batch | Refusal] | None = None
+
+    # ---- drawing
+
+    @torch.no_grad()
+    def draw(self, rows: int | None = None) -> Pairs:
+        """The next batch, on the head's device: S = rows sources and R = rows * frames driving frames.
+
+        Arguments:
+            rows: must be those that the source was made with.
+
+        Raises:
+            InputError: a shard cannot be read, or there is nothing to pick from.
+        """
+        if rows not in (None, self.rows):
+            raise ValueError(f"This source has batches of {self.rows} rows, not {rows}.")
+        if self._iterator is None:
+            self._iterator = self._load()
+        batch = next(self._iterator)
+        if isinstance(batch, Refusal):
+            self._iterator = None
+            raise InputError(batch.sentence)
+        pairs = self._encode(batch)
+        self._places[batch.lane] = Place(batch.epoch, batch.picks)
+        self.batches += 1
+        return pairs
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that all workers have begun, from 0."""
+        return min(place.epoch for place in self._places)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What comes next, as JSON can hold it; of this process, the others have their own."""
+        return {
+            "batches": self.batches,
+            "places": [list(place) for place in self._places],
+            "reading": self._fingerprint(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was called: the following batches are bit for bit the same.
+
+        Raises:
+            InputError: the state is that of other shards, another seed, or another number of processes,
+                workers, rows or frames.
+        """
+        expected = self._fingerprint()
+        for name, value in expected.items():
+            if state["reading"].get(name) != value:
+                raise InputError(
+                    f"The data were read with {name} {state['reading'].get(name)} and now with {value}; "
+                    "go on with the same, or start anew."
+                )
+        self.batches = int(state["batches"])
+        self._places = [Place(int(epoch), int(picks)) for epoch, picks in state["places"]]
+        self._iterator = None
+
+    def close(self) -> None:
+        """End the workers; drawing begins them anew."""
+        self._iterator = None
+
+    def _fingerprint(self) -> dict[str, Any]:
+        reading = self.reading
+        names = [[Path(shard.url).name for shard in lane] for lane in reading.lanes]
+        return {
+            "seed": reading.seed,
+            "process": f"{reading.rank + 1} of {self.world}",
+            "workers": len(reading.lanes),
+            "rows": reading.rows,
+            "frames": reading.frames,
+            "visits": reading.visits,
+            "buffer": reading.buffer,
+            "shards": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
+        }
+
+    def _load(self) -> Iterator[Batch | Refusal]:
+        on_cuda = self.head.template.device.type == "cuda"
+        loader = DataLoader(
+            _Lanes(self.reading, tuple(self._places), self.batches),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=on_cuda,
+            generator=torch.Generator(),  # or the loader would draw its workers' seeds from the global one
+        )
+        return iter(loader)
+
+    # ---- from bytes to what the networks take
+
+    def _encode(self, batch: Batch) -> Pairs:
+        device = self.head.template.device
+        sources, driving = (self._pixels(part) for part in (batch.sources, batch.driving))
+        rows = len(driving)
+        params = FaceParameters(
+            shape=batch.shape.to(device),
+            expression=batch.expression.to(device),
+            pose=batch.pose.to(device),
+            camera=batch.camera.to(device),
+            valid=torch.ones(rows, dtype=torch.bool, device=device),
+            head=self.reading.head,
+        )
+        self.head.require(params)
+        return Pairs(
+            source_latents=self._latents(sources),
+            source_pixels=clip_preprocess(sources, self.image_size),
+            latents=self._latents(driving),
+            normals=self._normals(params, batch.normals),
+            expression=params.expression,
+            spots=spots(self.head, params, self.size),
+        )
+
+    def _pixels(self, pictures: Tensor) -> Tensor:
+        return pictures.to(self.head.template.device, non_blocking=True).float().div(255)
+
+    def _latents(self, pictures: Tensor) -> Tensor:
+        dtype = next(self.autoencoder.parameters()).dtype
+        parts = [self.autoencoder.encode(part.to(dtype)).float() for part in pictures.split(self.chunk)]
+        return torch.cat(parts) * self.latent_scale
+
+    def _normals(self, params: FaceParameters, stored: Tensor) -> Tensor:
+        """The first rows are weakened, the next blurred, whole clips at a time; see `data.draw_pairs`."""
+        rows, frames, size = len(params), self.frames, self.size
+        weakened = round(self.noise.weakened * self.rows) * frames
+        blurred = weakened + round(self.noise.blurred * self.rows) * frames
+        parts = []
+        if weakened:
+            generator = torch.Generator().manual_seed(_number("weakened", self._seeds(), self.batches))
+            weak = weaken_expression(params[:weakened], generator)
+            parts.append(F.interpolate(self._draw(weak, size // 2), scale_factor=2, mode="bilinear"))
+        if len(stored):
+            full = self._pixels(stored[weakened:])
+        else:
+            full = self._draw(params[weakened:], size)
+        if blurred > weakened:
+            small = F.avg_pool2d(full[: blurred - weakened], 8)
+            parts.append(F.interpolate(small, scale_factor=8, mode="bilinear"))
+        parts.append(full[blurred - weakened :])
+        normals = torch.cat(parts)
+        assert len(normals) == rows
+        return normals.to(self.dtype)
+
+    def _draw(self, params: FaceParameters, size: int) -> Tensor:
+        """Normals (frames, 3, size, size), with 8 bits as stored ones have."""
+        parts = [
+            draw_normals(self.head, params[start : start + self.chunk], size)
+            for start in range(0, len(params), self.chunk)
+        ]
+        drawn = torch.cat(parts) if parts else params.pose.new_empty(0, 3, size, size)
+        return drawn.mul(255).round().div(255)
+
+    def _seeds(self) -> tuple[int, int]:
+        return self.reading.seed, self.reading.rank
+
+
+def spots(head: HeadModel, params: FaceParameters, size: int) -> Tensor:
+    """Where the face's parts are (frames, 4, 3), see `regions.face_spots`.
+
+    A head that does not name its eyes and lips gets disks that cover nothing: the loss counts all pixels
+    alike.
+    """
+    if set(FACE_REGIONS) <= head.regions.keys():
+        return face_spots(head, params, size)
+    nothing = params.pose.new_zeros(len(params), len(SPOTS), 3)
+    nothing[..., 2] = NOWHERE
+    return nothing
+
+
+# ---- reading, in the workers
+
+
+class _Lanes(IterableDataset):  # type: ignore[type-arg]
+    """Endless batches; the workers take turns, beginning with the one whose turn it was."""
+
+    def __init__(self, reading: Reading, places: tuple[Place, ...], batches: int) -> None:
+        self.reading, self.places, self.batches = reading, places, batches
+
+    def __iter__(self) -> Iterator[Batch | Refusal]:
+        worker = get_worker_info()
+        lane = (self.batches + (worker.id if worker else 0)) % len(self.places)
+        try:
+            yield from _batches(self.reading, lane, self.places[lane])
+        except InputError as error:
+            yield Refusal(str(error))
+
+
+def _batches(reading: Reading, lane: int, place: Place) -> Iterator[Batch]:
+    epoch, skipped = place
+    waiting: list[Pick] = []
+    while True:
+        picks = skipped
+        for pick in _epoch(reading, lane, epoch, skipped):
+            waiting.append(pick)
+            picks += 1
+            if len(waiting) == reading.rows:
+                yield _collate(reading, waiting, lane, Place(epoch, picks))
+                waiting = []
+        if not picks:
+            raise InputError(
+                f"No segment of {len(reading.lanes[lane])} shards, {reading.lanes[lane][0].url} first, has "
+                f"{max(reading.frames, 2)} usable frames of the split {reading.split}; use other shards or "
+                "fewer frames."
+            )
+        epoch, skipped = epoch + 1, 0
+
+
+def _epoch(reading: Reading, lane: int, epoch: int, skipped: int) -> Iterator[Pick]:
+    """The picks of an epoch in their order, without the first `skipped`."""
+    random = np.random.default_rng([reading.seed, reading.rank, lane, epoch])
+    shards = [reading.lanes[lane][index] for index in random.permutation(len(reading.lanes[lane]))]
+    if any(shard.segments is None for shard in shards):
+        everything = (pick for _, pick in _picks(reading, shards, epoch))
+        yield from islice(mixed(everything, reading.buffer, random), skipped, None)
+        return
+    names = (
+        (number, index, visit)
+        for number, shard in enumerate(shards)
+        for index, counts in enumerate(shard.segments or ())
+        if reading.usable(counts)
+        for visit in range(reading.visits)
+    )
+    order = list(islice(mixed(names, reading.buffer, random), skipped, None))
+    yield from _fetch(reading, shards, epoch, order)
+
+
+Name = tuple[int, int, int]  # shard, segment, visit
+
+
+def _fetch(reading: Reading, shards: list[Shard], epoch: int, order: list[Name]) -> Iterator[Pick]:
+    """The named picks in their order; shards of which none is wanted are not opened."""
+    wanted = set(order)
+    shard_of = {name[0] for name in order}
+    stream = _picks(reading, [shard if n in shard_of else None for n, shard in enumerate(shards)], epoch)
+    held: dict[Name, Pick] = {}
+    for name in order:
+        while name not in held:
+            found, pick = next(stream, (None, None))
+            if found is None or pick is None:
+                raise InputError(
+                    f"The shard {shards[name[0]].url} holds other segments than its shards.json says; "
+                    "prepare it again."
+                )
+            if found in wanted:
+                held[found] = pick
+        yield held.pop(name)
+
+
+def _picks(reading: Reading, shards: Sequence[Shard | None], epoch: int) -> Iterator[tuple[Name, Pick]]:
+    """All picks of an epoch as they lie in the shards."""
+    for number, shard in enumerate(shards):
+        if shard is None:
+            continue
+        for index, segment in enumerate(read_shard(shard.url)):
+            if reading.split not in (None, segment.info.split):
+                continue
+            if not reading.usable(usable_frames(segment.parameters.valid)):
+                continue
+            for visit in range(reading.visits):
+                yield (number, index, visit), pick(reading, segment, epoch, visit)
+
+
+def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
+    """Choose a source and driving frames, only valid ones, by seed, epoch, segment and visit alone."""
+    what = f"{segment.key} ({segment.info.clip})"
+    if (segment.info.size, segment.info.head) != (reading.size, reading.head):
+        raise InputError(
+            f"{what} has {segment.info.size}² pixels and the head '{segment.info.head}', the other segments "
+            f"{reading.size}² and '{reading.head}'; prepare all of them alike."
+        )
+    if reading.normals and not segment.normals:
+        raise InputError(f"{what} has no stored normals; prepare it with them, or let them be rendered.")
+    random = np.random.default_rng(_number(segment.key, reading.seed, epoch, visit))
+    valid = torch.nonzero(segment.parameters.valid).flatten().numpy()
+    if reading.frames == 1:
+        source, first = random.choice(valid, 2, replace=False).tolist()
+    else:
+        runs = np.convolve(segment.parameters.valid.numpy(), np.ones(reading.frames, int), "valid")
+        first = int(random.choice(np.flatnonzero(runs == reading.frames)))
+        source = int(random.choice(valid))
+    driving = slice(first, first + reading.frames)
+    parameters = segment.parameters[driving]
+    own = segment.parameters.shape[source : source + 1].expand_as(parameters.shape)
+    return Pick(
+        what,
+        segment.pictures[source],
+        list(segment.pictures[driving]),
+        list(segment.normals[driving]) if reading.normals else [],
+        replace(parameters, shape=own),
+    )
+
+
+def _collate(reading: Reading, picks: list[Pick], lane: int, place: Place) -> Batch:
+    def decoded(parts: Iterable[tuple[bytes, str]]) -> Tensor:
+        pictures = [decode_picture(data, reading.size, what) for data, what in parts]
+        return torch.stack(pictures) if pictures else torch.empty(0, dtype=torch.uint8)
+
+    params = FaceParameters.concatenate([pick.parameters for pick in picks])
+    return Batch(
+        decoded((pick.source, pick.what) for pick in picks),
+        decoded((data, pick.what) for pick in picks for data in pick.driving),
+        decoded((data, pick.what) for pick in picks for data in pick.normals),
+        params.shape,
+        params.expression,
+        params.pose,
+        params.camera,
+        lane,
+        *place,
+    )
+
+
+def mixed(items: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T]:
+    """The items in another order; no more than `size` of them are held back."""
+    held: list[T] = []
+    for item in items:
+        if len(held) < size:
+            held.append(item)
+            continue
+        place = int(random.integers(size))
+        yield held[place]
+        held[place] = item
+    for place in random.permutation(len(held)):
+        yield held[place]
+
+
+def _deal(
+    shards: tuple[Shard, ...], frames: int, rank: int, world: int, workers: int
+) -> tuple[tuple[Shard, ...], ...]:
+    """The shards of each worker of a process. Shards that are known to hold nothing usable are left out."""
+
+    def usable(shard: Shard) -> bool:
+        return shard.segments is None or any(v >= 2 and run >= frames for _, v, run in shard.segments)
+
+    useful = [shard for shard in shards if usable(shard)]
+    if not useful:
+        raise InputError(f"No shard holds {max(frames, 2)} usable frames of a clip; use fewer frames.")
+    if len(useful) < world:
+        raise InputError(
+            f"There are {len(useful)} shards for {world} processes, and each needs one of its own; prepare "
+            "the videos into more and smaller shards, or use fewer processes."
+        )
+    own = useful[rank::world]
+    lanes = min(max(workers, 1), len(own))
+    return tuple(tuple(own[lane::lanes]) for lane in range(lanes))
+
+
+def _number(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
