@@ -131,8 +131,14 @@ def _add_render_normals(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    group = commands.add_parser("evaluate", help="measure a checkpoint", description="Measure a checkpoint.")
+    group = commands.add_parser(
+        "evaluate",
+        help="measure a checkpoint, or results of any method",
+        description="Measure a checkpoint, results of any method, or detectors of forgeries.",
+    )
     kinds = group.add_subparsers(title="benchmarks", required=True, metavar="benchmark")
+    from .evaluation.commands import add_commands  # not above: it uses what is defined here
+
     parser = _command(
         kinds,
         "avatars",
@@ -152,6 +158,7 @@ def _add_evaluate(commands: Any) -> None:
     _add_sampling(parser)
     _add_checkpoint(parser)
     _add_device(parser)
+    add_commands(kinds)
 
 
 def _add_train(commands: Any) -> None:

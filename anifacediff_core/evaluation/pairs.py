@@ -1,7 +1,7 @@
 """The paper's two tasks as a list of pairs that any method can be run on (paper 4.1).
 
 Same identity: random videos of a test set, their first frame as the source, the rest as the driving video,
-which is also the truth. Cross identity: random pairs of a source picture and a driving video of somebody else.
+which is also the truth. Cross identity: random pairs of a source picture and a driving video of another.
 """
 
 from __future__ import annotations

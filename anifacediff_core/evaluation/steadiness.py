@@ -1,8 +1,9 @@
 """Flicker, the weakness that the paper names (appendix A.4), measured on frames that come one by one.
 
 Where the truth is known (same identity), the mean difference of neighboring frames over that of the truth: 1
-is as lively as the truth, more is flicker, less is stiffness. In any case the warping error of Lai et al. 2018
-("Learning Blind Video Temporal Consistency"): the next frame, moved back by optical flow, against this one.
+is as lively as the truth, more is flicker, less is stiffness. In any case the warping error of Lai et al.
+2018 ("Learning Blind Video Temporal Consistency"): the next frame, moved back by optical flow, against
+this one.
 """
 
 from __future__ import annotations

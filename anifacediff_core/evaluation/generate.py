@@ -1,0 +1,189 @@
+"""Running our own method over a list of pairs, with the paper's ablations (paper 4.2, Table 2)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..capture.capture import Captured, Models, capture
+from ..errors import InputError
+from ..head.parameters import FaceParameters
+from ..progress import Progress
+from ..sampling.pipeline import Pipeline
+from ..video import VideoWriter, probe, write_image
+from .pairs import CROSS, PROTOCOLS, Pair, one_frame
+from .results import METHOD_FILE, count_frames, driving_frames
+
+FALLBACK_RATE = Fraction(25)  # of folders of pictures, which tell none; VoxCeleb's
+SQUARE = 0.02
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of Table 2: facial shape alignment (FSA) and expression adapter on or off."""
+
+    fsa: bool
+    adapter: bool
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """FSA "is used exclusively for cross-identity reenactment" (paper 4.2), so variants that only lack it
+        are the same as the others on the same identity.
+        """
+        return PROTOCOLS if self.fsa else (CROSS,)
+
+
+VARIANTS = {
+    "full": Variant(True, True),
+    "no_fsa": Variant(False, True),
+    "no_adapter": Variant(True, False),
+    "neither": Variant(False, False),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How our method is run; `expression_scale` is λ of equation 3 where the adapter is on."""
+
+    size: int = 256
+    steps: int = 10
+    cfg: float = 1.5
+    seed: int = 0
+    window: int = 24
+    overlap: int = 6
+    expression_scale: float = 1.0
+
+
+class Generator:
+    """Reenacts pairs; driving videos are captured once for all variants.
+
+    Arguments:
+        pipeline: the networks.
+        models: that capture faces, for the same head.
+        pictures: write folders of PNG files, which lose nothing, instead of mp4.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, models: Models, sampling: Sampling, *, pictures: bool = False
+    ) -> None:
+        self.pipeline, self.models, self.sampling = pipeline, models, sampling
+        self.pictures = pictures
+        self._captured: dict[tuple[str, int, int], FaceParameters] = {}
+
+    def run(
+        self,
+        variant: Variant,
+        pairs: list[Pair],
+        out: Path,
+        checkpoint: str,
+        progress: Progress,
+    ) -> dict[str, str]:
+        """Write a variant's results into the folder `out`; those that are there already are kept.
+
+        Returns:
+            what could not be run and why, by pair.
+
+        Raises:
+            InputError: the folder holds results of other settings.
+        """
+        _claim(out, variant, self.sampling, checkpoint)
+        wanted = [pair for pair in pairs if pair.protocol in variant.protocols]
+        problems: dict[str, str] = {}
+        for index, pair in enumerate(wanted):
+            try:
+                self._write(pair, variant, out)
+            except InputError as error:
+                problems[pair.pair] = str(error)
+            progress(index + 1, len(wanted))
+        return problems
+
+    def _write(self, pair: Pair, variant: Variant, out: Path) -> None:
+        target = out / pair.pair if self.pictures else out / f"{pair.pair}.mp4"
+        if target.exists():
+            return
+        frames = self.reenact(pair, variant)
+        if not self.pictures:
+            driving = Path(pair.driving)
+            rate = probe(driving).rate if driving.is_file() else FALLBACK_RATE
+            with VideoWriter(target, rate, crf=10) as video:
+                for part in frames:
+                    video.write(part)
+            return
+        unfinished = out / f".{pair.pair}.unfinished"
+        index = 0
+        for part in frames:
+            for picture in part:
+                write_image(unfinished / f"{index:06d}.png", picture)
+                index += 1
+        unfinished.rename(target)
+
+    def reenact(self, pair: Pair, variant: Variant) -> Iterator[Tensor]:
+        """Frames (some, 3, size, size) of a pair."""
+        picture = one_frame(Path(pair.source), pair.source_frame)[None]
+        _require_square(picture.shape[-2:], "source", pair.source)
+        source = self._capture(picture, "the source picture").parameters
+        driving = self._driving(pair)
+        aligned = variant.fsa and pair.protocol == CROSS
+        sampling, size = self.sampling, (self.sampling.size, self.sampling.size)
+        if picture.shape[-2:] != size:
+            picture = F.interpolate(picture, size, mode="bicubic", antialias=True).clamp(0, 1)
+        yield from self.pipeline.reenact(
+            picture,
+            source if aligned else driving,  # without alignment the head keeps the driver's shape
+            driving,
+            steps=sampling.steps,
+            cfg=sampling.cfg,
+            seed=sampling.seed,
+            window=sampling.window,
+            overlap=sampling.overlap,
+            expression_scale=sampling.expression_scale if variant.adapter else 0.0,
+        )
+
+    def _driving(self, pair: Pair) -> FaceParameters:
+        key = (pair.driving, pair.first, pair.frames)
+        if key not in self._captured:
+            count, size = count_frames(Path(pair.driving), pair.first, pair.frames)
+            _require_square(torch.Size(size), "driving video", pair.driving)
+            self._captured[key] = self._capture(driving_frames(pair), "the driving video", count).parameters
+        return self._captured[key]
+
+    def _capture(self, frames: Tensor | Iterator[Tensor], what: str, total: int | None = None) -> Captured:
+        """In the whole picture, so that the result can be held against the driving video."""
+        return capture(frames, self.models, "whole", what=what, total=total)
+
+
+def _require_square(size: torch.Size, what: str, name: str) -> None:
+    height, width = size
+    if abs(height - width) > SQUARE * max(height, width):
+        raise InputError(
+            f"The {what} {Path(name).name} has {width}x{height} pixels: the protocols take square portraits, "
+            "crop it as the paper does (FOMM's preprocessing)."
+        )
+
+
+def _claim(out: Path, variant: Variant, sampling: Sampling, checkpoint: str) -> None:
+    """Write down what the folder's results are made with, and refuse to mix them with others."""
+    told = {
+        "method": "AniFaceDiff",
+        "checkpoint": checkpoint,
+        **asdict(variant),
+        "protocols": list(variant.protocols),
+        "sampling": asdict(sampling),
+    }
+    file = out / METHOD_FILE
+    if file.exists():
+        try:
+            there = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            there = None
+        if there != told:
+            raise InputError(f"The folder {out} holds results of other settings; choose another one.")
+    out.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(told, indent=1), encoding="utf-8")
