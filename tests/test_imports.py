@@ -27,7 +27,7 @@ ALWAYS |= {"yaml", "tqdm"}
 # What a room may import besides: the extras of pyproject.toml, and optional backends behind their own file.
 EXTRAS = {
     "anifacediff_core/training": {"accelerate", "webdataset"},
-    "anifacediff_core/evaluation": {"scipy"},
+    "anifacediff_core/evaluation": {"sklearn", "torch_fidelity", "onnxruntime"},
     "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},
     "anifacediff_core/head/pytorch3d_rasterize.py": {"pytorch3d"},
     "anifacediff_core/capture/mediapipe.py": {"mediapipe"},
