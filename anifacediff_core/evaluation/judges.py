@@ -36,7 +36,8 @@ STRIDE = 32  # pixels of a cell of the identity judge's last map; the motion jud
 GROUPS = 8
 EMBEDDING = 128
 IDENTITY_WIDTHS, IDENTITY_BLOCKS, IDENTITY_DEPTH = (24, 40, 64, 96, 128), (1, 1, 1, 1, 0), 16
-MOTION_WIDTHS, MOTION_BLOCKS, MOTION_DEPTH, MOTION_HIDDEN = (24, 40, 64, 96), (1, 1, 2, 2), 16, 128
+MOTION_WIDTHS, MOTION_BLOCKS, MOTION_DEPTH = (24, 40, 64, 96), (1, 1, 2, 2), 16
+HIDDEN = 128
 
 
 class Residual(nn.Module):
@@ -81,10 +82,18 @@ class IdentityJudge(nn.Module):
         super().__init__()
         self.trunk = trunk(widths, IDENTITY_BLOCKS)
         self.squeeze = nn.Conv2d(widths[-1], IDENTITY_DEPTH, 1)
-        self.answer = nn.Linear(IDENTITY_DEPTH * (side // STRIDE) ** 2, EMBEDDING)
+        self.mix = nn.Linear(IDENTITY_DEPTH * (side // STRIDE) ** 2, HIDDEN)
+        self.answer = nn.Linear(HIDDEN, EMBEDDING)
+
+    def look(self, pictures: Tensor) -> Tensor:
+        """The last map, flattened."""
+        return F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1)
+
+    def tell(self, seen: Tensor) -> Tensor:
+        return self.answer(F.relu(self.mix(seen)))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.answer(F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1))
+        return self.tell(self.look(pictures))
 
 
 class MotionJudge(nn.Module):
@@ -102,15 +111,21 @@ class MotionJudge(nn.Module):
         super().__init__()
         self.trunk = trunk(widths, MOTION_BLOCKS)
         self.squeeze = nn.Conv2d(widths[-1], MOTION_DEPTH, 1)
-        self.mix = nn.Linear(MOTION_DEPTH * (2 * side // STRIDE) ** 2, MOTION_HIDDEN)
-        self.answer = nn.Linear(MOTION_HIDDEN, n_expression + 6)
+        self.mix = nn.Linear(MOTION_DEPTH * (2 * side // STRIDE) ** 2, HIDDEN)
+        self.answer = nn.Linear(HIDDEN, n_expression + 6)
         nn.init.normal_(self.answer.weight, std=0.01)
         self.register_buffer("mean", torch.zeros(n_expression + 6))
         self.register_buffer("deviation", torch.ones(n_expression + 6))
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        seen = F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1)
+    def look(self, pictures: Tensor) -> Tensor:
+        """The last map, flattened."""
+        return F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1)
+
+    def tell(self, seen: Tensor) -> Tensor:
         return self.answer(F.relu(self.mix(seen)))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.tell(self.look(pictures))
 
 
 @dataclass(frozen=True)
@@ -276,7 +291,7 @@ def _build(tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Judges:
         if part in parts:
             parts[part][rest] = tensor.float()
     who, how = parts["identity"], parts["motion"]
-    side = math.isqrt(who["answer.weight"].shape[1] // IDENTITY_DEPTH) * STRIDE
+    side = math.isqrt(who["mix.weight"].shape[1] // IDENTITY_DEPTH) * STRIDE
     identity = IdentityJudge(side, _widths(who))
     motion = MotionJudge(len(how["mean"]) - 6, side, _widths(how))
     identity.load_state_dict(who)

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..evaluation import judges as judging
 from ..evaluation.judges import IDENTITY_WIDTHS, MOTION_WIDTHS, SIDE, VIEW, IdentityJudge, Judges, MotionJudge
 from ..evaluation.metrics import correlation
-from ..head.camera import crop_camera
+from ..head.camera import crop_camera, project
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..video import contact_sheet, write_image
@@ -53,6 +53,7 @@ class JudgesSettings:
         family_weight: of the loss within the families, where the negatives share look or shape.
         shape_weight: of the shape that a layer, which is thrown away later, must read from the embedding.
         motion_weight: of the motion judge's loss.
+        points_weight: of the distance of the landmarks that both read by the way, in parts of the view.
         shift, scale: greatest jitter of the view, in parts of its side.
         color: greatest change of brightness and of each channel.
         noise: greatest deviation of the noise.
@@ -64,8 +65,9 @@ class JudgesSettings:
     motion_widths: tuple[int, ...] = MOTION_WIDTHS
     temperature: float = 0.1
     family_weight: float = 1.0
-    shape_weight: float = 0.5
+    shape_weight: float = 1.0
     motion_weight: float = 1.0
+    points_weight: float = 10.0
     shift: float = 0.03
     scale: float = 0.05
     color: float = 0.06
@@ -93,6 +95,8 @@ class FamilyPool(Pool):
                 "four avatars."
             )
         super().__init__(studio, head, replace(plan, normals=False), seed)
+        total, device = plan.identities * plan.frames, self.spots.device
+        self.points = torch.zeros(total, len(head.landmarks), 2, device=device)
 
     @torch.no_grad()
     def _render(self, place: int) -> None:
@@ -113,19 +117,32 @@ class FamilyPool(Pool):
         self._store(where, self._picture(identity, motion))
         for name in ("shape", "expression", "pose", "camera"):
             getattr(self.params, name)[where] = getattr(motion, name)
+        self.points[where] = landmark_places(self.head, motion)
+
+
+def landmark_places(head: HeadModel, params: FaceParameters) -> Tensor:
+    """(frames, 68, 2): x, y of the landmarks as parts of the picture's side."""
+    return (project(head(params)[:, head.landmarks], params.camera)[..., :2] + 1) / 2
 
 
 class JudgeNetworks(nn.Module):
-    """Both judges, and the layer by which the identity judge proves that it sees the face's shape."""
+    """Both judges, and layers that are thrown away after training: by them the identity judge proves that it
+    sees the face's shape, and both that they know where the landmarks are, which they learn early.
+    """
 
-    def __init__(self, identity: IdentityJudge, motion: MotionJudge, n_shape: int) -> None:
+    def __init__(self, identity: IdentityJudge, motion: MotionJudge, n_shape: int, landmarks: int) -> None:
         super().__init__()
         self.identity, self.motion = identity, motion
         self.shape = nn.Linear(judging.EMBEDDING, n_shape)
+        self.identity_points = nn.Linear(identity.mix.in_features, 2 * landmarks)
+        self.motion_points = nn.Linear(motion.mix.in_features, 2 * landmarks)
 
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        embedding = self.identity(pictures)
-        return embedding, self.shape(embedding), self.motion(pictures)
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        """(rows, 3, side, side) -> embedding, shape, motion, landmarks as either judge sees them."""
+        who, how = self.identity.look(pictures), self.motion.look(pictures)
+        embedding = self.identity.tell(who)
+        points = self.identity_points(who), self.motion_points(how)
+        return embedding, self.shape(embedding), self.motion.tell(how), *points
 
 
 # ---- batches
@@ -141,16 +158,12 @@ def draw_families(pool: Pool, families: int) -> Tensor:
     return torch.stack([avatar * frames + first, avatar * frames + second], dim=1).flatten()
 
 
-def jittered_views(pool: Pool, index: Tensor, settings: JudgesSettings) -> tuple[Tensor, FaceParameters]:
-    """Views (rows, 3, side, side) that lie a little off, and their parameters with the camera of the view."""
-    device, rows = pool.spots.device, len(index)
+def jittered_squares(rows: int, settings: JudgesSettings, device: torch.device) -> Tensor:
+    """(rows, 3): left, top and side of views that lie a little off, as parts of the picture."""
     view = torch.tensor(VIEW, device=device)
     side = view[2] * (1 + (torch.rand(rows, 1, device=device) * 2 - 1) * settings.scale)
     shift = (torch.rand(rows, 2, device=device) * 2 - 1) * settings.shift * view[2]
-    squares = torch.cat([view[:2] + (view[2] - side) / 2 + shift, side], dim=1)
-    params = pool.params[index]
-    pictures = sample_squares(pool.images[index].float().div(255), squares, settings.side)
-    return pictures, replace(params, camera=crop_camera(params.camera, squares))
+    return torch.cat([view[:2] + (view[2] - side) / 2 + shift, side], dim=1)
 
 
 def disturb(pictures: Tensor, settings: JudgesSettings) -> Tensor:
@@ -165,9 +178,15 @@ def disturb(pictures: Tensor, settings: JudgesSettings) -> Tensor:
     return (pictures + torch.randn_like(pictures) * uniform(rows, 0, settings.noise, device)).clamp(0, 1)
 
 
-def motion_vector(params: FaceParameters) -> Tensor:
-    """(rows, expressions + 3 + 3): the order in which the motion judge answers."""
-    return torch.cat([params.expression, params.pose[:, 3:6], params.camera], dim=1)
+def motion_vector(params: FaceParameters, squares: Tensor) -> Tensor:
+    """(rows, expressions + 3 + 3): what the motion judge should answer when it looks at the squares."""
+    camera = crop_camera(params.camera, squares)
+    return torch.cat([params.expression, params.pose[:, 3:6], camera], dim=1)
+
+
+def points_in(squares: Tensor, points: Tensor) -> Tensor:
+    """Landmarks (rows, 68, 2) of the whole picture as (rows, 136) parts of the squares, 0 in the middle."""
+    return ((points - squares[:, None, :2]) / squares[:, None, 2:] - 0.5).flatten(1)
 
 
 # ---- losses
@@ -218,7 +237,8 @@ class JudgesTask:
         s = settings
         self.identity = IdentityJudge(s.side, s.identity_widths)
         self.motion = MotionJudge(head.n_expression, s.side, s.motion_widths)
-        self.module = JudgeNetworks(self.identity, self.motion, head.n_shape).to(head.template.device)
+        networks = JudgeNetworks(self.identity, self.motion, head.n_shape, len(head.landmarks))
+        self.module = networks.to(head.template.device)
         self._set_statistics()
         # Expression, neck and camera count alike, however many numbers each has; expression twice.
         sizes = ((head.n_expression, 2.0), (3, 1.0), (3, 1.0))
@@ -230,26 +250,30 @@ class JudgesTask:
     @torch.no_grad()
     def _set_statistics(self) -> None:
         """Means and deviations of what the motion judge answers, from the pool itself."""
-        everyone = torch.arange(len(self.pool), device=self.pool.spots.device)[:8192]
-        vectors = motion_vector(jittered_views(self.pool, everyone[:1024], self.settings)[1])
-        expression = self.pool.params.expression[everyone]
-        count = expression.shape[1]
-        self.motion.mean.copy_(torch.cat([expression.mean(0), vectors[:, count:].mean(0)]))
-        floor = vectors.new_full((count,), LEAST_DEVIATION)
-        deviation = torch.cat([torch.maximum(expression.std(0), floor), vectors[:, count:].std(0)])
-        self.motion.deviation.copy_(deviation.clamp(min=1e-4))
+        params = self.pool.params[: len(self.pool)][:8192]
+        squares = jittered_squares(len(params), self.settings, self.pool.spots.device)
+        vectors = motion_vector(params, squares)
+        least = torch.full_like(vectors[0], 1e-4)
+        least[: self.head.n_expression] = LEAST_DEVIATION
+        self.motion.mean.copy_(vectors.mean(0))
+        self.motion.deviation.copy_(torch.maximum(vectors.std(0), least))
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         self.pool.tick()
         with torch.no_grad():
             index = draw_families(self.pool, self.settings.families)
-            pictures, params = jittered_views(self.pool, index, self.settings)
-            pictures = disturb(pictures, self.settings)
-        return (pictures,), (params.shape, motion_vector(params))
+            params, squares = (
+                self.pool.params[index],
+                jittered_squares(len(index), self.settings, index.device),
+            )
+            images = self.pool.images[index].float().div(255)
+            pictures = disturb(sample_squares(images, squares, self.settings.side), self.settings)
+            points = points_in(squares, self.pool.points[index])
+        return (pictures,), (params.shape, motion_vector(params, squares), points)
 
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
-        embedding, found_shape, answer = (output.float() for output in outputs)
-        shape, vector = targets
+        embedding, found_shape, answer, *found_points = (output.float() for output in outputs)
+        shape, vector, points = targets
         s = self.settings
         unit = F.normalize(embedding, dim=1)
         everyone = contrast(unit[None], s.temperature)
@@ -260,8 +284,16 @@ class JudgesTask:
         wanted = (vector - self.motion.mean) / self.motion.deviation
         error = F.smooth_l1_loss(answer, wanted, reduction="none", beta=0.5)
         motion = (error * self.motion_weights).sum(1).mean()
-        loss = everyone + s.family_weight * family + s.shape_weight * shape_loss + s.motion_weight * motion
-        return {"loss": loss, "everyone": everyone, "family": family, "shape": shape_loss, "motion": motion}
+        places = torch.stack([(found - points).abs().mean() for found in found_points]).sum()
+        losses = {
+            "everyone": everyone,
+            "family": family,
+            "shape": shape_loss,
+            "motion": motion,
+            "points": places,
+        }
+        weights = (1.0, s.family_weight, s.shape_weight, s.motion_weight, s.points_weight)
+        return {"loss": sum(w * value for w, value in zip(weights, losses.values())), **losses}
 
     def weights(self) -> dict[str, Tensor]:
         return judging.judge_weights(self.identity, self.motion)

@@ -35,9 +35,10 @@ from anifacediff_core.evaluation.judges import (
     turn,
     view,
 )
-from anifacediff_core.head.camera import crop_camera
+from anifacediff_core.head.camera import crop_camera, project
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.training.capture import sample_squares
 from anifacediff_core.training.data import PoolPlan
 from anifacediff_core.training.judges import (
     FAMILY,
@@ -50,7 +51,9 @@ from anifacediff_core.training.judges import (
     auc,
     contrast,
     draw_families,
-    jittered_views,
+    jittered_squares,
+    motion_vector,
+    points_in,
     verification,
 )
 from anifacediff_core.training.phases import HELD_OUT
@@ -244,17 +247,19 @@ def test_a_batch_holds_two_different_pictures_of_each_avatar_of_different_famili
     assert (families == families[:, :1, :1]).all() and families[0, 0, 0] != families[1, 0, 0]
 
 
-def test_jittered_views_and_their_cameras_agree(pool: FamilyPool) -> None:
-    index = torch.arange(6)
-    still = JudgesSettings(side=64, shift=0, scale=0)
-    pictures, params = jittered_views(pool, index, still)
-    assert (pictures - view(pool.images[index].float() / 255, 64)).abs().mean() < 0.02
-    torch.testing.assert_close(
-        params.camera, crop_camera(pool.params.camera[index], torch.tensor(judging.VIEW))
-    )
+def test_views_their_cameras_and_landmarks_agree(pool: FamilyPool, head: HeadModel) -> None:
     torch.manual_seed(0)
-    _, moved = jittered_views(pool, index, JudgesSettings(side=64, shift=0.1, scale=0))
-    assert (moved.camera[:, 1:] - params.camera[:, 1:]).abs().max() > 0.005
+    settings = JudgesSettings(side=64, shift=0.1, scale=0.1)
+    squares = jittered_squares(24, settings, torch.device("cpu"))
+    still = jittered_squares(24, replace(settings, shift=0, scale=0), torch.device("cpu"))
+    torch.testing.assert_close(still, torch.tensor(judging.VIEW).expand(24, -1))
+    vector = motion_vector(pool.params, squares)
+    places = points_in(squares, pool.points).view(24, -1, 2)
+    drawn = project(head(pool.params)[:, head.landmarks], vector[:, -3:])[..., :2] / 2
+    torch.testing.assert_close(places, drawn, atol=1e-4, rtol=0)
+    assert (places - points_in(still, pool.points).view(24, -1, 2)).abs().mean() > 0.02
+    images = pool.images.float() / 255
+    assert (sample_squares(images, still, 64) - view(images, 64)).abs().mean() < 0.02
 
 
 def test_the_contrast_is_small_when_only_partners_are_alike_and_log_n_when_all_are() -> None:
@@ -302,7 +307,7 @@ def test_the_toy_task_learns_within_a_few_steps(pool: FamilyPool) -> None:
         losses["loss"].backward()
         optimizer.step()
         history.append({name: float(value.detach()) for name, value in losses.items()})
-    for name in ("everyone", "family", "shape", "motion"):
+    for name in ("everyone", "family", "shape", "motion", "points"):
         assert history[-1][name] < 0.93 * history[0][name], name
 
 
