@@ -70,6 +70,7 @@ class Conditions:
         expression: keys and values (conditional rows, tokens, channels) by block.
         expression_weight: λ of eq. 3, a number or (conditional rows, 1, 1).
         record: when given, every block writes the tokens that enter its self-attention here by its name.
+        reference_rows: how many of the conditional rows see the reference, if not all: the first ones.
     """
 
     conditional_rows: int = 0
@@ -77,6 +78,7 @@ class Conditions:
     expression: KeysValues = field(default_factory=dict)
     expression_weight: Tensor | float = 1.0
     record: dict[str, Tensor] | None = None
+    reference_rows: int | None = None
 
 
 class SpatialAttention:
@@ -98,6 +100,8 @@ class SpatialAttention:
             conditions.record[self.name] = hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         rows = conditions.conditional_rows
+        if conditions.reference_rows is not None:
+            rows = conditions.reference_rows
         if self.name not in conditions.reference or not rows:
             return attn.to_out[0](attend(query, key, value, attn.heads))
 

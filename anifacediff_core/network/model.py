@@ -357,12 +357,15 @@ class AniFaceDiff(nn.Module):
         expression: Tensor,
         conditional_rows: int,
         expression_weight: Tensor,
+        reference_rows: int | None = None,
+        image_weight: Tensor | None = None,
     ) -> Tensor:
         """Training forward; static in its shapes and free of synchronization, so that CUDA graphs capture it.
 
         Rows are the frames of all sources, source-major: R = S * frames. The first `conditional_rows` (a
         multiple of frames) see source and expression; the others learn the unconditional half of guidance:
         they attend to themselves only, with a zero image embedding and no expression. All rows get the pose.
+        Each condition can be dropped alone as well.
 
         Arguments:
             noisy_latents: (R, 4, h, w).
@@ -373,25 +376,33 @@ class AniFaceDiff(nn.Module):
             expression: (R, n_expression).
             conditional_rows: see above.
             expression_weight: (R, 1, 1), λ of every row; 0 drops its expression.
+            reference_rows: the first rows, a multiple of frames, attend to the ReferenceNet's features; all
+                conditional rows when left out.
+            image_weight: (S, 1, 1), factors of the image embeddings; 0 drops one.
 
         Returns: the prediction (R, 4, h, w), v or ε by the config.
         """
         rows, sources = len(noisy_latents), len(source_latents)
         frames = rows // sources
-        if frames * sources != rows or conditional_rows % frames:
+        reference_rows = conditional_rows if reference_rows is None else reference_rows
+        if frames * sources != rows or conditional_rows % frames or reference_rows % frames:
             raise ValueError(
-                f"{rows} rows of {sources} sources with {conditional_rows} conditional rows: "
-                "expected whole clips of equal length."
+                f"{rows} rows of {sources} sources with {conditional_rows} conditional rows and "
+                f"{reference_rows} that see the reference: expected whole clips of equal length."
             )
         conditions = Conditions()
         context = noisy_latents.new_zeros(rows, 1, self.config.cross_attention_dim)
         if conditional_rows:
             seen = conditional_rows // frames
             image = self.encode_image(image_pixels[:seen])
-            features = self.encode_reference(source_latents[:seen], image)
+            if image_weight is not None:
+                image = image * image_weight[:seen]
+            referred = reference_rows // frames
+            features = self.encode_reference(source_latents[:referred], image[:referred]) if referred else {}
             tokens = self.encode_expression(expression[:conditional_rows])
             conditions = Conditions(
                 conditional_rows=conditional_rows,
+                reference_rows=reference_rows,
                 reference=project_reference(self.unet, features),
                 expression=self.expression_adapter.keys_values(tokens),
                 expression_weight=expression_weight[:conditional_rows],
@@ -417,12 +428,12 @@ def append_zero_rows(context: Tensor, rows: int) -> Tensor:
 
 
 class FixedRows(nn.Module):
-    """The training forward with its one number fixed: tensors in, tensors out, as graph capture wants it."""
+    """The training forward with its numbers of rows fixed: tensors in and out, as graph capture wants it."""
 
-    def __init__(self, model: AniFaceDiff, conditional_rows: int) -> None:
+    def __init__(self, model: AniFaceDiff, conditional_rows: int, reference_rows: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self.conditional_rows = conditional_rows
+        self.conditional_rows, self.reference_rows = conditional_rows, reference_rows
 
     def forward(
         self,
@@ -433,6 +444,7 @@ class FixedRows(nn.Module):
         normals: Tensor,
         expression: Tensor,
         expression_weight: Tensor,
+        image_weight: Tensor | None = None,
     ) -> Tensor:
         return self.model(
             noisy_latents,
@@ -443,4 +455,6 @@ class FixedRows(nn.Module):
             expression,
             self.conditional_rows,
             expression_weight,
+            self.reference_rows,
+            image_weight,
         )

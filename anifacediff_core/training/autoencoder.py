@@ -133,6 +133,12 @@ class AutoencoderTask:
     def weights(self) -> dict[str, Tensor]:
         return {f"vae.{key}": value for key, value in self._folded().state_dict().items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.pool.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pool.load_state_dict(state)
+
     def sample(self, path: Path, fraction: float) -> dict[str, float]:
         folded = self._folded()
         truth = self.held_out.images.float().div(255)

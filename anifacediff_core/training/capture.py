@@ -394,6 +394,12 @@ class CaptureTask:
         encoder = {f"face_encoder.{key}": value for key, value in self.encoder.state_dict().items()}
         return encoder | {f"face_detector.{key}": value for key, value in self.detector.state_dict().items()}
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.pool.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pool.load_state_dict(state)
+
     def sample(self, path: Path, fraction: float) -> dict[str, float]:
         params = self.held_out.params
         squares = face_square(self.head, params)

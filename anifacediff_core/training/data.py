@@ -1,13 +1,14 @@
 """Avatar pools: pictures with exact normals and parameters, rendered by the studio into the device's memory.
 
-Every process renders its own identities. A pool answers with batches of `Pairs`, which is all that the
-reenactment tasks know of their data: another source of `Pairs` (videos, shards) can stand in its place.
+Every process renders its own identities. The reenactment tasks know of their data a `PairSource` only:
+`PoolSource` is one over a pool, and `shards.ShardSource` one over videos.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from ..evaluation.regions import SPOTS, face_spots
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.render import draw_normals
-from ..network.autoencoder import AutoEncoder
+from ..network.autoencoder import AutoEncoder, StableAutoEncoder
 from ..network.encoders import CLIP_MEAN, CLIP_STD, clip_preprocess
 from ..progress import Progress
 
@@ -109,7 +110,7 @@ class Pool:
         coarse: (N, 3, size / 2, size / 2) uint8, normals of the same head with a weakened expression.
         latents: (N, 4, size / 8, size / 8) float16.
         thumbnails: (N, 3, i, i) uint8, what the image encoder sees.
-        identities: how many have been rendered.
+        groups: numbers of the groups of identities that it holds, in their order.
 
     Args:
         seed: identities follow from it alone.
@@ -123,13 +124,16 @@ class Pool:
         head: HeadModel,
         plan: PoolPlan,
         seed: int,
-        autoencoder: AutoEncoder | None = None,
+        autoencoder: AutoEncoder | StableAutoEncoder | None = None,
         image_size: int = 0,
     ) -> None:
         self.studio, self.head, self.plan = studio, head, plan
         self.autoencoder, self.image_size = autoencoder, image_size
-        self.generator = torch.Generator().manual_seed(seed)
-        self.identities = 0
+        self.seed = seed
+        self.group = max(plan.batch // plan.frames, 1)  # identities rendered together
+        # What a group shows follows from the pool's seed and its number; they are numbered as they are made.
+        self.groups: list[int] = []
+        self.made = 0
         self.oldest = 0
         self.drawn = 0
         device, total, size = head.template.device, plan.identities * plan.frames, plan.size
@@ -146,6 +150,11 @@ class Pool:
         self.normals = empty(plan.normals, 3, size, size)
         self.coarse = empty(plan.normals, 3, size // 2, size // 2)
 
+    @property
+    def identities(self) -> int:
+        """How many avatars have been rendered."""
+        return min(len(self.groups) * self.group, self.plan.identities)
+
     def __len__(self) -> int:
         return self.identities * self.plan.frames
 
@@ -155,9 +164,9 @@ class Pool:
         while self.identities < self.plan.identities:
             if self.identities and time.monotonic() - started > self.plan.seconds:
                 break
-            count = min(max(self.plan.batch // self.plan.frames, 1), self.plan.identities - self.identities)
-            self._render(self.identities, count)
-            self.identities += count
+            self.groups.append(self.made)
+            self._render(len(self.groups) - 1)
+            self.made += 1
             if progress is not None:
                 progress(self.identities, self.plan.identities)
         return self
@@ -169,18 +178,34 @@ class Pool:
             self.renew()
 
     def renew(self) -> None:
-        """Put new identities in the place of the oldest: one batch of frames."""
-        count = min(max(self.plan.batch // self.plan.frames, 1), self.identities - self.oldest)
-        self._render(self.oldest, count)
-        self.oldest = (self.oldest + count) % self.identities
+        """Put new identities in the place of the oldest group."""
+        self.groups[self.oldest] = self.made
+        self._render(self.oldest)
+        self.made += 1
+        self.oldest = (self.oldest + 1) % len(self.groups)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which avatars it holds: enough to render them again."""
+        return {"groups": list(self.groups), "made": self.made, "oldest": self.oldest, "drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold these avatars; only groups that are not there yet are rendered."""
+        before, self.groups = self.groups, list(state["groups"])
+        for place, number in enumerate(self.groups):
+            if place >= len(before) or before[place] != number:
+                self._render(place)
+        self.made, self.oldest, self.drawn = state["made"], state["oldest"], state["drawn"]
 
     @torch.no_grad()
-    def _render(self, first: int, count: int) -> None:
+    def _render(self, place: int) -> None:
         frames, device = self.plan.frames, self.spots.device
-        identity = Identity.random(count, self.generator, self.head).repeat_interleave(frames).to(device)
-        motion = random_motion(self.plan, count, self.head, self.generator).to(device)
+        first = place * self.group
+        count = min(self.group, self.plan.identities - first)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.groups[place])
+        identity = Identity.random(count, generator, self.head).repeat_interleave(frames).to(device)
+        motion = random_motion(self.plan, count, self.head, generator).to(device)
         motion = replace(motion, shape=identity.shape)
-        weak = weaken_expression(motion, self.generator)
+        weak = weaken_expression(motion, generator)
         for start in range(0, len(motion), self.plan.batch):
             part = slice(start, min(start + self.plan.batch, len(motion)))
             where = slice(first * frames + part.start, first * frames + part.stop)
@@ -238,6 +263,64 @@ class NormalsNoise:
 
     weakened: float = 0.2
     blurred: float = 0.15
+
+
+class PairSource(Protocol):
+    """Where the reenactment tasks get their batches."""
+
+    @property
+    def frames(self) -> int:
+        """Rows of each source: 1, or the length of clips."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Side of the pictures in pixels."""
+        ...
+
+    def draw(self, rows: int) -> Pairs:
+        """So many sources with the frames that drive them."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process stands in the data, besides torch's own random numbers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class PoolSource:
+    """Pairs, or whole tracks, of a pool's avatars.
+
+    Arguments:
+        clips: draw tracks instead of single frames.
+        noise: of the normals.
+        dtype: of the normals.
+    """
+
+    pool: Pool
+    clips: bool
+    noise: NormalsNoise
+    dtype: torch.dtype
+
+    @property
+    def frames(self) -> int:
+        return self.pool.plan.track if self.clips else 1
+
+    @property
+    def size(self) -> int:
+        return self.pool.plan.size
+
+    def draw(self, rows: int) -> Pairs:
+        self.pool.tick()
+        return (draw_clips if self.clips else draw_pairs)(self.pool, rows, self.noise, self.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.pool.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.pool.load_state_dict(state)
 
 
 def draw_pairs(pool: Pool, rows: int, noise: NormalsNoise, dtype: torch.dtype) -> Pairs:

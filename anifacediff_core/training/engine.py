@@ -1,4 +1,4 @@
-"""The training loop: budget, schedule, averaging, log, snapshots; distribution is accelerate's.
+"""The training loop: budget, schedule, log, states to go on from, snapshots; distribution is accelerate's.
 
 A phase of training is a `Task`: it owns a module, draws batches, computes losses and says what a snapshot
 holds. The engine knows nothing about faces.
@@ -7,12 +7,11 @@ holds. The engine knows nothing about faces.
 from __future__ import annotations
 
 import contextlib
-import copy
-import json
-import math
+import importlib
+import signal
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,13 +22,18 @@ from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs, broa
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..storage import write_tensors
+from .clock import Clock, learning_rate
+from .journal import Journal
+from .states import load_own, newest_state, save_state
+from .worker import Average, make_worker, shards_weights, whole
 
 Tensors = tuple[Tensor, ...]
 
 
-class TrainingError(RuntimeError):
-    """Training cannot go on; the last snapshot on disk is usable."""
+class TrainingError(InputError):
+    """Training cannot go on; what is on disk is usable."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +43,56 @@ class Loop:
     Arguments:
         seconds: budget of wall-clock time for the whole phase, the drawing of its data included, or None.
         steps: budget of optimizer steps, or None. Whichever budget ends first counts.
-        learning_rate: its peak, reached after `warmup` steps; then it falls as a cosine over the
-            *fraction of the budget* that has passed, to `final_rate` times the peak.
-        average: weight of the past in the running average of the weights.
-        precision: "no" for float32, "bf16" for autocast, "bf16_weights" for a copy of the
+        optimizer: "adamw", "adam", or "adamw8bit", whose averages take 8 bits (bitsandbytes, GPU only).
+        learning_rate: its peak, reached after `warmup` steps.
+        schedule: "cosine", which falls over the *fraction of the budget* that has passed to `final_rate`
+            times the peak, or "constant".
+        accumulate: batches whose gradients make up one step.
+        average: weight of the past in the running average of the weights; 0 keeps none.
+        precision: "no" for float32, "bf16" or "fp16" for autocast, "bf16_weights" for a copy of the
             module in bf16 beside its float32 weights: the fastest, since norms run in bf16 too.
         cuda_graph: record forward and backward once and replay them; falls back to eager where that fails.
         channels_last: memory layout of convolutions.
         check_every: steps between two looks at the clock and the loss; in between nothing waits for
             the device.
+        save_every: steps between two states from which training can go on exactly; 0 keeps none.
+        keep: how many of these states stay on disk.
         snapshots: fractions of the budget at which weights and samples are written, besides the end.
     """
 
     seconds: float | None = None
     steps: int | None = None
+    optimizer: str = "adamw"
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
     final_rate: float = 0.01
     warmup: int = 200
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
     clip: float = 1.0
+    accumulate: int = 1
     average: float = 0.998
     precision: str = "bf16"
     cuda_graph: bool = True
     channels_last: bool = False
     check_every: int = 50
+    save_every: int = 0
+    keep: int = 2
     snapshots: tuple[float, ...] = (0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        choices = {
+            "optimizer": tuple(OPTIMIZERS),
+            "schedule": ("cosine", "constant"),
+            "precision": ("no", "bf16", "fp16", "bf16_weights"),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"The loop's {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}."
+                )
+        if self.seconds is None and self.steps is None:
+            raise InputError("The loop has no budget; give it seconds or steps.")
 
 
 class Task(Protocol):
@@ -93,21 +121,37 @@ class Task(Protocol):
         """Write a picture, return measures. Called on the main process with the averaged weights."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where this process stands in its data, besides torch's own random numbers."""
+        ...
 
-def make_accelerator(loop: Loop, seed: int) -> Accelerator:
-    """An Accelerator whose processes draw different random numbers, for one process or many."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go back to where `state_dict` was called."""
+        ...
+
+
+def make_accelerator(loop: Loop, seed: int, folder: Path | None = None) -> Accelerator:
+    """An Accelerator whose processes draw different random numbers, for one process or many.
+
+    Arguments:
+        folder: where TensorBoard's files go, if TensorBoard is installed.
+    """
     on_cpu = not torch.cuda.is_available()
     # accelerate renames the argument below from 1.15 on and keeps the old name working.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
+    tracked = folder is not None and _tensorboard_works()
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision="bf16" if loop.precision == "bf16" and not on_cpu else "no",
+        mixed_precision=loop.precision if loop.precision in ("bf16", "fp16") and not on_cpu else "no",
+        log_with="tensorboard" if tracked else None,
+        project_dir=str(folder) if folder is not None else None,
         kwargs_handlers=[
             # Casts must not be cached: a recorded graph would read the casts of the first step for ever.
             AutocastKwargs(cache_enabled=False),
             DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
         ],
     )
+    _require_known_distribution(accelerator, loop)
     set_seed(seed, device_specific=True)
     if not on_cpu:
         torch.backends.cuda.matmul.allow_tf32 = True
@@ -119,119 +163,46 @@ def make_accelerator(loop: Loop, seed: int) -> Accelerator:
     return accelerator
 
 
-class Journal:
-    """Progress as lines for people and as JSON lines for programs; only the main process writes."""
-
-    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
-        self.started = time.monotonic()
-        self.path = folder / "log.jsonl"
-        self.main = accelerator.is_main_process
-        if self.main:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.started
-
-    def __call__(self, phase: str, event: str, **values: Any) -> None:
-        if not self.main:
-            return
-        rounded = {
-            key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()
-        }
-        record = {"seconds": round(self.elapsed(), 1), "phase": phase, "event": event, **rounded}
-        with self.path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        text = " ".join(f"{key} {value}" for key, value in rounded.items())
-        print(f"[{record['seconds']:7.1f}] {phase}: {event} {text}", flush=True)
+def _tensorboard_works() -> bool:
+    try:
+        importlib.import_module("torch.utils.tensorboard")
+    except ImportError:
+        return False
+    return True
 
 
-class Clock:
-    """The fraction of the budget that has passed: the same on all processes, without a wait at every step.
-
-    Every `check_every` steps the main process reads the time and tells the others; in between, the fraction
-    goes on at the pace seen last. Training ends at such a reading only, so that no process waits for one that
-    has stopped.
-    """
-
-    def __init__(self, loop: Loop, accelerator: Accelerator, already: float) -> None:
-        if loop.seconds is None and loop.steps is None:
-            raise ValueError("A training loop needs a budget: seconds or steps.")
-        self.loop, self.accelerator = loop, accelerator
-        self.started = time.monotonic() - already
-        # The main process's number for all: a learning rate that differed would let the weights drift apart.
-        self.offset = self._agree(already / loop.seconds if loop.seconds else 0.0)
-        self.step, self.read_at = 0, 0
-        self.read, self.pace = self.offset, 0.0
-
-    @property
-    def fraction(self) -> float:
-        return min(self.read + (self.step - self.read_at) * self.pace, 1.0)
-
-    @property
-    def progress(self) -> float:
-        """The share of the *training* that is done, 0 at the first step: the time spent on data before is
-        left out.
-        """
-        return max((self.fraction - self.offset) / max(1 - self.offset, 1e-6), 0.0)
-
-    def due(self) -> bool:
-        return self.step % self.loop.check_every == 0 or self.step in (1, 10)
-
-    def check(self) -> float:
-        """Agree on the time; called by all processes at the same steps."""
-        parts = [self.step / self.loop.steps] if self.loop.steps else []
-        if self.loop.seconds:
-            parts.append((time.monotonic() - self.started) / self.loop.seconds)
-        now = self._agree(max(parts))
-        if self.step > self.read_at:
-            self.pace = (now - self.read) / (self.step - self.read_at)
-        self.read, self.read_at = now, self.step
-        return self.read
-
-    def _agree(self, value: float) -> float:
-        if self.accelerator.num_processes == 1:
-            return value
-        return float(broadcast(torch.tensor(value, device=self.accelerator.device, dtype=torch.float64)))
+def _require_known_distribution(accelerator: Accelerator, loop: Loop) -> None:
+    kind = accelerator.distributed_type.value
+    if kind == "DEEPSPEED" or (kind == "FSDP" and not accelerator.is_fsdp2):
+        raise InputError(
+            f"accelerate is configured for {kind}, which this trainer doesn't know; "
+            "set distributed_type to MULTI_GPU, or to FSDP with fsdp_version: 2."
+        )
+    if kind == "FSDP" and loop.precision == "bf16_weights":
+        raise InputError("The precision bf16_weights needs whole weights, which FSDP divides; use bf16.")
 
 
-def learning_rate(loop: Loop, step: int, progress: float) -> float:
-    """Linear warm-up over steps, cosine over the share of training that is done."""
-    cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    return (
-        loop.learning_rate
-        * min(1.0, (step + 1) / loop.warmup)
-        * (loop.final_rate + (1 - loop.final_rate) * cosine)
-    )
+def _adamw8bit(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+    if not torch.cuda.is_available():
+        raise InputError("The optimizer adamw8bit needs a GPU; use adamw.")
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise InputError(
+            "The optimizer adamw8bit needs bitsandbytes; pip install bitsandbytes, or use adamw."
+        ) from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, **options)
+    return optimizer
 
 
-class Average:
-    """A running average of weights (EMA), which `applied` puts in the weights' place for a while."""
+def _fused(kind: type[torch.optim.Adam]) -> Any:
+    def make(parameters: Any, **options: Any) -> torch.optim.Optimizer:
+        return kind(parameters, fused=parameters[0].device.type == "cuda", **options)
 
-    def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.decay = decay
-        self.values = [p.detach().clone() for p in self.parameters]
+    return make
 
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        # A young average follows quickly: the first weights are worth little.
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.values, [p.detach() for p in self.parameters], 1 - decay)
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        for value, parameter in zip(self.values, self.parameters):
-            kept = parameter.detach().clone()
-            parameter.copy_(value)
-            value.copy_(kept)
+OPTIMIZERS = {"adamw": _fused(torch.optim.AdamW), "adam": _fused(torch.optim.Adam), "adamw8bit": _adamw8bit}
 
 
 def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -244,89 +215,9 @@ def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
-class Worker(nn.Module):
-    """The module that runs forward and backward: the task's own, or a copy of it in another precision.
-
-    The weights that the optimizer changes stay the task's, in float32; a copy hands its gradients over before
-    every step and takes the weights after it.
-    """
-
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.module = module if dtype is None else copy.deepcopy(module).to(dtype)
-        self.own = list(module.parameters())
-        self.learning: list[tuple[nn.Parameter, nn.Parameter]] = []
-
-    def forward(self, *inputs: Tensor) -> Any:
-        if self.dtype is not None:
-            inputs = tuple(x.to(self.dtype) if x.is_floating_point() else x for x in inputs)
-        return self.module(*inputs)
-
-    def freeze_unused(self) -> int:
-        """Stop optimizing weights that the last backward pass did not reach and return their number.
-
-        Distributed training would wait for their gradients.
-        """
-        frozen = 0
-        for own, used in zip(self.own, self.module.parameters(), strict=True):
-            if used.requires_grad and used.grad is None:
-                own.requires_grad_(False)
-                used.requires_grad_(False)
-                frozen += 1
-            elif used.requires_grad:
-                self.learning.append((own, used))
-            used.grad = None
-        return frozen
-
-    @torch.no_grad()
-    def hand_over_gradients(self) -> None:
-        if self.dtype is None:
-            return
-        targets: list[Tensor] = []
-        sources: list[Tensor] = []
-        for own, used in self.learning:
-            assert used.grad is not None
-            own.grad = torch.empty_like(own) if own.grad is None else own.grad
-            targets.append(own.grad)
-            sources.append(used.grad)
-        torch._foreach_copy_(targets, sources)
-
-    @torch.no_grad()
-    def take_weights(self) -> None:
-        """Prepare the next step: weights of the last one, no gradients."""
-        if self.dtype is not None:
-            torch._foreach_copy_([used for _, used in self.learning], [own for own, _ in self.learning])
-        for _, used in self.learning:
-            used.grad = None
-
-
-def make_worker(task: Task, loop: Loop, accelerator: Accelerator) -> tuple[Worker, int, str]:
-    """Build the worker, find out what learns, record its CUDA graphs.
-
-    Graphs must lie inside DDP, so this comes before it.
-
-    Returns:
-        the worker, the number of weights that are frozen because nothing depends on them, and how it runs.
-    """
-    on_gpu = accelerator.device.type == "cuda"
-    worker = Worker(task.module, torch.bfloat16 if loop.precision == "bf16_weights" and on_gpu else None)
-    inputs, targets = task.draw(0.0)
-    with accelerator.autocast():
-        outputs = worker(*inputs)
-    task.losses(outputs, targets)["loss"].backward()
-    frozen = worker.freeze_unused()
-    if not on_gpu or not loop.cuda_graph:
-        return worker, frozen, "eager"
-    del outputs
-    try:
-        samples = tuple(x.clone() for x in inputs)
-        with accelerator.autocast():
-            torch.cuda.make_graphed_callables(worker, samples, allow_unused_input=True)
-    except RuntimeError as error:
-        torch.cuda.synchronize()
-        return worker, frozen, f"eager, recording failed: {str(error).splitlines()[0]}"
-    return worker, frozen, "recorded"
+def states_folder(folder: Path, phase: str) -> Path:
+    """Where the states of a phase lie in the folder of a run."""
+    return folder / f"{phase}.states"
 
 
 @torch.no_grad()
@@ -338,92 +229,228 @@ def share_start(module: nn.Module, accelerator: Accelerator) -> None:
 
 
 def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal: Journal) -> None:
-    """Train until the budget is spent; write `<task name>.safetensors` at the snapshots and at the end."""
-    task.module.to(accelerator.device).train()
-    if loop.channels_last:
-        task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    share_start(task.module, accelerator)
-    worker, frozen, mode = make_worker(task, loop, accelerator)
-    trainable = [own for own, _ in worker.learning]
-    average = Average(trainable, loop.average)
-    optimizer = torch.optim.AdamW(
-        trainable,
-        lr=loop.learning_rate,
-        betas=loop.betas,
-        weight_decay=loop.weight_decay,
-        fused=accelerator.device.type == "cuda",
-    )
-    module, optimizer = accelerator.prepare(worker, optimizer)
-    count = sum(p.numel() for p in trainable)
-    facts = {"parameters": count, "unused": frozen, "processes": accelerator.num_processes, "mode": mode}
-    journal(task.name, "start", **facts)
+    """Train until the budget is spent; write `<task name>.safetensors` at the snapshots and at the end.
 
-    clock = Clock(loop, accelerator, already=journal.elapsed())
-    marks = [mark for mark in loop.snapshots if mark > clock.offset]
-    losses: dict[str, Tensor] = {}
-    began = time.monotonic()
-    while True:
-        if clock.due():
-            clock.check()
-            if losses:
-                pace = clock.step / max(time.monotonic() - began, 1e-6)
-                _report(task, journal, clock, losses, pace, optimizer.param_groups[0]["lr"])
-            if clock.fraction >= 1:
-                break
-            if marks and clock.fraction >= marks[0]:
-                _snapshot(task, average, accelerator, folder, journal, marks.pop(0))
-        for group in optimizer.param_groups:
+    Where states of an earlier run of the same phase are, training goes on from the newest, with the numbers
+    that it would have had without the break.
+
+    Raises:
+        TrainingError: the loss is not a number, a signal asked to stop, or the result cannot be written.
+    """
+    _Run(task, loop, accelerator, folder, journal).train()
+
+
+class _Run:
+    """One run of one task."""
+
+    def __init__(
+        self, task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal: Journal
+    ) -> None:
+        self.task, self.loop, self.accelerator, self.journal = task, loop, accelerator, journal
+        self.folder, self.states = folder, states_folder(folder, task.name)
+        self.sharded = shards_weights(accelerator)
+        task.module.to(accelerator.device).train()
+        if loop.channels_last:
+            task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        share_start(task.module, accelerator)
+        self.worker, frozen, mode = make_worker(task, loop, accelerator)
+        optimizer = OPTIMIZERS[loop.optimizer](
+            [own for own, _ in self.worker.learning],
+            lr=loop.learning_rate,
+            betas=loop.betas,
+            weight_decay=loop.weight_decay,
+        )
+        self.module, self.optimizer = accelerator.prepare(self.worker, optimizer)
+        # Only now: sharding has replaced the parameters.
+        self.learning = self.worker.learning
+        self.trainable = [own for own, _ in self.learning]
+        self.average = Average(self.trainable, loop.average)
+        self.clock = Clock(loop, accelerator, already=journal.elapsed())
+        self.broken = torch.zeros((), device=accelerator.device)
+        self.stopping = False
+        facts = {
+            "parameters": sum(own.numel() for own in self.trainable),
+            "unused": frozen,
+            "processes": accelerator.num_processes,
+            "mode": mode,
+        }
+        journal(task.name, "start", **facts)
+
+    def train(self) -> None:
+        step_before = self._resume()
+        purge = {"tensorboard": {"purge_step": step_before}}
+        self.accelerator.init_trackers(self.task.name, init_kwargs=purge if step_before else {})
+        marks = [mark for mark in self.loop.snapshots if mark > max(self.clock.offset, self.clock.read)]
+        losses: dict[str, Tensor] = {}
+        began, saved_at = time.monotonic(), step_before
+        with self._signals():
+            while True:
+                if self.clock.due():
+                    self.clock.check()
+                    if losses:
+                        pace = (self.clock.step - step_before) / max(time.monotonic() - began, 1e-6)
+                        self._report(losses, pace)
+                    if self.clock.fraction >= 1:
+                        break
+                    self._stop_if_asked()
+                    if marks and self.clock.fraction >= marks[0]:
+                        self._snapshot(marks.pop(0))
+                    if self.loop.save_every and self.clock.step - saved_at >= self.loop.save_every:
+                        saved_at = self.clock.step
+                        self._save()
+                losses = self._step()
+        self._snapshot(1.0)
+
+    def _step(self) -> dict[str, Tensor]:
+        loop, clock = self.loop, self.clock
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(loop, clock.step, clock.progress)
-        inputs, targets = task.draw(clock.progress)
-        losses = task.losses(module(*inputs), targets)
-        accelerator.backward(losses["loss"])
-        worker.hand_over_gradients()
-        gradient = torch.nn.utils.clip_grad_norm_(trainable, loop.clip, foreach=True)
-        optimizer.step()
-        worker.take_weights()
-        losses = {key: value.detach() for key, value in losses.items()} | {"gradient": gradient}
+        sums: dict[str, Tensor] = {}
+        for part in range(loop.accumulate):
+            inputs, targets = self.task.draw(clock.progress)
+            last = part == loop.accumulate - 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                losses = self.task.losses(self.module(*inputs), targets)
+                self.accelerator.backward(losses["loss"] / loop.accumulate)
+            for name, value in losses.items():
+                share = value.detach() / loop.accumulate
+                sums[name] = sums[name] + share if name in sums else share
+        self.worker.hand_over_gradients(self.learning)
+        gradient = self.accelerator.clip_grad_norm_(self.trainable, loop.clip)
+        self.optimizer.step()
+        self.worker.take_weights(self.learning)
+        self.broken = torch.maximum(self.broken, (~torch.isfinite(sums["loss"])).float())
         clock.step += 1
-        average.update(clock.step)
-    _snapshot(task, average, accelerator, folder, journal, 1.0)
+        self.average.update(clock.step)
+        return sums | {"gradient": whole(gradient).detach()}
 
+    # ---- what is written
 
-def _report(
-    task: Task, journal: Journal, clock: Clock, losses: dict[str, Tensor], pace: float, rate: float
-) -> None:
-    values = {key: float(value) for key, value in losses.items()}
-    journal(
-        task.name,
-        "step",
-        step=clock.step,
-        fraction=clock.fraction,
-        rate=rate,
-        steps_per_second=pace,
-        **values,
-    )
-    if not math.isfinite(values["loss"]):
+    def _report(self, losses: dict[str, Tensor], pace: float) -> None:
+        task, clock = self.task, self.clock
+        broken = self.accelerator.reduce(self.broken, "sum") if self._many() else self.broken
+        values = {key: float(value) for key, value in losses.items()}
+        values |= {"rate": self.optimizer.param_groups[0]["lr"], "steps_per_second": pace}
+        self.journal(task.name, "step", step=clock.step, fraction=clock.fraction, **values)
+        self.journal.draw(clock.step, values)
+        if broken:
+            raise TrainingError(
+                f"The loss of phase '{task.name}' is not a number at step {clock.step}; {self._rest()} "
+                "Lower its learning_rate and run the same command again."
+            )
+
+    def _snapshot(self, fraction: float) -> None:
+        """Write averaged weights, then pictures and measures; the others wait."""
+        task, path = self.task, self.folder / f"{self.task.name}.safetensors"
+        measures: dict[str, Any] = {}
+        task.module.eval()
+        with self.average.applied(), torch.no_grad():
+            # Of sharded weights every process has a part.
+            weights = task.weights() if self.sharded or self.accelerator.is_main_process else {}
+            weights = {name: whole(weight) for name, weight in weights.items()}
+            if self.accelerator.is_main_process:
+                measures = self._write(path, weights, fraction)
+        task.module.train()
+        self.journal(task.name, "snapshot", fraction=fraction, **measures)
+        self.journal.draw(self.clock.step, measures, self._picture(fraction))
+        self.accelerator.wait_for_everyone()
+        if fraction == 1.0 and measures.get("not_written"):
+            raise TrainingError(f"{path} could not be written ({measures['not_written']}). {self._rest()}")
+
+    def _write(self, path: Path, weights: dict[str, Tensor], fraction: float) -> dict[str, Any]:
+        try:
+            write_tensors(path, weights, {"fraction": str(fraction), "step": str(self.clock.step)})
+        except (OSError, RuntimeError) as error:
+            return {"not_written": str(error).splitlines()[0]}
+        if self.sharded:
+            return {"sample_failed": "the weights are divided among the processes"}
+        try:
+            return dict(self.task.sample(self._picture(fraction), fraction))
+        except Exception as error:  # pictures are welcome but never worth a training run
+            return {"sample_failed": f"{type(error).__name__}: {error}"}
+
+    def _picture(self, fraction: float) -> Path:
+        return self.folder / f"{self.task.name}_{round(100 * fraction):03d}.jpg"
+
+    # ---- going on
+
+    def _save(self) -> None:
+        own: dict[str, Any] = {
+            "task": self.task.state_dict(),
+            "clock": self.clock.state_dict(),
+            "elapsed": self.journal.elapsed(),
+            "processes": self.accelerator.num_processes,
+        }
+        if self.sharded or self.accelerator.is_main_process:
+            own |= {"average": self.average.state_dict(), "originals": self.worker.originals()}
+        problem = save_state(self.accelerator, self.states, self.clock.step, own, self.loop.keep)
+        if problem:
+            self.journal(self.task.name, "state_not_saved", step=self.clock.step, reason=problem)
+        else:
+            self.journal(self.task.name, "state", step=self.clock.step)
+
+    def _resume(self) -> int:
+        """Take up the newest state; returns its step, 0 without any."""
+        state = newest_state(self.states)
+        if state is None:
+            return 0
+        rank = self.accelerator.process_index
+        shared = load_own(state, rank if self.sharded else 0)
+        if not shared or (self.sharded and shared["processes"] != self.accelerator.num_processes):
+            raise TrainingError(
+                f"The training state {state} is of another number of processes; start as many as then, "
+                "or delete the folder to begin anew."
+            )
+        try:
+            self.accelerator.load_state(str(state))
+            self.worker.load_originals(shared["originals"])
+            self.average.load_state_dict(shared["average"])
+        except (RuntimeError, ValueError, KeyError, OSError) as error:
+            raise TrainingError(
+                f"The training state {state} doesn't fit this experiment ({str(error).splitlines()[0]}); "
+                "delete the folder to begin anew."
+            ) from error
+        self.clock.load_state_dict(shared["clock"])
+        self.journal.go_on(shared["elapsed"])
+        own = load_own(state, rank)
+        if own and own["processes"] == self.accelerator.num_processes:
+            self.task.load_state_dict(own["task"])
+        self.journal(self.task.name, "resumed", step=self.clock.step)
+        return self.clock.step
+
+    def _rest(self) -> str:
+        state = newest_state(self.states)
+        if state is None:
+            return "The last snapshot is intact."
+        return f"The state of step {int(state.name.split('_')[1])} is intact."
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Note when a cluster asks to stop: training then ends at the next look at the clock."""
+
+        def note(number: int, frame: Any) -> None:
+            self.stopping = True
+
+        try:
+            before = signal.signal(signal.SIGTERM, note)
+        except ValueError:  # only the main thread may listen
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _stop_if_asked(self) -> None:
+        asked = torch.tensor(float(self.stopping), device=self.accelerator.device)
+        if not (self.accelerator.reduce(asked, "sum") if self._many() else asked):
+            return
+        if self.loop.save_every:
+            self._save()
         raise TrainingError(
-            f"The loss of phase '{task.name}' is {values['loss']} at step {clock.step}; "
-            "the last snapshot is intact, lower learning_rate and train this phase again."
+            f"Phase '{self.task.name}' was asked to stop at step {self.clock.step}. {self._rest()} "
+            "Run the same command to go on."
         )
 
-
-def _sample(task: Task, path: Path, fraction: float) -> dict[str, Any]:
-    """Pictures are welcome but never worth a training run."""
-    try:
-        return task.sample(path, fraction)
-    except Exception as error:
-        return {"sample_failed": f"{type(error).__name__}: {error}"}
-
-
-def _snapshot(
-    task: Task, average: Average, accelerator: Accelerator, folder: Path, journal: Journal, fraction: float
-) -> None:
-    """Write averaged weights, then pictures and measures; the others wait."""
-    if accelerator.is_main_process:
-        task.module.eval()
-        with average.applied(), torch.no_grad():
-            write_tensors(folder / f"{task.name}.safetensors", task.weights(), {"fraction": str(fraction)})
-            measures = _sample(task, folder / f"{task.name}_{round(100 * fraction):03d}.jpg", fraction)
-        task.module.train()
-        journal(task.name, "snapshot", fraction=fraction, **measures)
-    accelerator.wait_for_everyone()
+    def _many(self) -> bool:
+        return self.accelerator.num_processes > 1

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -19,19 +19,23 @@ from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.avatars import Protocol, Reenactor
 from ..head.model import HeadModel
-from ..network.autoencoder import AutoEncoder
+from ..network.autoencoder import AutoEncoder, StableAutoEncoder
 from ..network.config import NetworkConfig
 from ..network.model import AniFaceDiff
 from ..sampling.schedule import NoiseSchedule
-from ..weights.checkpoint import save_checkpoint
+from ..weights.checkpoint import Checkpoint, load_autoencoder, load_checkpoint, load_network, save_checkpoint
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
 from .card import write_card
-from .data import Pool, PoolPlan
-from .engine import Journal, Loop, load_weights, make_accelerator, run
+from .data import PairSource, Pool, PoolPlan, PoolSource
+from .engine import Loop, load_weights, make_accelerator, run, states_folder
+from .journal import Journal
+from .judges import train_judges
 from .reenactment import DenoisingSettings, DenoisingTask
 from .settings import build
+from .states import load_own, newest_state
 
+PoolOrMore = TypeVar("PoolOrMore", bound=Pool)
 HELD_OUT = 777_000_000  # seed of identities that no training pool uses
 CHECKPOINT = "anifacediff.safetensors"
 
@@ -57,12 +61,31 @@ class Phase:
     def plan(self) -> PoolPlan:
         return build(PoolPlan, self.settings.get("pool"), f"{self.name}.pool")
 
-    def pool(self, autoencoder: AutoEncoder | None = None, image_size: int = 0) -> Pool:
-        """This process's own avatars."""
+    @property
+    def start(self) -> Checkpoint | None:
+        """The checkpoint whose weights the experiment begins with, if it names one."""
+        path = self.experiment.get("start")
+        return load_checkpoint(path) if path else None
+
+    @property
+    def seed(self) -> int:
+        """Of this process's data in this phase."""
         order = sorted(self.experiment["phases"]).index(self.name)
-        seed = (int(self.experiment["seed"]) * 100 + order) * 1000 + self.accelerator.process_index
+        return (int(self.experiment["seed"]) * 100 + order) * 1000 + self.accelerator.process_index
+
+    def pool(self, autoencoder: AutoEncoder | StableAutoEncoder | None = None, image_size: int = 0) -> Pool:
+        """This process's own avatars."""
+        return self.fill(Pool(self.studio, self.head, self.plan(), self.seed, autoencoder, image_size))
+
+    def fill(self, pool: PoolOrMore) -> PoolOrMore:
+        """Render a pool's avatars: those of the state that training goes on from, if there is one."""
         began = self.journal.elapsed()
-        pool = Pool(self.studio, self.head, self.plan(), seed, autoencoder, image_size).fill()
+        state = newest_state(states_folder(self.folder, self.name))
+        before = load_own(state, self.accelerator.process_index) if state is not None else {}
+        if before.get("processes") == self.accelerator.num_processes:
+            pool.load_state_dict(before["task"])
+        else:
+            pool.fill()
         rate = len(pool) / max(self.journal.elapsed() - began, 1e-6)
         self.journal(self.name, "pool", frames=len(pool), frames_per_second=rate)
         return pool
@@ -75,13 +98,18 @@ class Phase:
 
 
 def network_config(experiment: dict[str, Any]) -> NetworkConfig:
-    """`network: tiny`, or `network: {preset: tiny, ...}` with single values changed."""
-    wanted = experiment.get("network", "tiny")
+    """`network: tiny`, or `network: {preset: tiny, ...}` with single values changed; the network of the
+    checkpoint that the experiment starts from, where it names no preset.
+    """
+    wanted = experiment.get("network", {})
     values = {"preset": wanted} if isinstance(wanted, str) else dict(wanted)
-    preset = values.pop("preset", "tiny")
-    if preset not in ("tiny", "full"):
+    preset = values.pop("preset", None)
+    if preset not in (None, "tiny", "full"):
         raise InputError(f"There is no network preset '{preset}'; use tiny or full.")
-    base = getattr(NetworkConfig, preset)()
+    if preset is None and experiment.get("start"):
+        base = load_checkpoint(experiment["start"]).config
+    else:
+        base = getattr(NetworkConfig, preset or "tiny")()
     return NetworkConfig.from_json(json.loads(json.dumps(base.to_json() | values)))
 
 
@@ -93,8 +121,8 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
         )
     settings = experiment["phases"][name] or {}
     loop = build(Loop, settings.get("loop", {"steps": 1}), f"{name}.loop")
-    accelerator = make_accelerator(loop, int(experiment["seed"]))
-    head = HeadModel.bundled().to(accelerator.device)
+    accelerator = make_accelerator(loop, int(experiment["seed"]), folder / "tensorboard")
+    head = experiment_head(experiment).to(accelerator.device)
     PHASES[name](
         Phase(
             name=name,
@@ -112,40 +140,93 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
     accelerator.end_training()
 
 
+def experiment_head(experiment: dict[str, Any]) -> HeadModel:
+    """The head that face parameters belong to: a file that the experiment names, or the bundled one."""
+    path = experiment.get("head")
+    return HeadModel.load(path) if path else HeadModel.bundled()
+
+
 def train_autoencoder(phase: Phase) -> None:
     settings = build(AutoencoderSettings, phase.settings.get("settings"), "autoencoder.settings")
-    task = AutoencoderTask(AutoEncoder(), phase.pool(), phase.held_out(32, stills=1), settings)
+    autoencoder = AutoEncoder()
+    if phase.start is not None and "vae" in phase.start.parts:
+        phase.start.load_into(autoencoder, "vae")
+    task = AutoencoderTask(autoencoder, phase.pool(), phase.held_out(32, stills=1), settings)
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
 
 
 def train_capture(phase: Phase) -> None:
     settings = build(CaptureSettings, phase.settings.get("settings"), "capture.settings")
     task = CaptureTask(phase.head, phase.pool(), phase.held_out(128, stills=2), settings)
+    if phase.start is not None and "face_encoder" in phase.start.parts:
+        phase.start.load_into(task.module.encoder, "face_encoder")
+        phase.start.load_into(task.module.detector, "face_detector")
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
 
 
 def train_stage(phase: Phase, stage: int) -> None:
     """Stage 1 learns single pictures, stage 2 the temporal modules on top of its weights (paper 3.4)."""
     config = network_config(phase.experiment)
-    autoencoder = AutoEncoder(config.latent_channels)
-    autoencoder.load_state_dict(load_weights(phase.folder / "autoencoder.safetensors", "vae."))
-    autoencoder.to(phase.device).eval().requires_grad_(False)
-    model = AniFaceDiff(config)
-    if stage == 2:
-        model.load_state_dict(load_weights(phase.folder / "stage1.safetensors"))
-        model.add_motion()
+    autoencoder = stage_autoencoder(phase, config).to(phase.device).eval().requires_grad_(False)
+    model = stage_network(phase, config, stage)
+    settings = build(DenoisingSettings, phase.settings.get("settings"), f"{phase.name}.settings")
     task = DenoisingTask(
         model,
-        phase.pool(autoencoder, config.image_size),
+        stage_source(phase, config, settings, autoencoder, stage),
         NoiseSchedule.of(config).alphas.to(phase.device),
-        build(DenoisingSettings, phase.settings.get("settings"), f"{phase.name}.settings"),
+        settings,
         _sampler(phase, Reenactor(model, autoencoder), stage),
         stage=stage,
-        dtype=torch.float32 if phase.device.type == "cpu" or phase.loop.precision == "no" else torch.bfloat16,
     )
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
     if phase.accelerator.is_main_process:
         assemble(phase.experiment, phase.folder)
+
+
+def stage_autoencoder(phase: Phase, config: NetworkConfig) -> AutoEncoder | StableAutoEncoder:
+    """What the experiment's own phase has trained, else that of the checkpoint it starts from."""
+    path = phase.folder / "autoencoder.safetensors"
+    if path.exists() or phase.start is None:
+        autoencoder = AutoEncoder(config.latent_channels)
+        autoencoder.load_state_dict(load_weights(path, "vae."))
+        return autoencoder
+    return load_autoencoder(phase.start)
+
+
+def stage_network(phase: Phase, config: NetworkConfig, stage: int) -> AniFaceDiff:
+    """The network at the beginning of a stage; temporal modules that are there already stay what they are."""
+    start = phase.start
+    trained = phase.folder / "stage1.safetensors"
+    if start is None:
+        model = AniFaceDiff(config)
+    else:
+        # The weights decide the sizes; what they shall predict is the experiment's to say.
+        model = load_network(replace(start, config=config))
+    if stage == 1:
+        model.motion = None
+        return model
+    if trained.exists() or start is None:
+        motion = model.motion
+        model.motion = None
+        model.load_state_dict(load_weights(trained))
+        model.motion = motion
+    if model.motion is None:
+        model.add_motion()
+    return model
+
+
+def stage_source(
+    phase: Phase,
+    config: NetworkConfig,
+    settings: DenoisingSettings,
+    autoencoder: AutoEncoder | StableAutoEncoder,
+    stage: int,
+) -> PairSource:
+    """Avatars rendered here, or the shards that the phase names."""
+    plain = phase.device.type == "cpu" or phase.loop.precision == "no"
+    dtype = torch.float32 if plain else torch.bfloat16
+    pool = phase.pool(autoencoder, config.image_size)
+    return PoolSource(pool, stage == 2, settings.normals, dtype)
 
 
 def _sampler(phase: Phase, reenact: Reenactor, stage: int) -> Callable[[Path, float], dict[str, float]]:
@@ -164,21 +245,28 @@ def _sampler(phase: Phase, reenact: Reenactor, stage: int) -> Callable[[Path, fl
 def assemble(
     experiment: dict[str, Any], folder: Path, provenance: dict[str, Any] | None = None
 ) -> Path | None:
-    """Join what the phases have left so far into one checkpoint; None while the stages are missing."""
+    """Join what the phases have left so far into one checkpoint; None while the stages are missing.
+
+    Parts that no phase has trained come from the checkpoint that the experiment starts from.
+    """
     stage = next((s for s in ("stage2", "stage1") if (folder / f"{s}.safetensors").exists()), None)
     if stage is None:
         return None
+    start = load_checkpoint(experiment["start"]) if experiment.get("start") else None
     parts: dict[str, dict[str, torch.Tensor]] = {}
     for phase in ("autoencoder", "capture", stage):
         path = folder / f"{phase}.safetensors"
         for key, value in (load_weights(path) if path.exists() else {}).items():
             part, name = key.split(".", 1)
             parts.setdefault(part, {})[name] = value
+    if start is not None:
+        parts |= {part: start.part(part) for part in start.parts if part not in parts}
     facts = {"experiment": experiment, "trained": _trained(folder), **(provenance or {})}
+    if start is not None:
+        facts["start"] = {"file": start.path.name, "provenance": start.provenance}
     target = folder / CHECKPOINT
-    save_checkpoint(
-        target, parts, network_config(experiment), head=HeadModel.bundled().name, provenance=facts
-    )
+    head = start.head if start is not None else HeadModel.bundled().name
+    save_checkpoint(target, parts, network_config(experiment), head=head, provenance=facts)
     return target
 
 
@@ -215,4 +303,5 @@ PHASES: dict[str, Callable[[Phase], None]] = {
     "stage1": lambda phase: train_stage(phase, 1),
     "stage2": lambda phase: train_stage(phase, 2),
     "evaluate": evaluate,
+    "judges": train_judges,
 }

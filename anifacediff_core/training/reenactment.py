@@ -15,10 +15,10 @@ from torch import Tensor
 
 from ..evaluation.regions import emphasis
 from ..network.model import AniFaceDiff, FixedRows
-from .data import NormalsNoise, Pairs, Pool, draw_clips, draw_pairs
+from .data import NormalsNoise, PairSource
 from .engine import Tensors
 
-STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter", "image_encoder")
+STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
 STAGE2_PARTS = ("motion",)
 Sampler = Callable[[Path, float], dict[str, float]]
 
@@ -27,21 +27,43 @@ Sampler = Callable[[Path, float], dict[str, float]]
 class DenoisingSettings:
     """Batches and weights of the loss.
 
+    With emphasis 1 and no `min_snr` the loss is that of the paper (equations 5 and 6).
+
     Arguments:
         rows: pairs (stage 1) or clips (stage 2) in a batch, of each process.
         unconditional: share of them that train the unconditional half of guidance: no source, no
             expression, only pose.
+        drop_reference: share of the others that miss the ReferenceNet's features alone.
+        drop_image: share of the others whose image embedding alone is dropped.
         drop_expression: share of the others whose expression alone is dropped.
         normals: how normals are made to tell less.
         head_weight, detail_weight: emphasis of the loss on the head and on eyes and mouth.
+        min_snr: γ of the min-SNR weighting (Hang et al. 2023), 0 for none.
+        noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
+        learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
+            which begins untrained.
+        gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
     """
 
     rows: int = 128
     unconditional: float = 0.1
+    drop_reference: float = 0.0
+    drop_image: float = 0.0
     drop_expression: float = 0.07
     normals: NormalsNoise = field(default_factory=NormalsNoise)
     head_weight: float = 2.0
     detail_weight: float = 3.0
+    min_snr: float = 0.0
+    noise_sharing: bool = True
+    learn: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
+
+    def split(self) -> tuple[int, int]:
+        """How many sources of a batch are conditional, and how many of these see the reference."""
+        conditional = self.rows
+        if self.unconditional:
+            conditional -= max(round(self.unconditional * self.rows), 1)
+        return conditional, conditional - round(self.drop_reference * conditional)
 
 
 def diffuse(latents: Tensor, noise: Tensor, alphas: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
@@ -68,43 +90,52 @@ def mixed_noise(clips: int, frames: int, size: tuple[int, ...], device: torch.de
     return rearrange(a.sqrt() * shared + (1 - a).sqrt() * independent, "b f ... -> (b f) ...")
 
 
+def snr_weight(alphas: Tensor, gamma: float, prediction: str) -> Tensor:
+    """min(SNR, γ) / SNR of each row; for v-prediction with SNR + 1, so that pure noise keeps a weight.
+
+    Arguments:
+        alphas: (rows,), ᾱ.
+    """
+    snr = alphas / (1 - alphas).clamp(min=1e-8)
+    if prediction == "v_prediction":
+        snr = snr + 1
+    return snr.clamp(max=gamma) / snr.clamp(min=1e-8)
+
+
 class DenoisingTask:
     """Both stages: they differ in the data, in what learns, and in the noise; see `engine.Task`."""
 
     def __init__(
         self,
         model: AniFaceDiff,
-        pool: Pool,
+        source: PairSource,
         alphas: Tensor,
         settings: DenoisingSettings,
         sampler: Sampler,
         *,
         stage: int,
-        dtype: torch.dtype,
     ) -> None:
         self.name = f"stage{stage}"
-        self.model, self.pool, self.settings, self.sampler = model, pool, settings, sampler
+        self.model, self.source, self.settings, self.sampler = model, source, settings, sampler
         self.alphas = alphas
-        self.dtype = dtype
-        self.frames = pool.plan.track if stage == 2 else 1
         self.stage = stage
-        model.set_trainable(STAGE1_PARTS if stage == 1 else STAGE2_PARTS)
-        sources = settings.rows - max(round(settings.unconditional * settings.rows), 1)
-        self.module = FixedRows(model, sources * self.frames)
+        model.gradient_checkpointing = settings.gradient_checkpointing
+        model.set_trainable((*STAGE1_PARTS, *settings.learn) if stage == 1 else STAGE2_PARTS)
+        conditional, referred = settings.split()
+        self.module = FixedRows(model, conditional * source.frames, referred * source.frames)
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
-        s, frames = self.settings, self.frames
-        self.pool.tick()
-        draw = draw_pairs if self.stage == 1 else draw_clips
-        pairs: Pairs = draw(self.pool, s.rows, s.normals, self.dtype)
+        s, frames = self.settings, self.source.frames
+        pairs = self.source.draw(s.rows)
         rows, *size = pairs.latents.shape
         device = pairs.latents.device
-        if self.stage == 1:
-            noise = torch.randn_like(pairs.latents)
-        else:
+        if self.stage == 2 and s.noise_sharing:
             noise = mixed_noise(s.rows, frames, tuple(size), device)
+        else:
+            noise = torch.randn_like(pairs.latents)
         timesteps = torch.randint(len(self.alphas), (s.rows,), device=device).repeat_interleave(frames)
-        noisy, target = diffuse(pairs.latents, noise, self.alphas[timesteps], self.model.config.prediction)
+        alphas = self.alphas[timesteps]
+        noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction)
         inputs = (
             noisy,
             timesteps,
@@ -113,18 +144,22 @@ class DenoisingTask:
             pairs.normals,
             pairs.expression,
             self._expression_weight(rows, device),
+            (torch.rand(s.rows, 1, 1, device=device) >= s.drop_image).float(),
         )
         origin = pairs.spots.new_zeros(rows, 2)
         weight = emphasis(
-            pairs.spots, origin, size[-1], self.pool.plan.size / size[-1], s.head_weight, s.detail_weight
+            pairs.spots, origin, size[-1], self.source.size / size[-1], s.head_weight, s.detail_weight
         )
+        # Of each row by itself, so that the loss of a batch is the mean of those of its parts.
+        weight = weight / weight.mean((1, 2, 3), keepdim=True)
+        if s.min_snr:
+            weight = weight * snr_weight(alphas, s.min_snr, self.model.config.prediction).view(-1, 1, 1, 1)
         return inputs, (target, weight)
 
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
         target, weight = targets
         error = (outputs.float() - target).square()
-        weighted = (error * weight).mean() / weight.mean()
-        return {"loss": weighted, "plain": error.detach().mean()}
+        return {"loss": (error * weight).mean(), "plain": error.detach().mean()}
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
@@ -132,9 +167,15 @@ class DenoisingTask:
     def sample(self, path: Path, fraction: float) -> dict[str, float]:
         return self.sampler(path, fraction)
 
+    def state_dict(self) -> dict[str, Any]:
+        return self.source.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.source.load_state_dict(state)
+
     def _expression_weight(self, rows: int, device: torch.device) -> Tensor:
         """λ of every row: 1, or 0 for the dropped; never where the normals are weakened and only ψ tells."""
-        s, frames = self.settings, self.frames
+        s, frames = self.settings, self.source.frames
         kept = torch.rand(rows // frames, device=device) >= s.drop_expression
         kept[: round(s.normals.weakened * (rows // frames))] = True
         return kept.float().repeat_interleave(frames).view(-1, 1, 1)

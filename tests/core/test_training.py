@@ -33,12 +33,15 @@ from anifacediff_core.training.capture import (
     jpeg,
     spoil,
 )
+from anifacediff_core.training.clock import Clock, learning_rate
 from anifacediff_core.training.conductor import Lane, divide
 from anifacediff_core.training.data import Pool, PoolPlan, weaken_expression
-from anifacediff_core.training.engine import Average, Clock, Loop, TrainingError, learning_rate
+from anifacediff_core.training.engine import Loop, TrainingError
+from anifacediff_core.training.journal import Journal
 from anifacediff_core.training.phases import PHASES, network_config, run_phase
 from anifacediff_core.training.reenactment import DenoisingSettings, diffuse, mixed_noise
 from anifacediff_core.training.settings import build, read_experiment
+from anifacediff_core.training.worker import Average, Worker
 from anifacediff_core.weights.checkpoint import PARTS, load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -70,7 +73,7 @@ phases:
     loop: {steps: 1, check_every: 1, snapshots: []}
   stage1:
     pool: {identities: 3, stills: 1, track: 1, fps: 1, size: 64, renew_every: 2, batch: 6}
-    settings: {rows: 4}
+    settings: {rows: 4, learn: [image_encoder]}
     loop: {steps: 2, check_every: 1, snapshots: []}
     validation: {pairs: 1, size: 64, steps: 1}
   stage2:
@@ -110,6 +113,12 @@ class Line:
     def weights(self) -> dict[str, Tensor]:
         return dict(self.module.state_dict())
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"drawn": self.drawn}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.drawn = state["drawn"]
+
     def sample(self, path: Path, fraction: float) -> dict[str, float]:
         self.sampled.append(fraction)
         return {"weight": float(self.module.weight.detach())}
@@ -118,7 +127,7 @@ class Line:
 def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
     settings = Loop(learning_rate=0.1, warmup=5, precision="no", **loop)
     accelerator = engine.make_accelerator(settings, seed=0)
-    engine.run(task, settings, accelerator, folder, engine.Journal(folder, accelerator))
+    engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -171,48 +180,22 @@ def test_an_average_puts_itself_in_place_and_away_again() -> None:
 def test_a_copy_in_bf16_trains_the_float32_weights() -> None:
     torch.manual_seed(0)
     task = Line()
-    worker = engine.Worker(task.module, torch.bfloat16)
+    worker = Worker(task.module, torch.bfloat16)
+    frozen = 0
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=0.05)
     for _ in range(150):
         inputs, targets = task.draw(0)
         task.losses(worker(*inputs).float(), targets)["loss"].backward()
-        if not worker.learning:
-            assert worker.freeze_unused() == 2
+        if not frozen:
+            frozen = worker.freeze_unused()
             continue
-        worker.hand_over_gradients()
+        worker.hand_over_gradients(worker.learning)
         optimizer.step()
-        worker.take_weights()
+        worker.take_weights(worker.learning)
+    assert frozen == 2
     assert task.module.weight.dtype == torch.float32 and worker.module.weight.dtype == torch.bfloat16
     assert float(task.module.weight.detach()) == pytest.approx(3, abs=0.1)
     assert torch.equal(worker.module.weight, task.module.weight.bfloat16())
-
-
-def test_two_processes_have_the_gradients_of_one_with_the_joined_batch(tmp_path: Path) -> None:
-    script = tmp_path / "two.py"
-    script.write_text(
-        "import sys, torch\n"
-        "from torch import nn\n"
-        "from anifacediff_core.training.engine import Loop, make_accelerator\n"
-        "a = make_accelerator(Loop(steps=1), 0)\n"
-        "torch.manual_seed(0); m = nn.Linear(4, 2); x = torch.randn(8, 4)\n"
-        "n = 8 // a.num_processes; part = x[a.process_index * n:(a.process_index + 1) * n]\n"
-        "m = a.prepare(m); loss = m(part).square().mean(); a.backward(loss)\n"
-        "g = a.unwrap_model(m).weight.grad\n"
-        "if a.is_main_process: torch.save(g, sys.argv[1])\n"
-        "a.end_training()\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    grads = []
-    for processes in (1, 2):
-        target = tmp_path / f"{processes}.pt"
-        launcher = (
-            ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if processes == 2 else []
-        )
-        command = [sys.executable, *launcher, str(script), str(target)]
-        found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert found.returncode == 0, found.stderr[-3000:]
-        grads.append(torch.load(target, weights_only=True))
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
 
 def test_devices_are_divided_among_lanes_side_by_side() -> None:
@@ -252,7 +235,7 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
     assert (
         {phase.strip() for row in experiment["plan"] for lane in row for phase in lane.split(",")}
         == set(experiment["phases"])
-        == set(PHASES)
+        == set(PHASES) - {"judges"}
     )
     for phase, settings in experiment["phases"].items():
         if phase == "evaluate":
