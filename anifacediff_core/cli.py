@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 from .progress import Progress
+from .scale import add_scale, scale_of
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_render_normals(commands)
     _add_evaluate(commands)
     _add_train(commands)
+    _add_prepare(commands)
     _add_avatars(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -86,10 +88,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
 
 def _add_reenact(commands: Any) -> None:
     parser = _command(commands, "reenact", reenact, "let a source picture move like a driving video")
-    parser.add_argument("--source", type=Path, required=True, help="picture with one face")
-    parser.add_argument("--driving", type=Path, required=True, help="video with one face")
+    parser.add_argument("--source", type=Path, help="picture with one face")
+    parser.add_argument("--driving", type=Path, help="video with one face")
+    parser.add_argument("--out", type=Path, help="the mp4 to write; rate and sound are the driver's")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the mp4 to write; rate and sound are the driver's"
+        "--jobs",
+        type=Path,
+        metavar="FILE",
+        help="a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
+        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames",
     )
     parser.add_argument("--size", type=_positive, default=256, help="side of the result in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
@@ -102,6 +109,7 @@ def _add_reenact(commands: Any) -> None:
     _add_sampling(parser)
     _add_checkpoint(parser)
     _add_device(parser)
+    add_scale(parser)
 
 
 def _add_capture(commands: Any) -> None:
@@ -145,20 +153,60 @@ def _add_evaluate(commands: Any) -> None:
         evaluate_avatars,
         "cross-identity reenactment of unseen avatars, against the exact truth",
     )
+    _add_avatar_benchmark(parser)
+    compared = _command(
+        kinds,
+        "compare",
+        compare_avatars,
+        "the difference of avatar benchmarks of several checkpoints, pair by pair",
+    )
+    compared.add_argument("reports", nargs="+", type=Path, help="JSON files; the first is compared with")
+    compared.add_argument("--json", type=Path, help="write the differences here")
+    add_commands(kinds)
+
+
+def _add_avatar_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=_positive, default=16, help="pairs of source and driver")
     parser.add_argument("--seed", type=int, default=0, help="of identities, motion and noise")
     parser.add_argument("--frames", type=_positive, default=24, help="frames of each clip")
-    parser.add_argument("--batch", type=_positive, default=4, help="pairs handled at once")
+    parser.add_argument(
+        "--protocol",
+        choices=("cross", "same"),
+        default="cross",
+        help="another avatar drives, or the source is the first frame of its own track",
+    )
+    parser.add_argument("--batch", type=_positive, help="pairs handled at once; 16 on a GPU and 4 elsewhere")
     parser.add_argument(
         "--variants", nargs="+", metavar="NAME", help="only these: full, no_adapter, driver_shape, …"
     )
-    parser.add_argument("--json", type=Path, help="write the report here")
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet here (png or jpg)")
+    parser.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="LAMBDA",
+        help="also full with these strengths of the expression adapter, e.g. 0 0.5 1 1.5",
+    )
+    parser.add_argument("--judges", type=Path, help="networks that judge; the bundled ones when left out")
+    parser.add_argument(
+        "--read-back",
+        choices=("capture", "encoder", "none"),
+        default="capture",
+        help="how the bundled encoder reads results: as videos are captured, or faster, from known places",
+    )
+    parser.add_argument(
+        "--json", type=Path, help="write the report here; several checkpoints' get _1, _2, … in their names"
+    )
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet here (png or jpg); likewise")
     parser.add_argument("--sheet-rows", type=_positive, default=12, help="pairs on the contact sheet")
     _add_sampling(parser)
-    _add_checkpoint(parser)
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        action="append",
+        help="weights; the bundled ones when left out. Several are measured on the same pairs and compared",
+    )
     _add_device(parser)
-    add_commands(kinds)
 
 
 def _add_train(commands: Any) -> None:
@@ -179,6 +227,49 @@ def _add_train(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="change a setting, e.g. phases.stage1.loop.seconds=60",
     )
+
+
+def _add_prepare(commands: Any) -> None:
+    parser = _command(
+        commands,
+        "prepare",
+        prepare,
+        "turn videos of faces into shards for training; the same command goes on after an interruption",
+    )
+    parser.add_argument(
+        "--videos", type=Path, required=True, help="folder with videos or folders of pictures"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    parser.add_argument("--size", type=_positive, default=256, help="side of the pictures in pixels")
+    parser.add_argument("--picture", choices=("jpg", "png"), default="jpg", help="how they are stored")
+    parser.add_argument("--quality", type=_positive, default=95, help="of JPEG")
+    parser.add_argument("--normals", action="store_true", help="store normals, too, instead of drawing them")
+    parser.add_argument(
+        "--mode",
+        choices=("auto", "portrait", "whole"),
+        default="auto",
+        help="cut out the portrait, take the whole picture, or decide by the size of the face",
+    )
+    parser.add_argument("--fps", type=Fraction, default=Fraction(25), help="of folders of pictures")
+    parser.add_argument(
+        "--identity",
+        metavar="EXPRESSION",
+        help="regular expression that finds the identity in a clip's path below the folder; by default "
+        "VoxCeleb's names, then the folder that the clip is in, then its name",
+    )
+    parser.add_argument(
+        "--shares", type=float, nargs=3, default=(0.9, 0.05, 0.05), metavar=("TRAIN", "VAL", "TEST"),
+        help="how identities are divided",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ignore-split-folders", action="store_true", help="divide also what lies in train, val and test"
+    )
+    parser.add_argument("--chunk", type=_positive, default=16, help="clips that a worker takes at a time")
+    for option, text in (("deca", "deca_model.tar"), ("smirk", "SMIRK_em1.pt"), ("flame", "FLAME's head")):
+        parser.add_argument(f"--{option}", type=Path, metavar="FILE", help=f"{text}, for real people")
+    _add_checkpoint(parser)
+    _add_device(parser)
+    add_scale(parser)
 
 
 def _add_avatars(commands: Any) -> None:
@@ -206,6 +297,14 @@ def _add_avatars(commands: Any) -> None:
     clips.add_argument("--count", type=_positive, default=2, help="number of clips")
     clips.add_argument("--frames", type=_positive, default=48, help="frames of each")
     clips.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate")
+    shards = kind("shards", avatar_shards, "shards of moving avatars, for training", "folder for the shards")
+    shards.add_argument("--count", type=_positive, required=True, help="number of avatars")
+    shards.add_argument("--frames", type=_positive, default=96, help="frames of each")
+    shards.add_argument(
+        "--fps", type=Fraction, default=Fraction(24), help="frame rate; 1 gives frames that differ"
+    )
+    shards.add_argument("--normals", action="store_true", help="store normals, too")
+    add_scale(shards)
     data = kind("data", avatar_data, "pictures, normals and parameters of random avatars", "folder")
     data.add_argument("--count", type=_positive, default=16, help="number of avatars")
     data.add_argument("--frames", type=_positive, default=4, help="pictures of each")
@@ -331,74 +430,83 @@ def train(options: argparse.Namespace) -> None:
 
 
 def evaluate_avatars(options: argparse.Namespace) -> None:
-    from .evaluation.avatars import VARIANTS, Protocol, table
-    from .evaluation.report import evaluate_checkpoint
+    from .evaluation.ablation import scale_name
+    from .evaluation.avatars import VARIANTS, Protocol, markdown
+    from .evaluation.report import comparisons, evaluate_checkpoint
 
-    variants = tuple(options.variants or VARIANTS)
-    unknown = [name for name in variants if name not in VARIANTS]
-    if unknown:
-        raise InputError(f"There is no variant {', '.join(unknown)}; choose from {', '.join(VARIANTS)}.")
+    device = pick_device(options.device)
+    variants = [*(options.variants or VARIANTS), *(scale_name(scale) for scale in options.scales)]
     protocol = Protocol(
         pairs=options.pairs,
         seed=options.seed,
         frames=options.frames,
         steps=options.steps,
         cfg=options.cfg,
-        batch=options.batch,
-        variants=variants,
+        batch=options.batch or (16 if device.type == "cuda" else 4),
+        variants=tuple(dict.fromkeys(variants)),
+        protocol=options.protocol,
+        read_back=options.read_back,
     )
-    found = evaluate_checkpoint(
-        checkpoint_path(options),
-        protocol,
-        json_path=options.json,
-        sheet=options.sheet,
-        device=pick_device(options.device),
-        sheet_rows=options.sheet_rows,
-        progress=bar("pairs"),
-    )
-    if found is not None:
-        print(table(found))
+    checkpoints = options.checkpoint or [checkpoint_path(options)]
+    reports = {}
+    for number, path in enumerate(checkpoints, start=1):
+        found = evaluate_checkpoint(
+            path,
+            protocol,
+            json_path=_numbered(options.json, number, len(checkpoints)),
+            sheet=_numbered(options.sheet, number, len(checkpoints)),
+            device=device,
+            judges=options.judges,
+            sheet_rows=options.sheet_rows,
+            progress=bar("pairs"),
+        )
+        if found is not None:
+            reports[str(path)] = found
+            print(f"\n## {path}\n" if len(checkpoints) > 1 else "")
+            print(markdown(found))
+    if len(reports) > 1:
+        print(f"\n{comparisons(reports)[1]}")
+
+
+def _numbered(path: Path | None, number: int, count: int) -> Path | None:
+    """One of several files where one was named: report.json, report_2.json."""
+    return path if path is None or count == 1 else path.with_stem(f"{path.stem}_{number}")
+
+
+def compare_avatars(options: argparse.Namespace) -> None:
+    from .evaluation.report import comparisons, read_report
+
+    if len(options.reports) < 2:
+        raise InputError("There is one report and nothing to compare it with; name two or more.")
+    found, text = comparisons({str(path): read_report(path) for path in options.reports})
+    print(text)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1, allow_nan=False))
 
 
 def reenact(options: argparse.Namespace) -> None:
-    from itertools import islice
+    from .sampling.jobs import Reenacting, ReenactJob, run_jobs
 
-    from .capture.capture import CaptureModels, crop_portrait
-    from .capture.capture import capture as read
-    from .sampling.pipeline import Pipeline
-    from .video import VideoWriter, probe, read_frames, read_image
-    from .weights.checkpoint import load_checkpoint
-
-    device = pick_device(options.device)
-    path = checkpoint_path(options)
-    pipeline = Pipeline.from_checkpoint(path, device)
-    models = CaptureModels.from_checkpoint(load_checkpoint(path), pipeline.head)
-    picture = read_image(options.source)
-    source = read(picture, models, what="the source picture")
-    print(source.note)
-    info = probe(options.driving)
-    count = min(info.frames, options.max_frames) if options.max_frames else info.frames
-    frames = islice(read_frames(options.driving), options.max_frames)
-    driving = read(frames, models, what="the driving video", total=count, progress=bar("capture"))
-    print(driving.note)
-    result = pipeline.reenact(
-        crop_portrait(picture, source.square, options.size),
-        source.parameters,
-        driving.parameters,
-        steps=options.steps,
-        cfg=options.cfg,
-        seed=options.seed,
-        window=options.window,
-        overlap=options.overlap,
-        expression_scale=options.expression_scale,
-        progress=bar("sampling"),
-    )
-    sound = options.driving if info.has_audio else None
-    cut = options.max_frames is not None
-    with VideoWriter(options.out, info.rate, audio_from=sound, cut_sound=cut) as video:
-        for pictures in result:
-            video.write(pictures)
-    print(f"{options.out}: {video.frames} frames at {float(info.rate):g} frames a second.")
+    settings: dict[str, Any] = {
+        name: getattr(options, name)
+        for name in ("size", "seed", "window", "overlap", "expression_scale", "steps", "cfg", "max_frames")
+    }
+    files = {name: getattr(options, name) for name in ("source", "driving", "out")}
+    missing = [f"--{name}" for name, value in files.items() if value is None]
+    checkpoint = checkpoint_path(options)
+    if options.jobs is not None:
+        if len(missing) < len(files):
+            raise InputError("Give either --jobs, or --source, --driving and --out.")
+        scale = scale_of(options)
+        print(run_jobs(options.jobs, checkpoint, options.device, scale, settings, progress=bar("jobs")))
+        return
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} is missing; give source, driving and out, or a list in --jobs."
+        )
+    job = ReenactJob(str(files["source"]), str(files["driving"]), str(files["out"]), **settings)
+    Reenacting(checkpoint, pick_device(options.device), say=print, bars=bar).reenact(job)
 
 
 def capture(options: argparse.Namespace) -> None:
@@ -441,6 +549,50 @@ def render_normals(options: argparse.Namespace) -> None:
         return
     for index, picture in enumerate(pictures):
         write_image(options.out / f"{index:05d}.png", picture)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    from .training.prepare import Encoders, Recipe, describe
+    from .training.prepare import prepare as write
+    from .training.shard_chunks import Shares
+
+    files = {name: getattr(options, name) for name in ("deca", "smirk", "flame")}
+    encoders = Encoders(
+        str(checkpoint_path(options).resolve()),
+        **{name: str(path.resolve()) for name, path in files.items() if path is not None},
+        device=options.device,
+    )
+    recipe = Recipe(
+        size=options.size,
+        picture=options.picture,
+        quality=options.quality,
+        normals=options.normals,
+        mode=options.mode,
+        fps=str(options.fps),
+        identity=options.identity,
+        split_folders=not options.ignore_split_folders,
+        shares=Shares(*options.shares),
+        chunk=options.chunk,
+    )
+    done = write(options.videos, options.out, encoders, recipe, scale_of(options), progress=bar("clips"))
+    for line in describe(done, options.out):
+        print(line)
+
+
+def avatar_shards(options: argparse.Namespace) -> None:
+    from .training.avatar_shards import AvatarRecipe, prepare_avatars
+
+    recipe = AvatarRecipe(
+        count=options.count,
+        frames=options.frames,
+        fps=str(options.fps),
+        size=options.size,
+        seed=options.seed,
+        normals=options.normals,
+    )
+    scale = scale_of(options)
+    count = prepare_avatars(options.out, recipe, options.device, scale, progress=bar("chunks"))
+    print(f"{options.out}: {count} shards.")
 
 
 def avatar_gallery(options: argparse.Namespace) -> None:

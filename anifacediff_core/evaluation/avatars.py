@@ -2,15 +2,17 @@
 
 Driver B moves as a track says; source A must do the same. The studio renders A under B's pose, expression and
 camera: that picture is the truth. Tables compare the full method with its ablations, with copying the source,
-and with what the autoencoder alone would leave of the truth. The bundled face encoder reads pose and
-expression back from the results.
+and with what the autoencoder alone would leave of the truth. Judges tell identity, pose and expression:
+networks that take no part in making the results (`.judges`). The bundled face encoder reads pose and
+expression as well.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from math import nan
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
+from ..errors import InputError
 from ..head.alignment import align
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
@@ -32,21 +35,37 @@ from ..network.model import AniFaceDiff, append_zero_rows, run_unet
 from ..progress import Progress
 from ..sampling.schedule import NoiseSchedule, euler_step
 from ..sampling.windows import initial_noise
+from .ablation import (
+    VARIANTS,
+    Columns,
+    Variant,
+    ablation_table,
+    columns_of,
+    difference_table,
+    differences,
+    find_variant,
+    interval,
+    sweep_table,
+)
+from .judges import (
+    Judges,
+    Motion,
+    camera_distance,
+    expression_distance,
+    pose_distance,
+    similarity,
+    true_motion,
+)
 from .metrics import ReadBack, flicker, psnr, read_back, ssim
 from .regions import face_spots, region_masks
 
 SEED_OFFSET = 500_000_000  # far from the seeds of training pools
-VARIANTS = {
-    "full": "full",
-    "no_adapter": "without expression adapter",
-    "driver_shape": "driver's shape",
-    "captured": "captured parameters",
-    "source": "source copied",
-    "autoencoder": "autoencoder on the truth",
-}
-GENERATED = ("full", "no_adapter", "driver_shape", "captured")
+PROTOCOLS = ("cross", "same")
+READ_BACK = ("capture", "encoder", "none")
 FaceReader = Callable[[Tensor], FaceParameters]
 """Pictures of one clip (frames, 3, size, size) -> their captured parameters, on the CPU."""
+KnownReader = Callable[[Tensor, FaceParameters], FaceParameters]
+"""Pictures of many clips, and parameters that tell where the faces are -> their parameters, on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +80,10 @@ class Protocol:
         steps, cfg: of the sampler.
         shared_noise: share of the initial noise's variance that the frames of a clip have in common.
         batch: pairs handled at once.
-        variants: which of `VARIANTS` to measure.
+        variants: names of what to measure, see `ablation.find_variant`.
+        protocol: "cross", or "same": the source is the first frame of the driver's own track.
+        read_back: how the bundled encoder reads the results: by "capture", clip by clip as artists get it; by
+            the "encoder" alone, at the faces' true places, many clips at once; or "none".
     """
 
     pairs: int = 64
@@ -74,6 +96,19 @@ class Protocol:
     shared_noise: float = 1.0
     batch: int = 4
     variants: tuple[str, ...] = tuple(VARIANTS)
+    protocol: str = "cross"
+    read_back: str = "capture"
+
+    def __post_init__(self) -> None:
+        for name in self.variants:
+            find_variant(name)
+        for value, known in ((self.protocol, PROTOCOLS), (self.read_back, READ_BACK)):
+            if value not in known:
+                raise InputError(f"The benchmark knows no '{value}'; choose from {', '.join(known)}.")
+
+    @property
+    def generated(self) -> tuple[str, ...]:
+        return tuple(name for name in self.variants if find_variant(name).generated)
 
 
 @dataclass(frozen=True)
@@ -126,6 +161,11 @@ def draw_cases(protocol: Protocol, head: HeadModel) -> Cases:
     generator = torch.Generator().manual_seed(SEED_OFFSET + protocol.seed)
     count, frames = protocol.pairs, protocol.frames
     sources = Identity.random(count, generator, head)
+    if protocol.protocol == "same":
+        motion = random_tracks(count, frames + 1, protocol.fps, generator, head)
+        motion = replace(motion, shape=sources.shape.repeat_interleave(frames + 1, 0))
+        place = torch.arange(len(motion)).view(count, -1)
+        return Cases(sources, sources, motion[place[:, 0]], motion[place[:, 1:].flatten()], frames)
     drivers = Identity.random(count, generator, head)
     still = random_frames(count, generator, head)
     # A source picture is a calm portrait.
@@ -173,12 +213,14 @@ class Reenactor:
         steps: int,
         cfg: float,
         expression_scale: float = 1.0,
+        temporal: bool = True,
     ) -> Tensor:
         """Reenact P sources with F frames each.
 
         Args:
             source: (P, 3, H, W); normals: (P * F, 3, H, W), pair-major; expression: (P * F, E).
             noise: (P * F, 4, h, w).
+            temporal: run the temporal modules, if the network has any.
 
         Returns:
             (P * F, 3, H, W) in [0, 1].
@@ -208,7 +250,7 @@ class Reenactor:
                     context,
                     conditions=conditions,
                     pose=tuple(torch.cat([level] * halves) for level in pose),
-                    motion=net.motion,
+                    motion=net.motion if temporal else None,
                     frames=frames,
                 ).float()
                 if not guided:
@@ -248,33 +290,46 @@ def reenact_cases(
 ) -> Iterator[tuple[str, Tensor]]:
     """Results of every variant of the protocol that can be made: (P * F, 3, H, W)."""
     noise = starting_noise(len(cases), cases.frames, protocol, first).to(pictures.source.device)
-    expression = cases.motion.expression
-    options: dict[str, Any] = {"steps": protocol.steps, "cfg": protocol.cfg}
-    for variant in protocol.variants:
-        if variant == "full":
-            yield variant, reenact(pictures.source, pictures.normals, expression, noise, **options)
-        elif variant == "no_adapter":
+    for name in protocol.variants:
+        variant = find_variant(name)
+        if name == "source":
+            yield name, pictures.source.repeat_interleave(cases.frames, 0)
+        elif name == "autoencoder":
+            yield name, through_autoencoder(reenact.autoencoder, pictures.truth)
+        elif _possible(variant, reenact, protocol, read_face):
+            normals = pictures.normals if variant.aligned else pictures.foreign_normals
+            expression = cases.motion.expression
+            if variant.captured and read_face is not None:
+                found = capture_cases(cases, pictures, read_face).to(pictures.source.device)
+                normals = torch.cat([draw_normals(head, part, protocol.size) for part in split(found, 96)])
+                expression = found.expression
             yield (
-                variant,
+                name,
                 reenact(
-                    pictures.source, pictures.normals, expression, noise, expression_scale=0.0, **options
+                    pictures.source,
+                    normals,
+                    expression,
+                    noise,
+                    steps=protocol.steps,
+                    cfg=protocol.cfg,
+                    expression_scale=variant.scale,
+                    temporal=variant.temporal,
                 ),
             )
-        elif variant == "driver_shape":
-            yield variant, reenact(pictures.source, pictures.foreign_normals, expression, noise, **options)
-        elif variant == "captured" and read_face is not None:
-            found = capture_cases(cases, pictures, read_face).to(pictures.source.device)
-            normals = torch.cat([draw_normals(head, part, protocol.size) for part in split(found, 96)])
-            yield variant, reenact(pictures.source, normals, found.expression, noise, **options)
-        elif variant == "source":
-            yield variant, pictures.source.repeat_interleave(cases.frames, 0)
-        elif variant == "autoencoder":
-            vae = reenact.autoencoder
-            with torch.no_grad():
-                parts = [
-                    vae.decode(vae.encode(part)).float().clamp(0, 1) for part in pictures.truth.split(64)
-                ]
-            yield variant, torch.cat(parts)
+
+
+def _possible(variant: Variant, reenact: Reenactor, protocol: Protocol, read_face: FaceReader | None) -> bool:
+    """Whether a variant is another one than full here, and can be made."""
+    if not variant.aligned and protocol.protocol == "same":
+        return False
+    if not variant.temporal and reenact.network.motion is None:
+        return False
+    return not variant.captured or read_face is not None
+
+
+@torch.no_grad()
+def through_autoencoder(vae: AutoEncoder | StableAutoEncoder, pictures: Tensor) -> Tensor:
+    return torch.cat([vae.decode(vae.encode(part)).float().clamp(0, 1) for part in pictures.split(64)])
 
 
 def capture_cases(cases: Cases, pictures: Pictures, read_face: FaceReader) -> FaceParameters:
@@ -298,14 +353,57 @@ def measure(image: Tensor, truth: Tensor, masks: dict[str, Tensor], frames: int)
     return [dict(zip(per_clip, values)) for values in zip(*per_clip.values())]
 
 
+@dataclass(frozen=True)
+class Court:
+    """The judges' view of a batch of cases: what every result is held against."""
+
+    judges: Judges
+    source: Tensor
+    truth: Tensor
+    driver: Motion
+    exact: Motion
+    frames: int
+
+    @classmethod
+    def of(cls, judges: Judges, cases: Cases, pictures: Pictures) -> Court:
+        return cls(
+            judges,
+            judges.embed(pictures.source).repeat_interleave(cases.frames, 0),
+            judges.embed(pictures.truth),
+            judges.read(pictures.driving),
+            true_motion(cases.motion),
+            cases.frames,
+        )
+
+    def judge(self, image: Tensor) -> list[dict[str, float]]:
+        """Measures of every clip of (P * F, 3, H, W) pictures, means over its frames."""
+        face, motion = self.judges.embed(image), self.judges.read(image)
+        per_frame = {
+            "csim": similarity(face, self.source),
+            "csim_truth": similarity(face, self.truth),
+            "apd": pose_distance(motion, self.driver),
+            "aed": expression_distance(motion, self.driver),
+            "apd_exact": pose_distance(motion, self.exact),
+            "aed_exact": expression_distance(motion, self.exact),
+            "camera": camera_distance(motion, self.driver),
+        }
+        per_clip = {name: v.view(-1, self.frames).mean(1).tolist() for name, v in per_frame.items()}
+        return [dict(zip(per_clip, values)) for values in zip(*per_clip.values())]
+
+
 @dataclass
 class Record:
-    """What one process found: measures of each clip by variant, and what was read back, with its truth."""
+    """What one process found: measures of each clip by variant, and what was read back, with its truth.
+
+    Attributes:
+        judged_truth: what the judges say of each clip's true pictures: how well a perfect result would do.
+    """
 
     clips: dict[str, list[dict[str, float]]]
     read: dict[str, list[FaceParameters]]
     truth: list[FaceParameters]
     sheet: dict[str, list[Tensor]]
+    judged_truth: list[dict[str, float]] = field(default_factory=list)
 
 
 def evaluate(
@@ -315,11 +413,19 @@ def evaluate(
     protocol: Protocol,
     *,
     read_face: FaceReader | None = None,
+    read_known: KnownReader | None = None,
+    judges: Judges | None = None,
     share: tuple[int, int] | None = None,
     sheet_rows: int = 12,
     progress: Progress | None = None,
 ) -> Record:
-    """Run the benchmark, or with `share` = (first, last + 1) the pairs of one process."""
+    """Run the benchmark, or with `share` = (first, last + 1) the pairs of one process.
+
+    Args:
+        read_face: captures the parameters of the variant "captured", and reads results back by "capture".
+        read_known: reads results back by "encoder".
+        judges: tell identity, pose and expression; without them these stay unknown.
+    """
     device = head.template.device
     drawn = draw_cases(protocol, head)
     first, last = share or (0, protocol.pairs)
@@ -332,6 +438,8 @@ def evaluate(
         masks = region_masks(face_spots(head, cases.aligned, protocol.size), protocol.size)
         middle = slice(cases.frames // 2, None, cases.frames)
         wanted = start < sheet_rows
+        read = _reader(protocol, cases, read_face, read_known)
+        court = None if judges is None else Court.of(judges, cases, pictures)
         if wanted:
             _keep(
                 record,
@@ -339,15 +447,20 @@ def evaluate(
                 driving=pictures.driving[middle],
                 normals=pictures.normals[middle],
             )
-        if read_face is not None:
+        if read is not None:
             record.truth.append(cases.motion.to("cpu"))
-            record.read["truth"] += _read(read_face, pictures.truth, cases.frames)
-        for variant, image in reenact_cases(reenact, cases, pictures, protocol, start, head, read_face):
-            record.clips[variant] += measure(image, pictures.truth, masks, cases.frames)
-            if wanted and variant in GENERATED:
-                _keep(record, **{variant: image[middle]})
-            if read_face is not None and variant in GENERATED:
-                record.read[variant] += _read(read_face, image, cases.frames)
+            record.read["truth"].append(read(pictures.truth))
+        if court is not None:
+            record.judged_truth += court.judge(pictures.truth)
+        for name, image in reenact_cases(reenact, cases, pictures, protocol, start, head, read_face):
+            clips = measure(image, pictures.truth, masks, cases.frames)
+            if court is not None:
+                clips = [clip | judged for clip, judged in zip(clips, court.judge(image), strict=True)]
+            record.clips[name] += clips
+            if wanted and name in protocol.generated:
+                _keep(record, **{name: image[middle]})
+            if read is not None and name in protocol.generated:
+                record.read[name].append(read(image))
         if wanted:
             _keep(record, truth=pictures.truth[middle])
         if progress is not None:
@@ -355,8 +468,17 @@ def evaluate(
     return record
 
 
-def _read(read_face: FaceReader, pictures: Tensor, frames: int) -> list[FaceParameters]:
-    return [read_face(clip) for clip in pictures.split(frames)]
+def _reader(
+    protocol: Protocol, cases: Cases, read_face: FaceReader | None, read_known: KnownReader | None
+) -> Callable[[Tensor], FaceParameters] | None:
+    """Reads pictures (P * F, 3, H, W) of the cases back as the protocol says, or None."""
+    if protocol.read_back == "capture" and read_face is not None:
+        clip_reader = read_face
+        return lambda image: FaceParameters.concatenate([clip_reader(c) for c in image.split(cases.frames)])
+    if protocol.read_back == "encoder" and read_known is not None:
+        known_reader = read_known
+        return lambda image: known_reader(image, cases.aligned)
+    return None
 
 
 def _keep(record: Record, **columns: Tensor) -> None:
@@ -379,57 +501,113 @@ def visible_actions(head: HeadModel, motion: FaceParameters, size: int = 256) ->
 
 
 def summarize(records: list[Record], head: HeadModel, protocol: Protocol) -> dict[str, Any]:
-    """Join the processes' records into the report: means with 95 % intervals over the pairs."""
-    results: dict[str, dict[str, float]] = {}
-    for variant in (v for v in protocol.variants if any(record.clips[v] for record in records)):
-        clips = [clip for record in records for clip in record.clips[variant]]
-        results[variant] = _means(clips)
-    report: dict[str, Any] = {"protocol": asdict(protocol), "results": results}
-    truth = [part for record in records for part in record.truth]
-    if truth:
-        true_params = FaceParameters.concatenate(truth)
+    """Join the processes' records into the report.
+
+    Returns:
+        by variant under "results" the means of what was measured over the clips, under "intervals" half the
+        widths of their 95 % intervals (`ablation.interval`), under "pairs" the values of the single clips, in
+        the order of the seed's pairs; under "differences" the ablations' paired differences; under
+        "judged_truth" the judges' measures of the true pictures; under "read_back" what the bundled encoder
+        finds in the results.
+    """
+    pairs: dict[str, Columns] = {}
+    for name in protocol.variants:
+        clips = [clip for record in records for clip in record.clips[name]]
+        if clips:
+            pairs[name] = columns_of(clips)
+    report: dict[str, Any] = {"protocol": asdict(protocol), "results": {}, "intervals": {}}
+    for name, columns in pairs.items():
+        report["results"][name], report["intervals"][name] = _means(columns)
+    truth = columns_of([clip for record in records for clip in record.judged_truth])
+    report["judged_truth"] = _means(truth)[0] if truth else None
+    report["differences"] = differences(pairs)
+    report["pairs"] = {name: _rounded(columns) for name, columns in pairs.items()}
+    true_parts = [part for record in records for part in record.truth]
+    if true_parts:
+        true_params = FaceParameters.concatenate(true_parts)
         visible = visible_actions(head, true_params, protocol.size)
         report["visible_actions"] = [name for name, seen in zip(head.expression_names, visible) if seen]
         report["read_back"] = {}
-        for variant in ("truth", *[v for v in GENERATED if v in results]):
-            found = FaceParameters.concatenate([part for record in records for part in record.read[variant]])
+        for name in ("truth", *[v for v in protocol.generated if v in pairs]):
+            found = FaceParameters.concatenate([part for record in records for part in record.read[name]])
             read: ReadBack = read_back(found, true_params, head.expression_names, visible)
-            report["read_back"][variant] = asdict(read)
+            report["read_back"][name] = asdict(read)
     return report
 
 
-def _means(clips: list[dict[str, float]]) -> dict[str, float]:
-    means: dict[str, float] = {}
-    for name in clips[0] if clips else ():
-        values = torch.tensor([clip[name] for clip in clips], dtype=torch.float64)
-        values = values[values.isfinite()]
-        means[name] = float(values.mean()) if len(values) else float("nan")
-        if name == "psnr" and len(values) > 1:
-            means["psnr_interval"] = float(1.96 * values.std() / len(values) ** 0.5)
-    return means
+def _means(columns: Columns) -> tuple[dict[str, float], dict[str, float]]:
+    """Means and half widths of their intervals; that of PSNR stands among the means as well."""
+    both = {name: interval(values) for name, values in columns.items()}
+    means = {name: mean for name, (mean, _) in both.items()}
+    halves = {name: half for name, (_, half) in both.items()}
+    if halves.get("psnr", nan) == halves.get("psnr"):
+        means["psnr_interval"] = halves["psnr"]
+    return means, halves
+
+
+def _rounded(columns: Columns) -> Columns:
+    return {name: [round(value, 6) for value in values] for name, values in columns.items()}
+
+
+# ---- tables
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report for people: results, the paper's Table 2, differences, the sweep of λ."""
+    table_2 = (
+        "With and without Facial Shape Alignment (FSA) and expression adapter (EA), the paper's Table 2; "
+        "± is half the width of the 95 % interval over the pairs:"
+    )
+    parts = [
+        ("", table(report)),
+        (table_2, ablation_table(report)),
+        (
+            "Differences pair by pair, with their 95 % intervals; bold where 0 lies outside:",
+            difference_table(report.get("differences", [])),
+        ),
+        ("Strength λ of the expression adapter:", sweep_table(report)),
+    ]
+    shown = [f"{text}\n\n{part}" if text else part for text, part in parts if part]
+    return "\n\n".join([*shown, judges_note(report)])
+
+
+def judges_note(report: dict[str, Any]) -> str:
+    """Who judged, or why nobody did."""
+    if not report.get("judges"):
+        return (
+            "CSIM, APD and AED were not measured: there are no judges; train them with "
+            "`train --config judges` and name their file with --judges."
+        )
+    return (
+        "CSIM, APD and AED are the avatar judges', networks that take no part in making the results; they "
+        "can't be compared with the paper's numbers, which come from other networks on photographs."
+    )
 
 
 def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    columns = {"psnr": 1, "ssim": 3, "head": 1, "eyes": 1, "mouth": 1, "flicker": 2}
-    titles = [
-        "unseen avatars",
-        "PSNR",
-        "SSIM",
-        "head",
-        "eyes",
-        "mouth",
-        "flicker",
-        "expression r",
-        "rotation °",
-    ]
+    columns = {
+        "psnr": ("PSNR", 1),
+        "ssim": ("SSIM", 3),
+        "head": ("head", 1),
+        "eyes": ("eyes", 1),
+        "mouth": ("mouth", 1),
+        "flicker": ("flicker", 2),
+        "csim": ("CSIM (judge)", 3),
+        "csim_truth": ("CSIM to truth (judge)", 3),
+        "apd": ("APD (judge)", 4),
+        "aed": ("AED (judge)", 4),
+    }
+    titles = ["unseen avatars", *(title for title, _ in columns.values()), "expression r", "rotation °"]
     rows = [titles, ["---"] * len(titles)]
     read = report.get("read_back", {})
     for variant, values in report["results"].items():
-        cells = [_number(values.get(name), digits) for name, digits in columns.items()]
-        rows.append([VARIANTS[variant], *cells, *_read_cells(read.get(variant, {}))])
-    if "truth" in read:
-        rows.append(["truth, read back", *["–"] * len(columns), *_read_cells(read["truth"])])
+        cells = [_number(values.get(name), digits) for name, (_, digits) in columns.items()]
+        rows.append([find_variant(variant).title, *cells, *_read_cells(read.get(variant, {}))])
+    judged = report.get("judged_truth") or {}
+    if "truth" in read or judged:
+        cells = [_number(judged.get(name), digits) for name, (_, digits) in columns.items()]
+        rows.append(["truth, read back", *cells, *_read_cells(read.get("truth", {}))])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

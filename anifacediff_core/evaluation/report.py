@@ -13,14 +13,27 @@ import torch
 from torch import Tensor
 
 from ..avatars.studio import Studio
-from ..capture.capture import CaptureModels, capture
+from ..capture.capture import CaptureModels, capture, sample
+from ..capture.detector import face_square
+from ..capture.encoder import CROP
 from ..errors import InputError
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..video import contact_sheet, write_image
 from ..weights.checkpoint import Checkpoint, load_autoencoder, load_checkpoint, load_network
-from .avatars import FaceReader, Protocol, Record, Reenactor, evaluate, sheet_columns, summarize
+from .ablation import compare, difference_table
+from .avatars import (
+    FaceReader,
+    KnownReader,
+    Protocol,
+    Record,
+    Reenactor,
+    evaluate,
+    sheet_columns,
+    summarize,
+)
+from .judges import Judges, bundled_path, load_judges
 
 
 def run(
@@ -50,15 +63,21 @@ def evaluate_checkpoint(
     json_path: Path | None,
     sheet: Path | None,
     device: torch.device,
+    judges: Path | None = None,
     sheet_rows: int = 12,
     progress: Progress | None = None,
 ) -> dict[str, Any] | None:
     """The benchmark of a checkpoint. When launched as several processes, they divide the pairs among them.
 
+    Args:
+        judges: file of the networks that tell identity, pose and expression; default the bundled one, if the
+            package has it. Without them these stay unknown.
+
     Returns:
         the report on the main process, None on the others.
     """
     started = time.monotonic()
+    jury = find_judges(judges, device)
     checkpoint = load_checkpoint(path)
     head = HeadModel.bundled().to(device)
     rank, world = _processes()
@@ -69,6 +88,8 @@ def evaluate_checkpoint(
         Studio(head),
         protocol,
         read_face=face_reader(checkpoint, head),
+        read_known=known_reader(checkpoint, head),
+        judges=jury,
         share=(edges[rank], edges[rank + 1]),
         sheet_rows=sheet_rows,
         progress=progress,
@@ -78,6 +99,7 @@ def evaluate_checkpoint(
         return None
     found = summarize(records, head, protocol)
     found["checkpoint"] = path.name
+    found["judges"] = None if jury is None else jury.provenance | {"file": (judges or bundled_path()).name}
     found["seconds"] = round(time.monotonic() - started, 1)
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if json_path is not None:
@@ -106,6 +128,66 @@ def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
             return replace(neutral, valid=torch.zeros_like(neutral.valid))
 
     return read
+
+
+def known_reader(checkpoint: Checkpoint, head: HeadModel) -> KnownReader | None:
+    """The checkpoint's face encoder alone, at the faces' true places; None when it has none."""
+    if "face_encoder" not in checkpoint.parts or "face_detector" not in checkpoint.parts:
+        return None
+    encoder = CaptureModels.from_checkpoint(checkpoint, head).to(head.template.device).encoder
+
+    def read(pictures: Tensor, where: FaceParameters) -> FaceParameters:
+        squares = face_square(head, where)
+        parts = zip(pictures.split(128), squares.split(128), strict=True)
+        readings = [encoder.read(sample(part, square, CROP)) for part, square in parts]
+        expression, neck = (
+            torch.cat([getattr(r, name) for r in readings]) for name in ("expression", "neck")
+        )
+        rest = torch.zeros_like(neck)
+        pose = torch.cat([rest, neck, rest, rest, rest], dim=1)
+        return replace(where, expression=expression, pose=pose).to("cpu")
+
+    return read
+
+
+def find_judges(path: Path | None, device: torch.device) -> Judges | None:
+    """The judges named, or the bundled ones, or None when there are none."""
+    if path is None and not bundled_path().is_file():
+        return None
+    return load_judges(path or bundled_path()).to(device)
+
+
+def comparisons(reports: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Every report, by a name for people, against the first, pair by pair.
+
+    Returns:
+        comparisons, each with both names and the differences of every variant; the same as Markdown.
+
+    Raises:
+        InputError: they are not about the same pairs.
+    """
+    (first, before), *others = reports.items()
+    found, texts = [], []
+    for name, after in others:
+        variants = compare(before, after)
+        found.append({"before": first, "after": name, "variants": _finite(variants)})
+        texts.append(
+            f"{name} minus {first}, pair by pair, with 95 % intervals; bold where 0 lies outside:\n\n"
+            + difference_table(variants, "variant")
+        )
+    return found, "\n\n".join(texts)
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    try:
+        report = json.loads(path.read_text())
+    except (OSError, ValueError):
+        report = None
+    if not isinstance(report, dict):
+        raise InputError(
+            f"The report '{path.name}' cannot be read; name a file that `evaluate avatars --json` wrote."
+        )
+    return report
 
 
 def _finite(value: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.avatars import table
+from ..evaluation.avatars import markdown
 from ..weights.checkpoint import load_checkpoint
 
 LIMITS = """\
@@ -74,5 +74,6 @@ def _results(folder: Path) -> str:
         f"{protocol['frames']} frames each, {protocol['steps']} steps, guidance {protocol['cfg']}, "
         f"on {report.get('device', 'cpu')}. The driver's parameters are the true ones, except in the line of "
         "captured parameters. Expression r is the mean correlation over the "
-        f"{len(report.get('visible_actions', []))} actions that are used and visible.\n\n" + table(report)
+        f"{len(report.get('visible_actions', []))} actions that are used and visible, as the bundled encoder "
+        "reads them back.\n\n" + markdown(report)
     )

@@ -285,15 +285,10 @@ class JudgesTask:
         error = F.smooth_l1_loss(answer, wanted, reduction="none", beta=0.5)
         motion = (error * self.motion_weights).sum(1).mean()
         places = torch.stack([(found - points).abs().mean() for found in found_points]).sum()
-        losses = {
-            "everyone": everyone,
-            "family": family,
-            "shape": shape_loss,
-            "motion": motion,
-            "points": places,
-        }
-        weights = (1.0, s.family_weight, s.shape_weight, s.motion_weight, s.points_weight)
-        return {"loss": sum(w * value for w, value in zip(weights, losses.values())), **losses}
+        loss = everyone + s.family_weight * family + s.shape_weight * shape_loss
+        loss = loss + s.motion_weight * motion + s.points_weight * places
+        parts = {"everyone": everyone, "family": family, "shape": shape_loss, "motion": motion}
+        return {"loss": loss, **parts, "points": places}
 
     def weights(self) -> dict[str, Tensor]:
         return judging.judge_weights(self.identity, self.motion)
