@@ -293,11 +293,12 @@ def prepare_venv(host: Path, dev: bool) -> Path:
 
 
 def dev_requirements() -> list[str]:
-    """The extras `dev`, `train` and `eval` of pyproject.toml (by hand: tomllib came with 3.11)."""
+    """The extras dev, train, eval and scale of pyproject.toml (by hand: tomllib came with 3.11)."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
     extras = dict(re.findall(r"^(\w+) = (\[[^\]]*\])", section, re.MULTILINE))
-    return [requirement for name in ("dev", "train", "eval") for requirement in json.loads(extras[name])]
+    names = ("dev", "train", "eval", "scale")
+    return [requirement for name in names for requirement in json.loads(extras[name])]
 
 
 # --- The host -------------------------------------------------------------------------------------

@@ -1,0 +1,223 @@
+"""Reenactment from files to a file: one job, or a list of them wherever `scale.run` runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..capture.capture import CaptureModels, crop_portrait
+from ..capture.capture import capture as read
+from ..errors import InputError
+from ..progress import Progress
+from ..scale import Scale, run
+from ..storage import replacing
+from ..video import VideoWriter, probe, read_frames, read_image
+from ..weights.checkpoint import load_checkpoint
+from .pipeline import Pipeline
+
+PATHS = ("source", "driving", "out")
+NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "int | None": int}
+
+
+@dataclass(frozen=True)
+class ReenactJob:
+    """Arguments: files, and settings as the command line has them.
+
+    Arguments:
+        source: picture with one face.
+        driving: video with one face.
+        out: mp4 to write; rate and sound are the driver's.
+        size: side of the result in pixels.
+        max_frames: use only the first frames of the driving video.
+    """
+
+    source: str
+    driving: str
+    out: str
+    size: int = 256
+    seed: int = 0
+    window: int = 24
+    overlap: int = 6
+    expression_scale: float = 1.0
+    steps: int = 10
+    cfg: float = 1.5
+    max_frames: int | None = None
+
+
+def no_bars(text: str) -> Progress | None:
+    return None
+
+
+class Reenacting:
+    """Carries out jobs; a worker of `scale.run`.
+
+    Arguments:
+        checkpoint: networks, face detector and encoder.
+        device: a name, or "auto".
+        say: called with sentences for people.
+        bars: makes a progress callback from its name.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str | torch.device = "auto",
+        say: Callable[[str], None] = lambda text: None,
+        bars: Callable[[str], Progress | None] = no_bars,
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.pipeline = Pipeline.from_checkpoint(checkpoint, device)
+        self.models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint), self.pipeline.head)
+        self.say, self.bars = say, bars
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The job's `out` with what went wrong, if anything did. A result that is there is left alone."""
+        if Path(job["out"]).exists():
+            return {"out": job["out"]}
+        try:
+            self.reenact(ReenactJob(**job))
+        except Exception as error:  # one bad job must not end the others; it is told at the end
+            told = " ".join(str(error).split())
+            return {
+                **job,
+                "error": told if isinstance(error, InputError) else f"{type(error).__name__}: {told}",
+            }
+        return {"out": job["out"]}
+
+    def reenact(self, job: ReenactJob) -> int:
+        """Write the result, which appears when it is whole; returns its number of frames."""
+        picture = read_image(job.source)
+        source = read(picture, self.models, what="the source picture")
+        self.say(source.note)
+        info = probe(job.driving)
+        count = min(info.frames, job.max_frames) if job.max_frames else info.frames
+        frames = islice(read_frames(job.driving), job.max_frames)
+        driving = read(
+            frames, self.models, what="the driving video", total=count, progress=self.bars("capture")
+        )
+        self.say(driving.note)
+        result = self.pipeline.reenact(
+            crop_portrait(picture, source.square, job.size),
+            source.parameters,
+            driving.parameters,
+            steps=job.steps,
+            cfg=job.cfg,
+            seed=job.seed,
+            window=job.window,
+            overlap=job.overlap,
+            expression_scale=job.expression_scale,
+            progress=self.bars("sampling"),
+        )
+        sound = job.driving if info.has_audio else None
+        cut = job.max_frames is not None
+        with (
+            replacing(Path(job.out)) as temporary,
+            VideoWriter(temporary, info.rate, audio_from=sound, cut_sound=cut) as video,
+        ):
+            for pictures in result:
+                video.write(pictures)
+        self.say(f"{job.out}: {video.frames} frames at {float(info.rate):g} frames a second.")
+        return video.frames
+
+
+# ---- lists
+
+
+def read_jobs(path: Path, defaults: dict[str, Any] | None = None) -> list[ReenactJob]:
+    """Jobs of a CSV file with a header line, or of JSON lines: source, driving, out, and settings if wanted.
+
+    Arguments:
+        defaults: settings of jobs that do not have their own.
+
+    Returns:
+        jobs whose paths are absolute: relative ones are counted from the list's folder.
+
+    Raises:
+        InputError: the list cannot be read, or two jobs would write the same file.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix.lower() == ".csv":
+            rows: list[Any] = list(csv.DictReader(text.splitlines()))
+        else:
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} could not be read as CSV or JSON lines ({error}).") from error
+    jobs = [
+        _job(row, f"Job {n} of {path.name}", path.parent, defaults or {}) for n, row in enumerate(rows, 1)
+    ]
+    if not jobs:
+        raise InputError(f"{path} has no jobs; give source, driving and out in each line.")
+    seen: set[str] = set()
+    for number, job in enumerate(jobs, 1):
+        if job.out in seen:
+            raise InputError(f"Job {number} of {path.name} writes {job.out} like one before it; rename one.")
+        seen.add(job.out)
+    return jobs
+
+
+def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> ReenactJob:
+    kinds = {field.name: str(field.type) for field in fields(ReenactJob)}
+    if not isinstance(row, dict) or not set(row) <= kinds.keys():
+        unknown = sorted(set(map(str, row)) - kinds.keys()) if isinstance(row, dict) else [str(row)]
+        raise InputError(f"{what} has {', '.join(unknown)}; known are {', '.join(kinds)}.")
+    given = {name: value for name, value in row.items() if value not in (None, "")}
+    missing = [name for name in PATHS if name not in given]
+    if missing:
+        raise InputError(f"{what} lacks {', '.join(missing)}.")
+    values: dict[str, Any] = {name: str((folder / str(given[name])).resolve()) for name in PATHS}
+    for name in given.keys() - set(PATHS):
+        try:
+            values[name] = NUMBERS[kinds[name]](given[name])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{what} has {name} {given[name]!r}, which is no number.") from error
+    return ReenactJob(**{**defaults, **values})
+
+
+def run_jobs(
+    path: Path,
+    checkpoint: str | Path,
+    device: str = "auto",
+    scale: Scale | None = None,
+    defaults: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> str:
+    """Carry out a list of jobs; results that are there already are left alone.
+
+    Returns:
+        a sentence about what was done.
+
+    Raises:
+        InputError: the list is not usable, or some of its jobs failed: `<list>.failed.jsonl` has them.
+    """
+    jobs = read_jobs(path, defaults)
+    waiting = [asdict(job) for job in jobs if not Path(job.out).exists()]
+    there = done = len(jobs) - len(waiting)
+    failed: list[dict[str, Any]] = []
+    report = path.with_name(f"{path.name}.failed.jsonl")
+    report.unlink(missing_ok=True)
+    for result in run(
+        partial(Reenacting, str(Path(checkpoint).resolve()), device), waiting, scale or Scale()
+    ):
+        done += 1
+        if "error" in result:
+            failed.append(result)
+            with replacing(report) as temporary:
+                Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in failed))
+        if progress is not None:
+            progress(done, len(jobs))
+    if failed:
+        raise InputError(
+            f"{len(failed)} of {len(jobs)} jobs failed, the first with: {failed[0]['error']} All of them are "
+            f"in {report}; run the list again for those."
+        )
+    return f"{len(jobs)} results, {there} of them were there before."

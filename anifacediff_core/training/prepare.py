@@ -1,0 +1,503 @@
+"""Videos of faces to shards: find the clips, split them by identity, capture, cut out, write.
+
+Clips are videos, or folders of pictures, in any folder; VoxCeleb as FOMM preprocesses it is one. The first
+run writes `plan.json`: which clips make up which chunk. Later runs go on with it, and put clips that are new
+into chunks of their own. See :mod:`.shard_chunks` for how each chunk is written once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from fractions import Fraction
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..capture.capture import CaptureModels, Models, capture, crop_portrait
+from ..capture.deca import DecaEncoder
+from ..capture.detector import PortraitDetector
+from ..capture.flame import FlameModels
+from ..capture.locate import FacesAtHand
+from ..capture.smirk import SmirkEncoder
+from ..errors import InputError
+from ..head.flame import NAME as FLAME
+from ..head.model import HeadModel
+from ..head.parameters import FORMAT as PARAMETERS
+from ..head.parameters import FaceParameters
+from ..head.render import render_normals
+from ..progress import Progress
+from ..scale import Scale, run
+from ..storage import replacing
+from ..video import IMAGE_ENDINGS, probe, read_frames, read_image
+from ..weights.checkpoint import load_checkpoint
+from .shard_chunks import (
+    PLAN,
+    Shares,
+    done_chunk,
+    finish,
+    read_plan,
+    require_same,
+    short_hash,
+    sweep,
+    write_chunk,
+)
+from .shard_format import (
+    LARGEST_SIDE,
+    SEGMENT_FRAMES,
+    SPLITS,
+    Segment,
+    SegmentInfo,
+    encode_picture,
+    usable_frames,
+)
+
+VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
+PARAMETER_CACHE = "parameters"
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# VoxCeleb's id10280, as a folder or as the beginning of FOMM's id10280#NXjT3732Ekg#001093#001192.mp4
+VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[#/])")
+FRAMES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Files of what reads the faces; FLAME's encoders when there is a FLAME, else the checkpoint's.
+
+    Attributes:
+        checkpoint: with the face detector and the face encoder.
+        deca, smirk: FLAME's encoders, at least one of them beside `flame`.
+        flame: the head.
+        device: where they run; "auto" is decided by the worker.
+    """
+
+    checkpoint: str
+    deca: str | None = None
+    smirk: str | None = None
+    flame: str | None = None
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        if (self.flame is None) != (self.deca is None and self.smirk is None):
+            raise InputError("DECA and SMIRK need FLAME and FLAME needs one of them; name both files.")
+
+    def describe(self) -> str:
+        """Names and sizes of the files: what was captured with others is captured again."""
+        files = [path for path in (self.checkpoint, self.deca, self.smirk, self.flame) if path]
+        for path in files:
+            if not Path(path).is_file():
+                raise InputError(f"There is no file {path}; check the path.")
+        return ", ".join(f"{Path(path).name} ({Path(path).stat().st_size})" for path in files)
+
+    def load(self) -> Models:
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(name)
+        checkpoint = load_checkpoint(self.checkpoint)
+        if self.flame is None:
+            head = HeadModel.bundled()
+            if checkpoint.head != head.name:
+                raise InputError(
+                    f"{Path(self.checkpoint).name} reads the head '{checkpoint.head}'; give the files of "
+                    "DECA and FLAME, or use the bundled checkpoint."
+                )
+            return CaptureModels.from_checkpoint(checkpoint, head.to(device))
+        head = HeadModel.load(self.flame)
+        if head.name != FLAME:
+            raise InputError(
+                f"{Path(self.flame).name} is the head '{head.name}', not FLAME; give FLAME's file."
+            )
+        models = FlameModels(
+            FacesAtHand(PortraitDetector.from_weights(checkpoint.part("face_detector"))),
+            head,
+            DecaEncoder.load(self.deca) if self.deca else None,
+            SmirkEncoder.load(self.smirk) if self.smirk else None,
+        )
+        return models.to(device)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What decides the content of the shards; all runs into a folder must agree on it.
+
+    Arguments:
+        size: side of the pictures in pixels, a multiple of 8.
+        picture: "jpg" or "png".
+        quality: of JPEG.
+        segment: frames of a segment at most.
+        normals: store them, too.
+        mode: which part of the pictures is the portrait, see `capture.tracker.portrait_square`.
+        fps: of folders of pictures.
+        identity: regular expression whose first group, or whole match, in a clip's path is its identity. By
+            default VoxCeleb's names, then the folder that the clip is in, then its name.
+        split_folders: folders named train, val and test say which split it is.
+        shares: how the other identities are divided.
+        chunk: clips of a chunk.
+    """
+
+    size: int = 256
+    picture: str = "jpg"
+    quality: int = 95
+    segment: int = SEGMENT_FRAMES
+    normals: bool = False
+    mode: str = "auto"
+    fps: str = "25"
+    identity: str | None = None
+    split_folders: bool = True
+    shares: Shares = field(default_factory=Shares)
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        if self.size % 8 or not 0 < self.size <= LARGEST_SIDE:
+            raise InputError(f"Pictures of {self.size} pixels cannot be encoded; choose a multiple of 8.")
+        if self.segment < 2 or self.chunk < 1 or not 1 <= self.quality <= 100:
+            raise InputError("Segments need 2 frames, chunks a clip, and JPEG a quality of 1 to 100.")
+        try:
+            re.compile(self.identity or "")
+        except re.error as error:
+            raise InputError(f"'{self.identity}' is no regular expression ({error}).") from error
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video or a folder of pictures.
+
+    Attributes:
+        path: below the folder that was searched, with forward slashes.
+    """
+
+    path: str
+    identity: str
+    split: str
+
+
+# ---- finding
+
+
+def find_clips(root: Path, recipe: Recipe, leave_out: Path | None = None) -> list[Clip]:
+    """All clips below a folder, in an order that mixes identities and is always the same.
+
+    Raises:
+        InputError: there are none, the expression does not fit one, or an identity lies in two splits.
+    """
+    if not root.is_dir():
+        raise InputError(f"There is no folder {root}; name the folder with the videos.")
+    clips = [_clip(path, recipe) for path in _paths(root, leave_out)]
+    if not clips:
+        raise InputError(f"There are no videos and no folders of pictures in {root}.")
+    splits: dict[str, Clip] = {}
+    for clip in clips:
+        other = splits.setdefault(clip.identity, clip)
+        if other.split != clip.split:
+            raise InputError(
+                f"The identity '{clip.identity}' lies in the folders of two splits ({other.path}, "
+                f"{clip.path}); move one of them, or leave the folders' names out of account."
+            )
+    return sorted(clips, key=lambda clip: short_hash(clip.path))
+
+
+def _paths(root: Path, leave_out: Path | None) -> Iterator[str]:
+    """Paths of clips below `root`; a folder that holds pictures is a clip, whatever its name."""
+    seen: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        here = os.path.realpath(folder)
+        if here in seen or (leave_out is not None and here == os.path.realpath(leave_out)):
+            folders.clear()
+            continue
+        seen.add(here)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = [name for name in files if not name.startswith(".")]
+        if any(Path(name).suffix.lower() in IMAGE_ENDINGS for name in files):
+            yield Path(folder).relative_to(root).as_posix()
+        for name in sorted(files):
+            if Path(name).suffix.lower() in VIDEO_ENDINGS:
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _clip(path: str, recipe: Recipe) -> Clip:
+    identity = _identity(path, recipe)
+    named = SPLIT_FOLDERS.get(path.split("/")[0]) if recipe.split_folders and "/" in path else None
+    return Clip(path, identity, named or recipe.shares.split(identity))
+
+
+def _identity(path: str, recipe: Recipe) -> str:
+    if recipe.identity is not None:
+        found = re.search(recipe.identity, path)
+        name = found and (found.group(1) if found.re.groups else found.group())
+        if not name:
+            raise InputError(f"The expression '{recipe.identity}' finds no identity in {path}; change it.")
+        return name
+    found = VOXCELEB.search(path)
+    if found:
+        return found.group(1)
+    parts = path.split("/")
+    if len(parts) > 1 and parts[-2] not in SPLIT_FOLDERS:
+        return parts[-2]
+    return Path(parts[-1]).stem
+
+
+# ---- planning
+
+
+def make_plan(root: Path, out: Path, recipe: Recipe, encoders: str) -> dict[str, Any]:
+    """The folder's plan, with chunks for clips that it does not know yet; written to `plan.json`.
+
+    Raises:
+        InputError: the folder was prepared with other settings.
+    """
+    settings = {**asdict(recipe), "encoders": encoders}
+    plan = read_plan(out)
+    if plan is None:
+        plan = {"recipe": settings, "chunks": []}
+    require_same(out, plan["recipe"], settings)
+    known = {path for chunk in plan["chunks"] for path, _ in chunk["clips"]}
+    _add_chunks(
+        plan["chunks"], [c for c in find_clips(root, recipe, out) if c.path not in known], recipe.chunk
+    )
+    with replacing(out / PLAN) as temporary:
+        Path(temporary).write_text(json.dumps(plan))
+    return plan
+
+
+def _add_chunks(chunks: list[dict[str, Any]], clips: list[Clip], most: int) -> None:
+    for split in SPLITS:
+        here = iter([clip for clip in clips if clip.split == split])
+        number = sum(chunk["split"] == split for chunk in chunks)
+        while part := list(islice(here, most)):
+            members = [[clip.path, clip.identity] for clip in part]
+            chunks.append({"name": f"{split}-{number:05d}", "split": split, "clips": members})
+            number += 1
+
+
+# ---- working
+
+
+class Preparer:
+    """Makes a chunk's shards; a worker of `scale.run`.
+
+    Arguments:
+        root, out: folders that all workers see under the same path.
+    """
+
+    def __init__(self, root: str, out: str, recipe: Recipe, encoders: Encoders) -> None:
+        self.root, self.out, self.recipe = Path(root), Path(out), recipe
+        self.stamp = f"{encoders.describe()}, {recipe.mode}"
+        self.models = encoders.load()
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        """The record of the chunk, from disk where it is done already."""
+        done = done_chunk(self.out, job["name"])
+        if done is not None:
+            return done
+        skipped: list[dict[str, Any]] = []
+        segments = chain.from_iterable(
+            self._clip(Clip(path, identity, job["split"]), skipped) for path, identity in job["clips"]
+        )
+        return write_chunk(self.out, job["name"], job["split"], segments, skipped)
+
+    def _clip(self, clip: Clip, skipped: list[dict[str, Any]]) -> Iterator[Segment]:
+        """Segments of a clip; one that cannot be read goes to `skipped`."""
+        written = 0
+        try:
+            for segment in self._segments(clip):
+                written += 1
+                yield segment
+            if not written:
+                raise InputError("a face was found in fewer than two frames of every segment.")
+        except _video_errors() as error:
+            told = " ".join(str(error).split()) or type(error).__name__
+            skipped.append({"clip": clip.path, "reason": told, "segments": written})
+
+    def _segments(self, clip: Clip) -> Iterator[Segment]:
+        path = self.root / clip.path
+        parameters, square, fps = self._captured(path, clip)
+        name = f"{re.sub(r'[^0-9A-Za-z_-]+', '_', Path(clip.path).stem)[-60:]}-{short_hash(clip.path)}"
+        frames = self._pictures(path, square)
+        for first in range(0, len(parameters), self.recipe.segment):
+            part = parameters[first : first + self.recipe.segment]
+            pictures = [
+                encode_picture(f, self.recipe.picture, self.recipe.quality) for f in islice(frames, len(part))
+            ]
+            if len(pictures) < len(part):
+                raise InputError(f"{clip.path} has become shorter since its face was captured.")
+            if usable_frames(part.valid)[1] < 2:
+                continue
+            info = SegmentInfo(
+                clip.identity, clip.path, fps, first, len(part), self.recipe.size, part.head, clip.split
+            )
+            yield Segment(f"{name}-{first:06d}", info, part, pictures, self._normals(part))
+
+    def _normals(self, part: FaceParameters) -> list[bytes]:
+        if not self.recipe.normals:
+            return []
+        return [
+            encode_picture(image, "png") for image in render_normals(self.models.head, part, self.recipe.size)
+        ]
+
+    def _captured(self, path: Path, clip: Clip) -> tuple[FaceParameters, Tensor, Fraction]:
+        """Parameters, portrait square and frame rate of a clip, captured once and kept."""
+        cache = self.out / PARAMETER_CACHE / f"{short_hash(clip.path)}.safetensors"
+        stamp = f"{self.stamp}; {_fingerprint(path)}"
+        kept = _read_cache(cache, stamp)
+        if kept is not None:
+            return kept
+        fps = Fraction(self.recipe.fps) if path.is_dir() else probe(path).rate
+        found = capture(_frames(path), self.models, self.recipe.mode, what=clip.path)
+        about = {"stamp": stamp, "square": json.dumps(found.square.tolist()), "fps": str(fps)}
+        found.parameters.save(cache, about)
+        return found.parameters, found.square, fps
+
+    def _pictures(self, path: Path, square: Tensor) -> Iterator[Tensor]:
+        """The portraits (3, size, size), one after the other."""
+        frames, size = _frames(path), self.recipe.size
+        while waiting := list(islice(frames, FRAMES_AT_ONCE)):
+            whole = square.tolist() == [0.0, 0.0, 1.0]
+            if whole and waiting[0].shape[-2:] == (size, size):
+                yield from waiting  # already a portrait of that size: not resampled
+            else:
+                device = self.models.head.template.device
+                yield from crop_portrait(torch.stack(waiting).to(device), square, size).cpu()
+
+
+def _video_errors() -> tuple[type[Exception], ...]:
+    """What a damaged video can raise; a full disk is not among them."""
+    from av.error import FFmpegError
+
+    return InputError, FFmpegError, ValueError
+
+
+def _frames(path: Path) -> Iterator[Tensor]:
+    """Frames (3, height, width) of a video or of a folder of pictures, in the order of the numbers in their
+    names.
+    """
+    if not path.is_dir():
+        yield from read_frames(path)
+        return
+    for name in _picture_names(path):
+        yield read_image(path / name)[0]
+
+
+def _picture_names(folder: Path) -> list[str]:
+    names = [name for name in os.listdir(folder) if Path(name).suffix.lower() in IMAGE_ENDINGS]
+    names = [name for name in names if not name.startswith(".")]
+    return sorted(names, key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes when the clip does."""
+    if path.is_dir():
+        names = _picture_names(path)
+        sizes = [(name, (path / name).stat().st_size) for name in names]
+        return short_hash(repr(sizes))
+    if not path.is_file():
+        raise InputError(f"{path.name} is not there any more.")
+    return f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+
+
+def _read_cache(path: Path, stamp: str) -> tuple[FaceParameters, Tensor, Fraction] | None:
+    if not path.exists():
+        return None
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get(PARAMETERS, "{}"))
+        if about.get("stamp") != stamp:
+            return None
+        return FaceParameters.load(path), torch.tensor(json.loads(about["square"])), Fraction(about["fps"])
+    except (OSError, SafetensorError, ValueError, KeyError):
+        return None  # damaged: captured again
+
+
+# ---- the whole
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What is in the folder now.
+
+    Attributes:
+        chunks, done: all of them, and those that are done.
+        clips: per split, clips that are in the shards.
+        skipped: clips that are not, with the reason.
+    """
+
+    chunks: int
+    done: int
+    clips: dict[str, int]
+    skipped: list[dict[str, Any]]
+
+
+def prepare(
+    root: str | Path,
+    out: str | Path,
+    encoders: Encoders,
+    recipe: Recipe | None = None,
+    scale: Scale | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """Turn the videos of a folder into shards; call it again to go on after an interruption.
+
+    Arguments:
+        root: folder with the videos; `out`: folder for the shards. On a cluster all nodes see both.
+        progress: called with clips (done, total).
+
+    Raises:
+        InputError: nothing is there to be prepared, or nothing could be.
+    """
+    root, out, recipe = Path(root).resolve(), Path(out).resolve(), recipe or Recipe()
+    plan = make_plan(root, out, recipe, encoders.describe())
+    sweep(out)
+    chunks = plan["chunks"]
+    total, done = sum(len(chunk["clips"]) for chunk in chunks), 0
+    waiting = []
+    for chunk in chunks:
+        if done_chunk(out, chunk["name"]) is not None:
+            done += len(chunk["clips"])
+        else:
+            waiting.append(chunk)
+    sizes = {chunk["name"]: len(chunk["clips"]) for chunk in chunks}
+    make = partial(Preparer, str(root), str(out), recipe, encoders)
+    try:
+        for record in run(make, waiting, scale or Scale()):
+            done += sizes[record["name"]]
+            if progress is not None:
+                progress(done, total)
+    finally:
+        prepared = _finish(out, chunks, recipe, encoders)
+    if not any(prepared.clips.values()):
+        first = prepared.skipped[0]
+        raise InputError(
+            f"No clip of {root} could be used; the first one, {first['clip']}: {first['reason']}"
+        )
+    return prepared
+
+
+def _finish(out: Path, chunks: list[dict[str, Any]], recipe: Recipe, encoders: Encoders) -> Prepared:
+    names = [chunk["name"] for chunk in chunks]
+    head = HeadModel.bundled().name if encoders.flame is None else FLAME
+    skipped = finish(out, names, size=recipe.size, head=head, normals=recipe.normals)
+    done = [chunk for chunk in chunks if done_chunk(out, chunk["name"]) is not None]
+    lost = {entry["clip"] for entry in skipped if not entry["segments"]}
+    clips = {
+        split: sum(
+            path not in lost for chunk in done if chunk["split"] == split for path, _ in chunk["clips"]
+        )
+        for split in SPLITS
+    }
+    return Prepared(len(chunks), len(done), clips, skipped)
+
+
+def describe(prepared: Prepared, out: Path) -> Iterable[str]:
+    """Sentences for people."""
+    counts = ", ".join(f"{count} {split}" for split, count in prepared.clips.items())
+    yield f"{out}: clips in shards: {counts}; {prepared.done} of {prepared.chunks} chunks are done."
+    if prepared.skipped:
+        yield f"{len(prepared.skipped)} clips were skipped; {out / 'skipped.jsonl'} says why."
