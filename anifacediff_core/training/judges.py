@@ -53,7 +53,7 @@ class JudgesSettings:
         family_weight: of the loss within the families, where the negatives share look or shape.
         shape_weight: of the shape that a layer, which is thrown away later, must read from the embedding.
         motion_weight: of the motion judge's loss.
-        points_weight: of the distance of the landmarks that both read by the way, in parts of the view.
+        points_weight: of the landmarks that both read by the way.
         shift, scale: greatest jitter of the view, in parts of its side.
         color: greatest change of brightness and of each channel.
         noise: greatest deviation of the noise.
@@ -67,7 +67,7 @@ class JudgesSettings:
     family_weight: float = 1.0
     shape_weight: float = 1.0
     motion_weight: float = 1.0
-    points_weight: float = 10.0
+    points_weight: float = 1.0
     shift: float = 0.03
     scale: float = 0.05
     color: float = 0.06
@@ -257,6 +257,8 @@ class JudgesTask:
         least[: self.head.n_expression] = LEAST_DEVIATION
         self.motion.mean.copy_(vectors.mean(0))
         self.motion.deviation.copy_(torch.maximum(vectors.std(0), least))
+        points = points_in(squares, self.pool.points[: len(params)])
+        self.points_mean, self.points_deviation = points.mean(0), points.std(0).clamp(min=1e-4)
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         self.pool.tick()
@@ -284,7 +286,8 @@ class JudgesTask:
         wanted = (vector - self.motion.mean) / self.motion.deviation
         error = F.smooth_l1_loss(answer, wanted, reduction="none", beta=0.5)
         motion = (error * self.motion_weights).sum(1).mean()
-        places = torch.stack([(found - points).abs().mean() for found in found_points]).sum()
+        wanted = (points - self.points_mean) / self.points_deviation
+        places = torch.stack([F.smooth_l1_loss(found, wanted, beta=0.5) for found in found_points]).sum()
         loss = everyone + s.family_weight * family + s.shape_weight * shape_loss
         loss = loss + s.motion_weight * motion + s.points_weight * places
         parts = {"everyone": everyone, "family": family, "shape": shape_loss, "motion": motion}

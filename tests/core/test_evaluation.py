@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from fractions import Fraction
+from itertools import combinations
 from pathlib import Path
 
 import av
@@ -12,20 +13,37 @@ import numpy as np
 import pytest
 import torch
 
+from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.evaluation.ablation import (
+    VARIANTS,
+    compare,
+    difference_table,
+    find_variant,
+    interval,
+    paired,
+    scale_name,
+)
 from anifacediff_core.evaluation.avatars import (
     Cases,
+    Court,
+    Pictures,
     Protocol,
     Record,
     Reenactor,
     draw_cases,
+    evaluate,
+    markdown,
     measure,
+    reenact_cases,
+    render_cases,
     starting_noise,
     summarize,
     table,
     visible_actions,
 )
+from anifacediff_core.evaluation.judges import IdentityJudge, Judges, MotionJudge
 from anifacediff_core.evaluation.metrics import correlation, flicker, psnr, read_back, rotation_error, ssim
 from anifacediff_core.evaluation.regions import SPOTS, disks, emphasis, face_spots, region_masks
 from anifacediff_core.head.camera import project, to_pixels
@@ -225,6 +243,182 @@ def test_actions_that_nobody_uses_are_not_visible(head: HeadModel) -> None:
     expression[:, names.index("eyeLookUpLeft")] = torch.rand(50)
     seen = visible_actions(head, replace(params, expression=expression))
     assert {name for name, on in zip(names, seen) if on} == {"jawOpen", "eyeLookUpLeft"}
+
+
+# ---- statistics and tables of the benchmark
+
+
+def test_an_interval_is_that_of_the_normal_approximation() -> None:
+    mean, half = interval([1.0, 2.0, 3.0, 4.0, math.nan])
+    assert mean == 2.5
+    assert half == pytest.approx(1.96 * math.sqrt(5 / 3) / 2)  # s² = 5 / 3 of four values
+    assert interval([7.0])[0] == 7 and math.isnan(interval([7.0])[1])
+    assert all(math.isnan(value) for value in interval([math.nan]))
+
+
+def test_paired_differences_see_what_the_spread_of_the_pairs_hides() -> None:
+    before = [10.0, 20.0, 30.0, 40.0]
+    after = [value + change for value, change in zip(before, (1.0, 1.2, 0.8, 1.0))]
+    mean, half = paired(after, before)
+    assert mean == pytest.approx(1)
+    assert half == pytest.approx(1.96 * math.sqrt(0.08 / 3) / 2)
+    assert interval(before)[1] > 10, "the means themselves are uncertain"
+    with pytest.raises(ValueError):
+        paired(after, before[:3])
+
+
+def clips_of(values: list[float], **others: float) -> list[dict[str, float]]:
+    return [{"psnr": value, "csim": value / 100, **others} for value in values]
+
+
+def test_a_report_has_intervals_single_pairs_and_the_ablations_differences(head: HeadModel) -> None:
+    protocol = Protocol(
+        pairs=3, frames=2, variants=("full", "no_adapter", "driver_shape", "no_fsa_no_adapter", "scale_0.5")
+    )
+    values = {
+        "full": [30.0, 20.0, 10.0],
+        "no_adapter": [29.0, 18.0, 9.0],
+        "driver_shape": [25.0, 15.0, 5.0],
+        "no_fsa_no_adapter": [24.0, 14.0, 4.0],
+        "scale_0.5": [30.0, 20.0, 10.0],
+    }
+    # Of two processes, the second has the last pair.
+    first = Record({name: clips_of(v[:2], flicker=1) for name, v in values.items()}, {}, [], {})
+    last = Record({name: clips_of(v[2:], flicker=1) for name, v in values.items()}, {}, [], {})
+    report = summarize([first, last], head, protocol)
+    assert report["pairs"]["full"]["psnr"] == [30, 20, 10]
+    assert report["intervals"]["full"]["psnr"] == pytest.approx(1.96 * 10 / math.sqrt(3))
+    assert report["results"]["full"]["psnr_interval"] == report["intervals"]["full"]["psnr"]
+    found = {(entry["of"], entry["minus"]): entry["measures"]["psnr"] for entry in report["differences"]}
+    assert found["full", "no_adapter"] == pytest.approx((4 / 3, 1.96 * math.sqrt(1 / 3) / math.sqrt(3)))
+    assert found["full", "driver_shape"] == (5, 0)
+    assert found["no_adapter", "no_fsa_no_adapter"][0] == pytest.approx(14 / 3)
+    assert found["scale_0.5", "full"] == (0, 0)
+    text = markdown(report)
+    lines = [line for line in text.splitlines() if line.startswith("| ✓ | ✓ |")]
+    assert len(lines) == 1 and "20.00 ± 11.32" in lines[0]
+    assert "| – | – | 0.140" in text, "Table 2 begins with the plain baseline"
+    assert "**+5.00 ± 0.00**" in text and "| 0.5 | 0.200" in text
+
+
+def test_without_judges_the_cells_are_empty_and_a_note_says_why(head: HeadModel) -> None:
+    protocol = Protocol(pairs=2, frames=2, variants=("full", "no_adapter"))
+    clips = [{"psnr": 20.0, "flicker": 1.0}, {"psnr": 22.0, "flicker": 1.0}]
+    text = markdown(summarize([Record({"full": clips, "no_adapter": clips}, {}, [], {})], head, protocol))
+    assert "| ✓ | ✓ | – | – | – | – | 21.00 ± 1.96 |" in text
+    assert "--judges" in text and "can't be compared" not in text
+    judged = summarize([Record({"full": clips, "no_adapter": clips}, {}, [], {})], head, protocol)
+    assert "can't be compared" in markdown(judged | {"judges": {"file": "judges.safetensors"}})
+
+
+def test_strengths_of_the_adapter_are_variants_and_nonsense_is_refused() -> None:
+    assert [scale_name(value) for value in (0.0, 0.5, 1.0, 1.5)] == [
+        "no_adapter",
+        "scale_0.5",
+        "full",
+        "scale_1.5",
+    ]
+    assert find_variant("scale_1.5").scale == 1.5 and find_variant("scale_1.5").aligned
+    two = {(VARIANTS[n].aligned, VARIANTS[n].scale > 0) for n in ("full", "no_adapter", "driver_shape")}
+    plain = VARIANTS["no_fsa_no_adapter"]
+    assert two | {(plain.aligned, plain.scale > 0)} == {(a, b) for a in (True, False) for b in (True, False)}
+    for name in ("scale_", "scale_nan", "best"):
+        with pytest.raises(InputError, match=name):
+            find_variant(name)
+    with pytest.raises(InputError, match="choose from cross, same"):
+        Protocol(protocol="other")
+
+
+def test_reports_are_compared_pair_by_pair_and_only_about_the_same_pairs(head: HeadModel) -> None:
+    protocol = Protocol(pairs=3, frames=2, variants=("full",))
+    reports = [
+        summarize([Record({"full": clips_of(values)}, {}, [], {})], head, protocol)
+        for values in ([10.0, 20.0, 30.0], [12.0, 21.0, 33.0])
+    ]
+    (found,) = compare(*reports)
+    assert found["measures"]["psnr"][0] == pytest.approx(2)
+    assert found["measures"]["psnr"][1] == pytest.approx(1.96 / math.sqrt(3))
+    assert "| full |" in difference_table([found]) and "**+2.00 ± 1.13**" in difference_table([found])
+    other = summarize(
+        [Record({"full": clips_of([1.0, 2.0, 3.0])}, {}, [], {})], head, replace(protocol, seed=4)
+    )
+    with pytest.raises(InputError, match="seed 0 and 4"):
+        compare(reports[0], other)
+    with pytest.raises(InputError, match="write both anew"):
+        compare({"results": {}}, reports[0])
+
+
+# ---- judged
+
+
+def toy_judges() -> Judges:
+    torch.manual_seed(1)
+    identity, motion = IdentityJudge(64, (8, 8, 8, 16, 16)), MotionJudge(52, 64, (8, 8, 8, 16))
+    motion.mean[-3] = 8.0  # a camera's scale
+    motion.deviation.fill_(0.1)
+    torch.nn.init.normal_(motion.answer.weight, std=0.5)
+    return Judges(identity.eval(), motion.eval(), 64)
+
+
+def test_the_truth_is_most_like_itself_and_the_source_like_the_source(head: HeadModel) -> None:
+    protocol = Protocol(pairs=2, frames=2, size=64)
+    cases = draw_cases(protocol, head)
+    pictures = render_cases(cases, Studio(head), head, 64)
+    court = Court.of(toy_judges(), cases, pictures)
+    truth, source = (
+        court.judge(image) for image in (pictures.truth, pictures.source.repeat_interleave(2, 0))
+    )
+    for clip in truth:
+        assert clip["csim_truth"] == pytest.approx(1, abs=1e-5)
+        assert clip["csim"] < 1 - 1e-5 and clip["aed_exact"] > 0
+    for clip, true_clip in zip(source, truth):
+        assert clip["csim"] == pytest.approx(1, abs=1e-5) and clip["csim_truth"] < 1 - 1e-5
+        assert clip["csim_truth"] == pytest.approx(true_clip["csim"], abs=1e-5)
+    for clip in court.judge(pictures.driving):
+        assert clip["apd"] == clip["aed"] == clip["camera"] == 0, "the driver moves like itself"
+        assert clip["apd_exact"] > 0, "but a reading is not the exact truth"
+
+
+def test_the_same_identity_protocol_starts_from_the_first_frame_of_its_own_track(head: HeadModel) -> None:
+    cases = draw_cases(Protocol(pairs=2, frames=3, protocol="same"), head)
+    assert torch.equal(cases.sources.shape, cases.drivers.shape)
+    assert torch.equal(cases.aligned.shape, cases.motion.shape) and len(cases.motion) == 6
+    steps = [(cases.still.pose[i] - cases.motion.pose[3 * i]).abs().max() for i in range(2)]
+    far = [(cases.still.pose[i] - cases.motion.pose[3 * i + 2]).abs().max() for i in range(2)]
+    assert max(steps) < 0.2 and sum(steps) < sum(far), "the track goes on where the source is"
+
+
+def test_every_variant_is_a_result_of_its_own_or_left_out_where_it_would_be_another_again(
+    head: HeadModel,
+) -> None:
+    reenact = Reenactor(toy_network(), AutoEncoder().eval())
+    names = ("full", "no_adapter", "driver_shape", "no_fsa_no_adapter", "no_temporal", "scale_0.5", "source")
+    protocol = Protocol(pairs=1, frames=2, size=64, steps=1, cfg=1.0, variants=names)
+    cases, pictures = (
+        draw_cases(protocol, head),
+        Pictures(*(torch.rand(n, 3, 64, 64) for n in (1, 2, 2, 2, 2))),
+    )
+
+    def made(settings: Protocol) -> dict[str, torch.Tensor]:
+        return dict(reenact_cases(reenact, cases, pictures, settings, 0, head, None))
+
+    results = made(protocol)
+    assert tuple(results) == names
+    for first, second in combinations(names, 2):
+        assert not torch.equal(results[first], results[second]), f"{first} is {second}"
+    assert set(names) - set(made(replace(protocol, protocol="same"))) == {"driver_shape", "no_fsa_no_adapter"}
+    reenact.network.motion = None
+    assert set(names) - set(made(protocol)) == {"no_temporal"}, "stage 1 has none to leave out"
+
+
+def test_a_judged_report_has_the_judges_measures_of_results_and_truth(head: HeadModel) -> None:
+    reenact = Reenactor(toy_network(), AutoEncoder().eval())
+    protocol = Protocol(pairs=1, frames=1, size=64, steps=1, cfg=1.0, variants=("full", "source"))
+    report = summarize([evaluate(reenact, head, Studio(head), protocol, judges=toy_judges())], head, protocol)
+    assert report["results"]["source"]["csim"] == pytest.approx(1, abs=1e-5)
+    assert report["results"]["full"]["csim"] < 1 and report["results"]["full"]["aed"] > 0
+    assert report["judged_truth"]["csim_truth"] == pytest.approx(1, abs=1e-5)
+    assert "read_back" not in report, "nobody was there to read"
 
 
 # ---- pictures and videos
