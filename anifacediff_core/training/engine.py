@@ -237,7 +237,10 @@ def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal:
     Raises:
         TrainingError: the loss is not a number, a signal asked to stop, or the result cannot be written.
     """
-    _Run(task, loop, accelerator, folder, journal).train()
+    try:
+        _Run(task, loop, accelerator, folder, journal).train()
+    finally:
+        accelerator.free_memory()  # what distributes the weights must go before what it talks through
 
 
 class _Run:
