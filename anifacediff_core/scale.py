@@ -104,10 +104,7 @@ def _in_processes(make: Callable[[], Worker], jobs: Sequence[Job], count: int) -
         process.start()
     try:
         for _ in jobs:
-            outcome = _next(results, processes)
-            if isinstance(outcome, Exception):
-                raise outcome
-            yield outcome
+            yield _opened(_next(results, processes))
     finally:
         for process in processes:
             process.terminate()
@@ -130,14 +127,42 @@ def _serve(make: Callable[[], Worker], waiting: Any, results: Any, threads: int)
     import torch
 
     torch.set_num_threads(threads)
-    try:
-        worker = make()
-        while (job := waiting.get()) is not None:
-            results.put(worker(job))
-    except Exception as error:
-        results.put(
-            error if isinstance(error, InputError) else RuntimeError(f"{type(error).__name__}: {error}")
-        )
+    guarded = _Guarded(make)
+    while (job := waiting.get()) is not None:
+        results.put(guarded(job))
+
+
+class _Guarded:
+    """A worker whose errors are answers: exceptions do not travel well between processes."""
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self.error = ""
+        self.kind = ""
+        try:
+            self.worker = make()
+        except Exception as error:
+            self._note(error)
+
+    def __call__(self, job: Job) -> Job:
+        if not self.kind:
+            try:
+                return {"result": self.worker(job)}
+            except Exception as error:
+                self._note(error)
+        return {"error": self.error, "kind": self.kind}
+
+    def _note(self, error: Exception) -> None:
+        self.kind = type(error).__name__
+        self.error = str(error)
+
+
+def _opened(answer: Job) -> Job:
+    """The result in a guarded worker's answer; its error is raised here."""
+    if "result" in answer:
+        return answer["result"]
+    if answer["kind"] == InputError.__name__:
+        raise InputError(answer["error"])
+    raise RuntimeError(f"A worker failed with {answer['kind']}: {answer['error']}")
 
 
 # ---- Ray
@@ -147,10 +172,10 @@ class _Actor:
     """What Ray Data calls with rows."""
 
     def __init__(self, make: Callable[[], Worker]) -> None:
-        self.worker = make()
+        self.guarded = _Guarded(make)
 
     def __call__(self, row: dict[str, str]) -> dict[str, str]:
-        return {"result": json.dumps(self.worker(json.loads(row["job"])))}
+        return {"answer": json.dumps(self.guarded(json.loads(row["job"])))}
 
 
 def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> Iterator[Job]:
@@ -179,18 +204,7 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
             max_task_retries=-1,  # … and called again
         )
         for row in done.iter_rows():
-            yield json.loads(row["result"])
-    except ray.exceptions.RayError as error:
-        raise _refusal(error) or error from error
+            yield _opened(json.loads(row["answer"]))
     finally:
         if started:
             ray.shutdown()
-
-
-def _refusal(error: BaseException | None) -> InputError | None:
-    """The refusal of a worker inside of what Ray made of it."""
-    while error is not None:
-        if isinstance(error, InputError):
-            return InputError(str(error).strip().rpartition("InputError: ")[2])
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
