@@ -2,7 +2,7 @@
 
 A phase is launched with one process per device, as `accelerate launch` or `torchrun` would. So each starts
 with empty devices, leaves its weights in the folder, and a phase that fails or is killed takes nothing else
-with it. A second run into the same folder goes on after the phases that were finished.
+with it. A second run into the same folder goes on where the first one stopped.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from typing import IO, Any
 import torch
 
 from ..errors import InputError
+from .engine import states_folder
+from .states import newest_state
 
 GRACE = 240.0  # seconds beyond its budget after which a phase is ended
+TIMED_OUT = 124  # exit code of what was ended
+REFUSED = 2  # exit code of the command line after one sentence: trying again would end the same way
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Job:
             code = self.process.wait(max(self.limit - time.monotonic(), 1))
         except subprocess.TimeoutExpired:
             self.stop()
-            code = 124
+            code = TIMED_OUT
         self.relay.join(timeout=10)
         return code
 
@@ -162,9 +166,7 @@ class Conductor:
         for phase in lane.phases:
             if self._done(phase).exists():
                 continue
-            job = Job(phase, lane, self._arguments(phase), self.folder, self._budget(phase))
-            self.jobs.append(job)
-            code = job.wait()
+            code = self._run_phase(phase, lane)
             if code == 0:
                 self._done(phase).touch()
                 continue
@@ -173,6 +175,20 @@ class Conductor:
             if not (self.folder / f"{phase}.safetensors").exists():
                 self.failed.append(phase)
                 return
+
+    def _run_phase(self, phase: str, lane: Lane) -> int:
+        """Return the exit code. A phase whose worker is lost goes on from its newest state, as long as it has
+        got further since the last time.
+        """
+        while True:
+            before = newest_state(states_folder(self.folder, phase))
+            job = Job(phase, lane, self._arguments(phase), self.folder, self._budget(phase))
+            self.jobs.append(job)
+            code = job.wait()
+            state = newest_state(states_folder(self.folder, phase))
+            if code in (0, REFUSED, TIMED_OUT) or state is None or state == before:
+                return code
+            print(f"Phase {phase} ended with code {code}; it goes on from {state.name}.", flush=True)
 
     def _done(self, phase: str) -> Path:
         return self.folder / f"{phase}.done"

@@ -116,6 +116,7 @@ class Pool:
         seed: identities follow from it alone.
         autoencoder: when given, latents and thumbnails are kept and the pictures are not.
         image_size: side of the thumbnails.
+        latent_scale: factor from the autoencoder's output to latents.
     """
 
     def __init__(
@@ -126,9 +127,10 @@ class Pool:
         seed: int,
         autoencoder: AutoEncoder | StableAutoEncoder | None = None,
         image_size: int = 0,
+        latent_scale: float = 1.0,
     ) -> None:
         self.studio, self.head, self.plan = studio, head, plan
-        self.autoencoder, self.image_size = autoencoder, image_size
+        self.autoencoder, self.image_size, self.latent_scale = autoencoder, image_size, latent_scale
         self.seed = seed
         self.group = max(plan.batch // plan.frames, 1)  # identities rendered together
         # What a group shows follows from the pool's seed and its number; they are numbered as they are made.
@@ -227,7 +229,7 @@ class Pool:
         if self.autoencoder is None:
             self.images[where] = quantize(image)
             return
-        self.latents[where] = self.autoencoder.encode(image).half()
+        self.latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
         self.thumbnails[where] = quantize(clip_pixels(image, self.image_size))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,22 +18,20 @@ from safetensors import safe_open
 from ..avatars.studio import Studio
 from ..errors import InputError
 from ..evaluation import report
-from ..evaluation.avatars import Protocol, Reenactor
+from ..evaluation.avatars import Protocol
 from ..head.model import HeadModel
-from ..network.autoencoder import AutoEncoder, StableAutoEncoder
+from ..network.autoencoder import AutoEncoder
 from ..network.config import NetworkConfig
-from ..network.model import AniFaceDiff
-from ..sampling.schedule import NoiseSchedule
-from ..weights.checkpoint import Checkpoint, load_autoencoder, load_checkpoint, load_network, save_checkpoint
+from ..weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
 from .card import write_card
-from .data import PairSource, Pool, PoolPlan, PoolSource
+from .data import Pool, PoolPlan
 from .engine import Loop, load_weights, make_accelerator, run, states_folder
 from .journal import Journal
 from .judges import train_judges
-from .reenactment import DenoisingSettings, DenoisingTask
 from .settings import build
+from .stages import train_stage
 from .states import load_own, newest_state
 
 PoolOrMore = TypeVar("PoolOrMore", bound=Pool)
@@ -52,7 +51,11 @@ class Phase:
     accelerator: Accelerator
     journal: Journal
     head: HeadModel
-    studio: Studio
+
+    @cached_property
+    def studio(self) -> Studio:
+        """Where avatars are made; the bundled head's only."""
+        return Studio(self.head)
 
     @property
     def device(self) -> torch.device:
@@ -73,9 +76,9 @@ class Phase:
         order = sorted(self.experiment["phases"]).index(self.name)
         return (int(self.experiment["seed"]) * 100 + order) * 1000 + self.accelerator.process_index
 
-    def pool(self, autoencoder: AutoEncoder | StableAutoEncoder | None = None, image_size: int = 0) -> Pool:
+    def pool(self) -> Pool:
         """This process's own avatars."""
-        return self.fill(Pool(self.studio, self.head, self.plan(), self.seed, autoencoder, image_size))
+        return self.fill(Pool(self.studio, self.head, self.plan(), self.seed))
 
     def fill(self, pool: PoolOrMore) -> PoolOrMore:
         """Render a pool's avatars: those of the state that training goes on from, if there is one."""
@@ -133,7 +136,6 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
             accelerator=accelerator,
             journal=Journal(folder, accelerator),
             head=head,
-            studio=Studio(head),
         )
     )
     accelerator.wait_for_everyone()
@@ -164,82 +166,10 @@ def train_capture(phase: Phase) -> None:
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
 
 
-def train_stage(phase: Phase, stage: int) -> None:
-    """Stage 1 learns single pictures, stage 2 the temporal modules on top of its weights (paper 3.4)."""
-    config = network_config(phase.experiment)
-    autoencoder = stage_autoencoder(phase, config).to(phase.device).eval().requires_grad_(False)
-    model = stage_network(phase, config, stage)
-    settings = build(DenoisingSettings, phase.settings.get("settings"), f"{phase.name}.settings")
-    task = DenoisingTask(
-        model,
-        stage_source(phase, config, settings, autoencoder, stage),
-        NoiseSchedule.of(config).alphas.to(phase.device),
-        settings,
-        _sampler(phase, Reenactor(model, autoencoder), stage),
-        stage=stage,
-    )
-    run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+def _train_stage(phase: Phase, stage: int) -> None:
+    train_stage(phase, stage, network_config(phase.experiment))
     if phase.accelerator.is_main_process:
         assemble(phase.experiment, phase.folder)
-
-
-def stage_autoencoder(phase: Phase, config: NetworkConfig) -> AutoEncoder | StableAutoEncoder:
-    """What the experiment's own phase has trained, else that of the checkpoint it starts from."""
-    path = phase.folder / "autoencoder.safetensors"
-    if path.exists() or phase.start is None:
-        autoencoder = AutoEncoder(config.latent_channels)
-        autoencoder.load_state_dict(load_weights(path, "vae."))
-        return autoencoder
-    return load_autoencoder(phase.start)
-
-
-def stage_network(phase: Phase, config: NetworkConfig, stage: int) -> AniFaceDiff:
-    """The network at the beginning of a stage; temporal modules that are there already stay what they are."""
-    start = phase.start
-    trained = phase.folder / "stage1.safetensors"
-    if start is None:
-        model = AniFaceDiff(config)
-    else:
-        # The weights decide the sizes; what they shall predict is the experiment's to say.
-        model = load_network(replace(start, config=config))
-    if stage == 1:
-        model.motion = None
-        return model
-    if trained.exists() or start is None:
-        motion = model.motion
-        model.motion = None
-        model.load_state_dict(load_weights(trained))
-        model.motion = motion
-    if model.motion is None:
-        model.add_motion()
-    return model
-
-
-def stage_source(
-    phase: Phase,
-    config: NetworkConfig,
-    settings: DenoisingSettings,
-    autoencoder: AutoEncoder | StableAutoEncoder,
-    stage: int,
-) -> PairSource:
-    """Avatars rendered here, or the shards that the phase names."""
-    plain = phase.device.type == "cpu" or phase.loop.precision == "no"
-    dtype = torch.float32 if plain else torch.bfloat16
-    pool = phase.pool(autoencoder, config.image_size)
-    return PoolSource(pool, stage == 2, settings.normals, dtype)
-
-
-def _sampler(phase: Phase, reenact: Reenactor, stage: int) -> Callable[[Path, float], dict[str, float]]:
-    """Pictures and measures of unseen pairs during training."""
-    settings = {"seed": 99, "frames": 1 if stage == 1 else 24, "pairs": 32 if stage == 1 else 8, "batch": 8}
-    settings |= phase.settings.get("validation", {})
-    protocol = build(Protocol, {**settings, "variants": ("full",)}, f"{phase.name}.validation")
-
-    def sample(path: Path, fraction: float) -> dict[str, float]:
-        found = report.run(reenact, phase.head, phase.studio, protocol, sheet=path, sheet_rows=6)
-        return found["results"]["full"]
-
-    return sample
 
 
 def assemble(
@@ -265,7 +195,7 @@ def assemble(
     if start is not None:
         facts["start"] = {"file": start.path.name, "provenance": start.provenance}
     target = folder / CHECKPOINT
-    head = start.head if start is not None else HeadModel.bundled().name
+    head = experiment_head(experiment).name
     save_checkpoint(target, parts, network_config(experiment), head=head, provenance=facts)
     return target
 
@@ -300,8 +230,8 @@ def evaluate(phase: Phase) -> None:
 PHASES: dict[str, Callable[[Phase], None]] = {
     "autoencoder": train_autoencoder,
     "capture": train_capture,
-    "stage1": lambda phase: train_stage(phase, 1),
-    "stage2": lambda phase: train_stage(phase, 2),
+    "stage1": lambda phase: _train_stage(phase, 1),
+    "stage2": lambda phase: _train_stage(phase, 2),
     "evaluate": evaluate,
     "judges": train_judges,
 }

@@ -239,6 +239,14 @@ class ShardSource:
         self.batches += 1
         return pairs
 
+    @torch.no_grad()
+    def examples(self) -> tuple[Tensor, Tensor, Pairs]:
+        """The first batch with its pictures in [0, 1], sources (S, 3, size, size) and driving frames
+        (R, 3, size, size); it counts as not drawn.
+        """
+        batch = next(_batches(self.reading, 0, Place(0, 0)))
+        return self._pixels(batch.sources), self._pixels(batch.driving), self._encode(batch)
+
     @property
     def epoch(self) -> int:
         """Epochs that all workers have begun, from 0."""

@@ -277,3 +277,28 @@ def test_a_stage_killed_in_the_middle_ends_like_one_that_was_not(tmp_path: Path)
     )
     differing = [name for name in first if not torch.allclose(first[name], second[name], atol=1e-6)]
     assert differing == []
+
+
+@pytest.mark.slow
+def test_a_lost_worker_is_started_again_from_the_last_state(tmp_path: Path) -> None:
+    config = tmp_path / "toy.yaml"
+    config.write_text(TOY)
+    folder = tmp_path / "run"
+    run_phase("autoencoder", read_experiment(config), folder)
+    (folder / "autoencoder.done").touch()
+    command = [sys.executable, "-m", "anifacediff_core", "train", "--config", str(config)]
+    command += ["--out", str(folder), "--devices", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said, killed = [], False
+    for line in process.stdout:
+        said.append(line)
+        if "stage1: step step 4 " in line and not killed:
+            killed = True
+            subprocess.run(["pkill", "-KILL", "-P", str(process.pid)], check=True)
+    assert process.wait() == 0, "".join(said)
+    assert any("goes on from step_000000003" in line for line in said)
+    assert any("resumed step 3" in line for line in said)
+    assert (folder / "stage1.done").exists() and len(losses(folder / "log.jsonl")) == 9

@@ -1,0 +1,219 @@
+"""The stages on shards: what they start from, what they learn, what they show."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.training.data import Pairs
+from anifacediff_core.training.engine import Loop, load_weights
+from anifacediff_core.training.phases import PHASES, run_phase
+from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask, snr_weight
+from anifacediff_core.training.settings import build, read_experiment
+from anifacediff_core.training.stages import Preview, ShardSettings
+from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
+
+TINY = replace(
+    NetworkConfig.tiny(),
+    block_out_channels=(32, 32),
+    attention_levels=(True, True),
+    attention_heads=(1, 1),
+    motion_heads=(1, 1),
+    cross_attention_dim=32,
+    pose_channels=(8, 8, 16, 16),
+    image_size=56,
+    image_hidden=32,
+    image_layers=1,
+    image_heads=2,
+    image_intermediate=64,
+    expression_hidden=32,
+)
+
+EXPERIMENT = """
+seed: 3
+start: {folder}/start.safetensors
+network: {{prediction: epsilon, zero_terminal_snr: false}}
+phases:
+  stage1:
+    shards: {{urls: {folder}/shards, split: null, validation: null, workers: 0}}
+    settings: {{rows: 2, unconditional: 0, drop_expression: 0, head_weight: 1, gradient_checkpointing: true}}
+    loop:
+      {{steps: 3, optimizer: adam, learning_rate: 1e-2, schedule: constant, warmup: 0, precision: "no",
+        check_every: 1, save_every: 2, snapshots: []}}
+    validation: {{pairs: 2, steps: 1}}
+  stage2:
+    shards: {{urls: {folder}/shards, split: null, validation: null, workers: 0, frames: 3}}
+    settings: {{rows: 2, noise_sharing: false}}
+    loop: {{steps: 2, learning_rate: 1e-2, warmup: 0, precision: "no", check_every: 1, snapshots: []}}
+    validation: {{pairs: 1, steps: 1}}
+plan: [{{stage1: rest}}, {{stage2: rest}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards, a starting checkpoint, and a run of both stages."""
+    from anifacediff_core.cli import main
+
+    folder = tmp_path_factory.mktemp("stages")
+    shards = ["avatars", "shards", "--out", str(folder / "shards"), "--count", "3", "--frames", "5"]
+    assert main([*shards, "--size", "64", "--device", "cpu"]) == 0
+    torch.manual_seed(0)
+    network, autoencoder = AniFaceDiff(TINY, motion=True), AutoEncoder()
+    for parameter in network.motion.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    parts = {name: getattr(network, name).state_dict() for name in ("unet", "reference", "pose_encoder")}
+    parts |= {name: getattr(network, name).state_dict() for name in ("expression_adapter", "image_encoder")}
+    parts |= {"motion": network.motion.state_dict(), "vae": autoencoder.state_dict()}
+    head = HeadModel.bundled().name
+    save_checkpoint(folder / "start.safetensors", parts, TINY, head=head, dtype=torch.float32)
+    (folder / "experiment.yaml").write_text(EXPERIMENT.format(folder=folder))
+    experiment = read_experiment(folder / "experiment.yaml")
+    for phase in ("stage1", "stage2"):
+        run_phase(phase, experiment, folder / "run")
+    return folder
+
+
+def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_each_stage_learns_the_parts_that_the_paper_says(trained: Path) -> None:
+    start = load_weights(trained / "start.safetensors")
+    first, second = (load_weights(trained / f"run/{stage}.safetensors") for stage in ("stage1", "stage2"))
+    kept = {name: value for name, value in start.items() if not name.startswith(("vae.", "motion."))}
+    assert changed(kept, first) == {"unet", "reference", "pose_encoder", "expression_adapter"}
+    assert changed(first, second) == set()
+    motion = {name: value for name, value in start.items() if name.startswith("motion.")}
+    assert changed(motion, second) == {"motion"}, "temporal modules go on from those of the start"
+    moved = max(float((second[name] - motion[name]).abs().max()) for name in motion)
+    assert 0 < moved < 0.1
+
+
+def test_the_result_has_all_parts_and_tells_where_they_come_from(trained: Path) -> None:
+    checkpoint = load_checkpoint(trained / "run/anifacediff.safetensors")
+    assert set(checkpoint.parts) == set(load_checkpoint(trained / "start.safetensors").parts)
+    assert checkpoint.config.prediction == "epsilon" and not checkpoint.config.zero_terminal_snr
+    assert checkpoint.provenance["start"]["file"] == "start.safetensors"
+    assert checkpoint.provenance["experiment"]["phases"]["stage1"]["loop"]["optimizer"] == "adam"
+    assert (trained / "run/stage1_100.jpg").exists() and (trained / "run/stage2_100.jpg").exists()
+    assert list((trained / "run/tensorboard").rglob("events.*"))
+
+
+def test_a_stage_on_shards_goes_on_from_its_state(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = load_weights(trained / "run/stage1.safetensors")
+    (trained / "run/stage1.safetensors").unlink()
+    run_phase("stage1", read_experiment(trained / "experiment.yaml"), trained / "run")
+    assert "resumed step 2" in capsys.readouterr().out
+    after = load_weights(trained / "run/stage1.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers() -> None:
+    experiment = read_experiment("paper")
+    for phase, rows, steps in (("stage1", 16, 100_000), ("stage2", 4, 20_000)):
+        values: dict[str, Any] = experiment["phases"][phase]
+        loop, settings = build(Loop, values["loop"]), build(DenoisingSettings, values["settings"])
+        build(ShardSettings, values["shards"])
+        build(Preview, values["validation"])
+        assert (settings.rows, loop.steps, loop.optimizer, loop.learning_rate) == (rows, steps, "adam", 1e-5)
+        assert (settings.head_weight, settings.detail_weight, settings.min_snr) == (1, 1, 0)
+        assert phase in PHASES
+    assert experiment["network"]["prediction"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"optimizer": "sgd"}, {"schedule": "stairs"}, {"precision": "int8"}, {"steps": None}],
+)
+def test_a_loop_that_cannot_run_is_refused_with_a_sentence(values: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="choose one of|seconds or steps"):
+        Loop(**{"steps": 1, **values})
+
+
+def test_min_snr_weights_are_those_of_a_hand_computed_case() -> None:
+    alphas = torch.tensor([0.9, 0.5, 0.0])  # SNR 9, 1, 0
+    assert snr_weight(alphas, 5.0, "epsilon")[:2].tolist() == pytest.approx([5 / 9, 1.0])
+    assert snr_weight(alphas, 5.0, "v_prediction").tolist() == pytest.approx([5 / 10, 1.0, 1.0])
+
+
+class Fixed:
+    """The same pairs for ever."""
+
+    frames, size = 1, 64
+
+    def __init__(self, rows: int) -> None:
+        torch.manual_seed(2)
+        self.pairs = Pairs(
+            torch.randn(rows, 4, 8, 8),
+            torch.randn(rows, 3, 56, 56),
+            torch.randn(rows, 4, 8, 8),
+            torch.rand(rows, 3, 64, 64),
+            torch.rand(rows, 52),
+            torch.full((rows, 4, 3), -1e6),
+        )
+
+    def draw(self, rows: int) -> Pairs:
+        return self.pairs
+
+
+@pytest.fixture(scope="module")
+def network() -> AniFaceDiff:
+    torch.manual_seed(4)
+    network = AniFaceDiff(TINY)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("drop_reference", "source_latents"),
+        ("drop_image", "source_pixels"),
+        ("drop_expression", "expression"),
+    ],
+)
+def test_a_dropped_condition_does_not_reach_the_prediction_and_the_others_do(
+    network: AniFaceDiff, setting: str, field: str
+) -> None:
+    """Row by row: what changes when one condition of the pairs is another one."""
+
+    def reach(value: float, name: str) -> bool:
+        none = {"drop_reference": 0.0, "drop_image": 0.0, "drop_expression": 0.0, "unconditional": 0.0}
+        settings = DenoisingSettings(rows=2, **none | {setting: value})
+        source = Fixed(2)
+        task = DenoisingTask(network, source, torch.linspace(0.9, 0.1, 1000), settings, None, stage=1)  # type: ignore[arg-type]
+        outputs = []
+        for pairs in (
+            source.pairs,
+            replace(source.pairs, **{name: torch.randn(2, *getattr(source.pairs, name).shape[1:])}),
+        ):
+            source.pairs = pairs
+            torch.manual_seed(0)
+            inputs, _ = task.draw(0.0)
+            with torch.no_grad():
+                outputs.append(task.module(*inputs))
+        return bool((outputs[0] - outputs[1]).abs().amax((1, 2, 3)).max() > 1e-6)
+
+    fields = ("source_latents", "source_pixels", "expression")
+    assert all(reach(0.0, name) for name in fields)
+    assert not reach(1.0, field)
+    others = [name for name in fields if name != field]
+    assert all(reach(1.0, name) for name in others)
+
+
+def test_everything_is_dropped_from_unconditional_rows_only(network: AniFaceDiff) -> None:
+    settings = DenoisingSettings(rows=4, unconditional=0.5, drop_reference=0.5)
+    assert settings.split() == (2, 1)
+    assert DenoisingSettings(rows=4, unconditional=0.0).split() == (4, 4)
+    assert DenoisingSettings(rows=4, unconditional=0.01).split() == (3, 3), "a share above none is one row"
