@@ -32,12 +32,11 @@ from ..storage import write_tensors
 FORMAT = "anifacediff-judges"
 VIEW = (0.125, 0.1875, 0.75)  # left, top and side of what is looked at: brows to chin at any of our cameras
 SIDE = 192  # what VIEW spans of a picture of 256 pixels
-STRIDE = 32  # pixels of a cell of the identity judge's last map; the motion judge's have half of that
+STRIDE = 16  # pixels of a cell of the last map
 GROUPS = 8
-EMBEDDING = 128
-IDENTITY_WIDTHS, IDENTITY_BLOCKS, IDENTITY_DEPTH = (24, 40, 64, 96, 128), (1, 1, 1, 1, 0), 16
-MOTION_WIDTHS, MOTION_BLOCKS, MOTION_DEPTH = (24, 40, 64, 96), (1, 1, 2, 2), 16
-HIDDEN = 128
+WIDTHS = (24, 40, 64, 96)
+IDENTITY_BLOCKS, MOTION_BLOCKS = (1, 1, 1, 1), (1, 1, 2, 1)
+DEPTH, HIDDEN, EMBEDDING = 16, 128, 128
 
 
 class Residual(nn.Module):
@@ -72,18 +71,18 @@ def trunk(widths: Sequence[int], blocks: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class IdentityJudge(nn.Module):
-    """Who it is: (pictures, 3, side, side) in [0, 1] -> (pictures, 128), not yet of unit length.
+class Judge(nn.Module):
+    """From pictures (n, 3, side, side) in [0, 1] to numbers (n, answers).
 
-    The last map is flattened, not averaged: face shape is where things are.
+    The last map is flattened, not averaged: shape and expression are where things are.
     """
 
-    def __init__(self, side: int = SIDE, widths: Sequence[int] = IDENTITY_WIDTHS) -> None:
+    def __init__(self, answers: int, side: int, widths: Sequence[int], blocks: Sequence[int]) -> None:
         super().__init__()
-        self.trunk = trunk(widths, IDENTITY_BLOCKS)
-        self.squeeze = nn.Conv2d(widths[-1], IDENTITY_DEPTH, 1)
-        self.mix = nn.Linear(IDENTITY_DEPTH * (side // STRIDE) ** 2, HIDDEN)
-        self.answer = nn.Linear(HIDDEN, EMBEDDING)
+        self.trunk = trunk(widths, blocks)
+        self.squeeze = nn.Conv2d(widths[-1], DEPTH, 1)
+        self.mix = nn.Linear(DEPTH * (side // STRIDE) ** 2, HIDDEN)
+        self.answer = nn.Linear(HIDDEN, answers)
 
     def look(self, pictures: Tensor) -> Tensor:
         """The last map, flattened."""
@@ -96,36 +95,27 @@ class IdentityJudge(nn.Module):
         return self.tell(self.look(pictures))
 
 
-class MotionJudge(nn.Module):
-    """How it moves: (pictures, 3, side, side) in [0, 1] -> (pictures, expressions + 3 + 3), normalized.
+class IdentityJudge(Judge):
+    """Who it is: 128 numbers, not yet of unit length."""
 
-    The last six are the neck's axis-angle and the camera of the view. Means and deviations are buffers.
+    def __init__(self, side: int = SIDE, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__(EMBEDDING, side, widths, IDENTITY_BLOCKS)
+
+
+class MotionJudge(Judge):
+    """How it moves: expressions, the neck's axis-angle and the camera of the view, normalized.
+
+    Means and deviations are buffers.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(
-        self, n_expression: int = 52, side: int = SIDE, widths: Sequence[int] = MOTION_WIDTHS
-    ) -> None:
-        super().__init__()
-        self.trunk = trunk(widths, MOTION_BLOCKS)
-        self.squeeze = nn.Conv2d(widths[-1], MOTION_DEPTH, 1)
-        self.mix = nn.Linear(MOTION_DEPTH * (2 * side // STRIDE) ** 2, HIDDEN)
-        self.answer = nn.Linear(HIDDEN, n_expression + 6)
+    def __init__(self, n_expression: int = 52, side: int = SIDE, widths: Sequence[int] = WIDTHS) -> None:
+        super().__init__(n_expression + 6, side, widths, MOTION_BLOCKS)
         nn.init.normal_(self.answer.weight, std=0.01)
         self.register_buffer("mean", torch.zeros(n_expression + 6))
         self.register_buffer("deviation", torch.ones(n_expression + 6))
-
-    def look(self, pictures: Tensor) -> Tensor:
-        """The last map, flattened."""
-        return F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1)
-
-    def tell(self, seen: Tensor) -> Tensor:
-        return self.answer(F.relu(self.mix(seen)))
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        return self.tell(self.look(pictures))
 
 
 @dataclass(frozen=True)
@@ -291,7 +281,7 @@ def _build(tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Judges:
         if part in parts:
             parts[part][rest] = tensor.float()
     who, how = parts["identity"], parts["motion"]
-    side = math.isqrt(who["mix.weight"].shape[1] // IDENTITY_DEPTH) * STRIDE
+    side = math.isqrt(who["mix.weight"].shape[1] // DEPTH) * STRIDE
     identity = IdentityJudge(side, _widths(who))
     motion = MotionJudge(len(how["mean"]) - 6, side, _widths(how))
     identity.load_state_dict(who)

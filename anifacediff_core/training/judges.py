@@ -19,7 +19,7 @@ from ..avatars.identity import Identity
 from ..avatars.studio import Studio
 from ..errors import InputError
 from ..evaluation import judges as judging
-from ..evaluation.judges import IDENTITY_WIDTHS, MOTION_WIDTHS, SIDE, VIEW, IdentityJudge, Judges, MotionJudge
+from ..evaluation.judges import SIDE, VIEW, WIDTHS, IdentityJudge, Judges, MotionJudge
 from ..evaluation.metrics import correlation
 from ..head.camera import crop_camera, project
 from ..head.model import HeadModel
@@ -48,9 +48,12 @@ class JudgesSettings:
     Arguments:
         families: families of four avatars in a batch of each process; two pictures of each avatar.
         side: of the view that the judges look at, in pixels.
-        identity_widths, motion_widths: channels of the networks' stages, multiples of 8.
+        widths: channels of the networks' four stages, multiples of 8.
         temperature: of the cosines in the contrastive losses.
-        family_weight: of the loss within the families, where the negatives share look or shape.
+        everyone_weight: of the contrastive loss among all avatars of the batch.
+        family_weight: of the one within the families, where the negatives share look or shape.
+        begin: share of the training in which both rise from a twentieth: first learn where things are, then
+            who it is.
         shape_weight: of the shape that a layer, which is thrown away later, must read from the embedding.
         motion_weight: of the motion judge's loss.
         points_weight: of the landmarks that both read by the way.
@@ -61,13 +64,14 @@ class JudgesSettings:
 
     families: int = 48
     side: int = SIDE
-    identity_widths: tuple[int, ...] = IDENTITY_WIDTHS
-    motion_widths: tuple[int, ...] = MOTION_WIDTHS
+    widths: tuple[int, ...] = WIDTHS
     temperature: float = 0.1
-    family_weight: float = 1.0
-    shape_weight: float = 1.0
+    everyone_weight: float = 0.5
+    family_weight: float = 0.5
+    begin: float = 0.2
+    shape_weight: float = 2.0
     motion_weight: float = 1.0
-    points_weight: float = 1.0
+    points_weight: float = 2.0
     shift: float = 0.03
     scale: float = 0.05
     color: float = 0.06
@@ -235,8 +239,8 @@ class JudgesTask:
             )
         self.head, self.pool, self.held_out, self.settings = head, pool, held_out, settings
         s = settings
-        self.identity = IdentityJudge(s.side, s.identity_widths)
-        self.motion = MotionJudge(head.n_expression, s.side, s.motion_widths)
+        self.identity = IdentityJudge(s.side, s.widths)
+        self.motion = MotionJudge(head.n_expression, s.side, s.widths)
         networks = JudgeNetworks(self.identity, self.motion, head.n_shape, len(head.landmarks))
         self.module = networks.to(head.template.device)
         self._set_statistics()
@@ -245,6 +249,7 @@ class JudgesTask:
         weight = torch.cat([torch.full((count,), value / count) for count, value in sizes])
         self.motion_weights = weight.to(head.template.device)
         self.shape_weights = shape_weights(head)
+        self.progress = 0.0
         self.measures: dict[str, float] = {}
 
     @torch.no_grad()
@@ -262,6 +267,7 @@ class JudgesTask:
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         self.pool.tick()
+        self.progress = fraction
         with torch.no_grad():
             index = draw_families(self.pool, self.settings.families)
             params, squares = (
@@ -288,8 +294,9 @@ class JudgesTask:
         motion = (error * self.motion_weights).sum(1).mean()
         wanted = (points - self.points_mean) / self.points_deviation
         places = torch.stack([F.smooth_l1_loss(found, wanted, beta=0.5) for found in found_points]).sum()
-        loss = everyone + s.family_weight * family + s.shape_weight * shape_loss
-        loss = loss + s.motion_weight * motion + s.points_weight * places
+        rising = min(1.0, 0.05 + self.progress / max(s.begin, 1e-6))
+        loss = rising * (s.everyone_weight * everyone + s.family_weight * family)
+        loss = loss + s.shape_weight * shape_loss + s.motion_weight * motion + s.points_weight * places
         parts = {"everyone": everyone, "family": family, "shape": shape_loss, "motion": motion}
         return {"loss": loss, **parts, "points": places}
 

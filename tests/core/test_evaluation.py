@@ -353,7 +353,7 @@ def test_reports_are_compared_pair_by_pair_and_only_about_the_same_pairs(head: H
 
 def toy_judges() -> Judges:
     torch.manual_seed(1)
-    identity, motion = IdentityJudge(64, (8, 8, 8, 16, 16)), MotionJudge(52, 64, (8, 8, 8, 16))
+    identity, motion = IdentityJudge(64, (8, 8, 8, 16)), MotionJudge(52, 64, (8, 8, 8, 16))
     motion.mean[-3] = 8.0  # a camera's scale
     motion.deviation.fill_(0.1)
     torch.nn.init.normal_(motion.answer.weight, std=0.5)

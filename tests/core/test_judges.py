@@ -64,7 +64,7 @@ seed: 2
 phases:
   judges:
     pool: {identities: 16, stills: 1, track: 1, fps: 1, size: 64, batch: 8, renew_every: 2}
-    settings: {families: 2, side: 64, identity_widths: [8, 8, 8, 16, 16], motion_widths: [8, 8, 8, 16]}
+    settings: {families: 2, side: 64, widths: [8, 8, 8, 16]}
     loop: {steps: 3, check_every: 1, snapshots: [0.5]}
 plan:
   - {judges: rest}
@@ -73,7 +73,7 @@ plan:
 
 def small_judges() -> Judges:
     torch.manual_seed(0)
-    identity, motion = IdentityJudge(64, (8, 8, 8, 16, 16)), MotionJudge(5, 64, (8, 8, 8, 16))
+    identity, motion = IdentityJudge(64, (8, 8, 8, 16)), MotionJudge(5, 64, (8, 8, 8, 16))
     motion.mean.uniform_(0.1, 0.3)
     motion.mean[8] = 8.0  # the camera's scale is never near 0
     motion.deviation.uniform_(0.1, 0.3)
@@ -235,7 +235,7 @@ def test_families_that_would_be_torn_are_refused(studio: Studio, head: HeadModel
         FamilyPool(studio, head, PoolPlan(identities=10, stills=2), 1)
     with pytest.raises(InputError, match="fours"):
         FamilyPool(studio, head, PoolPlan(identities=8, stills=2, batch=12), 1)
-    with pytest.raises(InputError, match="multiple of 32"):
+    with pytest.raises(InputError, match="multiple of 16"):
         JudgesSettings(side=100)
 
 
@@ -293,9 +293,7 @@ def test_accuracy_of_a_perfect_reader_is_perfect(pool: FamilyPool) -> None:
 
 def test_the_toy_task_learns_within_a_few_steps(pool: FamilyPool) -> None:
     torch.manual_seed(0)
-    settings = JudgesSettings(
-        families=3, side=64, identity_widths=(8, 8, 16, 16, 16), motion_widths=(8, 8, 16, 16)
-    )
+    settings = JudgesSettings(families=3, side=64, widths=(8, 8, 16, 16), begin=0.0)
     task = JudgesTask(pool.head, pool, pool, settings)
     optimizer = torch.optim.AdamW(task.module.parameters(), lr=2e-3)
     history = []
@@ -336,7 +334,7 @@ def test_the_shipped_experiment_is_complete() -> None:
     plan, own = build(PoolPlan, settings["pool"]), build(JudgesSettings, settings["settings"])
     assert build(Loop, settings["loop"]).seconds <= 240
     assert plan.identities % FAMILY == 0 and (plan.batch // plan.frames) % FAMILY == 0
-    assert own.identity_widths == judging.IDENTITY_WIDTHS and own.side == judging.SIDE
+    assert own.widths == judging.WIDTHS and own.side == judging.SIDE
 
 
 def test_the_command_line_trains_judges_and_leaves_a_file_ready_for_use(tmp_path: Path) -> None:
