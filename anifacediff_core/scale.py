@@ -21,6 +21,7 @@ from typing import Any
 
 from .errors import InputError
 
+MOST_BLOCKS = 10_000  # that Ray Data keeps account of; a block of several jobs is answered at its end
 Job = dict[str, Any]
 Worker = Callable[[Job], Job]
 
@@ -194,7 +195,7 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         rows = [{"job": json.dumps(job)} for job in jobs]
-        done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        done = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS)).map(
             _Actor,
             fn_constructor_args=(make,),
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(rows)),

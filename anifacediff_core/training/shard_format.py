@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -273,10 +274,8 @@ def find_shards(urls: str | Path | Sequence[str | Path], split: str | None) -> S
     Raises:
         InputError: there are none, or the manifest cannot be read.
     """
-    from braceexpand import braceexpand
-
     given = [urls] if isinstance(urls, (str, Path)) else list(urls)
-    if len(given) == 1 and Path(given[0]).is_dir():
+    if len(given) == 1 and os.path.isdir(given[0]):  # Path's would stumble over a long command
         folder = Path(given[0])
         if (folder / MANIFEST).is_file():
             given = [folder / MANIFEST]
@@ -287,6 +286,8 @@ def find_shards(urls: str | Path | Sequence[str | Path], split: str | None) -> S
             return ShardSet(tuple(Shard(str(path)) for path in found))
     if len(given) == 1 and str(given[0]).endswith(MANIFEST):
         return _read_manifest(str(given[0]), split)
+    from braceexpand import braceexpand
+
     try:
         expanded = [url for pattern in given for url in braceexpand(str(pattern))]
     except ValueError as error:
@@ -307,7 +308,7 @@ def _read_manifest(url: str, split: str | None) -> ShardSet:
         base = url[: -len(MANIFEST)]
         shards = tuple(
             Shard(
-                base + Path(entry["file"]).name,
+                base + _plain(entry["file"]),
                 str(entry["split"]),
                 tuple((int(a), int(b), int(c)) for a, b, c in entry["segments"]),
             )
@@ -322,6 +323,13 @@ def _read_manifest(url: str, split: str | None) -> ShardSet:
     if not shards:
         raise InputError(f"{url} lists no shards of the split '{split}'; choose another split.")
     return known
+
+
+def _plain(name: str) -> str:
+    """A file's name from a list; no path and no command that would be run."""
+    if not re.fullmatch(r"\w[\w.-]*\.tar", name, re.ASCII):
+        raise InputError(f"The list of shards names {name!r}, which is no shard; prepare the set again.")
+    return name
 
 
 def read_shard(url: str) -> Iterator[Segment]:
@@ -408,7 +416,7 @@ def _is_known(ending: str) -> bool:
 @contextmanager
 def _opened(url: str) -> Iterator[IO[bytes]]:
     """A stream of a local path or of any URL that WebDataset opens."""
-    if Path(url).is_file():
+    if os.path.isfile(url):
         with Path(url).open("rb") as file:
             yield file
         return

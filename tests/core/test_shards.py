@@ -501,3 +501,17 @@ def test_a_list_that_does_not_fit_its_shards_is_refused(head: HeadModel, tmp_pat
     with pytest.raises(InputError, match="could not be read as a list of shards"):
         source(folder, head)
     assert len(find_shards([f"{folder}/0.tar"], None).shards) == 1
+
+
+def test_a_list_cannot_lead_out_of_its_folder_or_run_a_command(
+    head: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_set(tmp_path, [[make_segment(head, 0)]])
+    monkeypatch.chdir(folder)
+    manifest = json.loads((folder / "shards.json").read_text())
+    for name in ("pipe:touch trap #.tar", "../0.tar", "/0.tar", "-0.tar"):
+        manifest["shards"][0]["file"] = name
+        (folder / "shards.json").write_text(json.dumps(manifest))
+        with pytest.raises(InputError, match="which is no shard"):
+            source("shards.json", head).draw()
+    assert not (folder / "trap").exists()
