@@ -164,10 +164,10 @@ def draw_families(pool: Pool, families: int) -> Tensor:
 
 def jittered_squares(rows: int, settings: JudgesSettings, device: torch.device) -> Tensor:
     """(rows, 3): left, top and side of views that lie a little off, as parts of the picture."""
-    view = torch.tensor(VIEW, device=device)
-    side = view[2] * (1 + (torch.rand(rows, 1, device=device) * 2 - 1) * settings.scale)
-    shift = (torch.rand(rows, 2, device=device) * 2 - 1) * settings.shift * view[2]
-    return torch.cat([view[:2] + (view[2] - side) / 2 + shift, side], dim=1)
+    left, top, whole = VIEW  # numbers: a tensor of them would make the device wait at every step
+    side = whole * (1 + (torch.rand(rows, 1, device=device) * 2 - 1) * settings.scale)
+    shift = (torch.rand(rows, 2, device=device) * 2 - 1) * settings.shift * whole + (whole - side) / 2
+    return torch.cat([left + shift[:, :1], top + shift[:, 1:], side], dim=1)
 
 
 def disturb(pictures: Tensor, settings: JudgesSettings) -> Tensor:
