@@ -27,7 +27,7 @@ import os
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -198,13 +198,14 @@ class ShardWriter:
         self._keys: set[str] = set()
 
     def __enter__(self) -> ShardWriter:
-        self._replacing = replacing(self.path)
-        self._tar = tarfile.open(self._replacing.__enter__(), "w", format=tarfile.USTAR_FORMAT)
+        with ExitStack() as stack:
+            temporary = stack.enter_context(replacing(self.path))
+            self._tar = stack.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self._tar.close()
-        self._replacing.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, segment: Segment) -> None:
         frames = segment.info.frames

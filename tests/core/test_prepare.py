@@ -20,22 +20,31 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 
 from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.capture.capture import capture
+from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.evaluation.regions import emphasis
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.scale import Scale
 from anifacediff_core.training import prepare as module
 from anifacediff_core.training import shard_chunks
 from anifacediff_core.training.avatar_shards import AvatarRecipe, prepare_avatars
+from anifacediff_core.training.data import NormalsNoise
 from anifacediff_core.training.prepare import Clip, Encoders, Recipe, find_clips, prepare
 from anifacediff_core.training.shard_chunks import Shares
 from anifacediff_core.training.shard_format import Segment, decode_picture, find_shards, read_shard
+from anifacediff_core.training.shards import ShardSource
 from anifacediff_core.video import VideoWriter, read_frames, write_image
+from harness.flame import make_fields, write_pickle
+from harness.shards import make_segment, write_set
+from harness.weights import randomize
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASSETS = REPOSITORY / "anifacediff_core" / "assets"
@@ -268,6 +277,42 @@ def test_files_of_flame_are_named_together(tmp_path: Path) -> None:
         Encoders("x", deca="y")
     with pytest.raises(InputError, match="There is no file gone"):
         prepare(tmp_path, tmp_path / "out", Encoders("gone"))
+
+
+def test_deca_and_flame_read_the_faces_when_their_files_are_given(
+    copies: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pickle(tmp_path / "generic_model.pkl", make_fields())
+    encoder = DecaEncoder()
+    randomize(encoder, 0)
+    save_file(encoder.state_dict(), tmp_path / "deca.safetensors")
+    # whatever detectors are installed here: these are pictures of avatars
+    monkeypatch.setattr(module, "FacesAtHand", lambda last: last)
+    encoders = replace(
+        ENCODERS, deca=str(tmp_path / "deca.safetensors"), flame=str(tmp_path / "generic_model.pkl")
+    )
+    prepare(copies("a.mp4"), tmp_path / "out", encoders, SMALL)
+    first = segments(tmp_path / "out")[0]
+    assert first.info.head == first.parameters.head == "flame"
+    assert (first.parameters.shape.shape[1], first.parameters.expression.shape[1]) == (300, 50)
+    assert find_shards(tmp_path / "out", None).head == "flame"
+    with pytest.raises(InputError, match="was begun with encoders"):
+        prepare(copies("a.mp4"), tmp_path / "out", ENCODERS, SMALL)
+    with pytest.raises(InputError, match="'anifacediff-head-1', not FLAME"):
+        replace(encoders, flame=str(ASSETS / "head.safetensors")).load()
+
+
+def test_a_trainer_draws_flame_shards_with_flame_and_counts_all_pixels_alike(tmp_path: Path) -> None:
+    write_pickle(tmp_path / "generic_model.pkl", make_fields())
+    head = HeadModel.load(tmp_path / "generic_model.pkl")
+    write_set(tmp_path / "set", [[make_segment(head, 0)]])
+    settings: dict[str, Any] = {"autoencoder": AutoEncoder(), "image_size": 28, "noise": NormalsNoise(0, 0)}
+    settings |= {"frames": 2, "rows": 2, "dtype": torch.float32, "seed": 0, "workers": 0}
+    pairs = ShardSource(tmp_path / "set", head=head, **settings).draw(2)
+    assert pairs.expression.shape == (4, 50) and pairs.normals.amax() > 0.5
+    assert torch.equal(emphasis(pairs.spots, torch.zeros(4, 2), 4, 8, 2.0, 3.0), torch.ones(4, 1, 4, 4))
+    with pytest.raises(InputError, match="belong to the head 'flame'"):
+        ShardSource(tmp_path / "set", head=HeadModel.bundled(), **settings)
 
 
 # ---- going on
