@@ -104,7 +104,7 @@ def evaluate_checkpoint(
     found["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(_finite(found), indent=1, allow_nan=False))
+        json_path.write_text(json.dumps(finite(found), indent=1, allow_nan=False))
     if sheet is not None:
         write_image(sheet, contact_sheet(sheet_columns(records, sheet_rows)))
     return found
@@ -170,7 +170,7 @@ def comparisons(reports: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]
     found, texts = [], []
     for name, after in others:
         variants = compare(before, after)
-        found.append({"before": first, "after": name, "variants": _finite(variants)})
+        found.append({"before": first, "after": name, "variants": finite(variants)})
         texts.append(
             f"{name} minus {first}, pair by pair, with 95 % intervals; bold where 0 lies outside:\n\n"
             + difference_table(variants, "variant")
@@ -190,12 +190,12 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """NaN has no place in JSON: None stands for what could not be measured."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from fractions import Fraction
@@ -16,6 +17,7 @@ import torch
 from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.evaluation import report
 from anifacediff_core.evaluation.ablation import (
     VARIANTS,
     compare,
@@ -43,7 +45,7 @@ from anifacediff_core.evaluation.avatars import (
     table,
     visible_actions,
 )
-from anifacediff_core.evaluation.judges import IdentityJudge, Judges, MotionJudge
+from anifacediff_core.evaluation.judges import IdentityJudge, Judges, MotionJudge, judge_weights, save_judges
 from anifacediff_core.evaluation.metrics import correlation, flicker, psnr, read_back, rotation_error, ssim
 from anifacediff_core.evaluation.regions import SPOTS, disks, emphasis, face_spots, region_masks
 from anifacediff_core.head.camera import project, to_pixels
@@ -228,11 +230,11 @@ def test_reports_of_several_processes_are_joined(head: HeadModel) -> None:
     protocol = Protocol(pairs=4, frames=2, variants=("full",))
     clips = measure((truth + 0.1).clamp(0, 2), truth, masks, frames=2)
     assert len(clips) == 2 and clips[0]["psnr"] == pytest.approx(20, abs=0.1)
-    report = summarize(
+    joined = summarize(
         [Record({"full": clips}, {}, [], {}), Record({"full": clips}, {}, [], {})], head, protocol
     )
-    assert report["results"]["full"]["psnr"] == pytest.approx(20, abs=0.1)
-    assert "| full | 20.0 |" in table(report)
+    assert joined["results"]["full"]["psnr"] == pytest.approx(20, abs=0.1)
+    assert "| full | 20.0 |" in table(joined)
 
 
 def test_actions_that_nobody_uses_are_not_visible(head: HeadModel) -> None:
@@ -285,16 +287,16 @@ def test_a_report_has_intervals_single_pairs_and_the_ablations_differences(head:
     # Of two processes, the second has the last pair.
     first = Record({name: clips_of(v[:2], flicker=1) for name, v in values.items()}, {}, [], {})
     last = Record({name: clips_of(v[2:], flicker=1) for name, v in values.items()}, {}, [], {})
-    report = summarize([first, last], head, protocol)
-    assert report["pairs"]["full"]["psnr"] == [30, 20, 10]
-    assert report["intervals"]["full"]["psnr"] == pytest.approx(1.96 * 10 / math.sqrt(3))
-    assert report["results"]["full"]["psnr_interval"] == report["intervals"]["full"]["psnr"]
-    found = {(entry["of"], entry["minus"]): entry["measures"]["psnr"] for entry in report["differences"]}
+    summary = summarize([first, last], head, protocol)
+    assert summary["pairs"]["full"]["psnr"] == [30, 20, 10]
+    assert summary["intervals"]["full"]["psnr"] == pytest.approx(1.96 * 10 / math.sqrt(3))
+    assert summary["results"]["full"]["psnr_interval"] == summary["intervals"]["full"]["psnr"]
+    found = {(entry["of"], entry["minus"]): entry["measures"]["psnr"] for entry in summary["differences"]}
     assert found["full", "no_adapter"] == pytest.approx((4 / 3, 1.96 * math.sqrt(1 / 3) / math.sqrt(3)))
     assert found["full", "driver_shape"] == (5, 0)
     assert found["no_adapter", "no_fsa_no_adapter"][0] == pytest.approx(14 / 3)
     assert found["scale_0.5", "full"] == (0, 0)
-    text = markdown(report)
+    text = markdown(summary)
     lines = [line for line in text.splitlines() if line.startswith("| ✓ | ✓ |")]
     assert len(lines) == 1 and "20.00 ± 11.32" in lines[0]
     assert "| – | – | 0.140" in text, "Table 2 begins with the plain baseline"
@@ -414,11 +416,59 @@ def test_every_variant_is_a_result_of_its_own_or_left_out_where_it_would_be_anot
 def test_a_judged_report_has_the_judges_measures_of_results_and_truth(head: HeadModel) -> None:
     reenact = Reenactor(toy_network(), AutoEncoder().eval())
     protocol = Protocol(pairs=1, frames=1, size=64, steps=1, cfg=1.0, variants=("full", "source"))
-    report = summarize([evaluate(reenact, head, Studio(head), protocol, judges=toy_judges())], head, protocol)
-    assert report["results"]["source"]["csim"] == pytest.approx(1, abs=1e-5)
-    assert report["results"]["full"]["csim"] < 1 and report["results"]["full"]["aed"] > 0
-    assert report["judged_truth"]["csim_truth"] == pytest.approx(1, abs=1e-5)
-    assert "read_back" not in report, "nobody was there to read"
+    summary = summarize(
+        [evaluate(reenact, head, Studio(head), protocol, judges=toy_judges())], head, protocol
+    )
+    assert summary["results"]["source"]["csim"] == pytest.approx(1, abs=1e-5)
+    assert summary["results"]["full"]["csim"] < 1 and summary["results"]["full"]["aed"] > 0
+    assert summary["judged_truth"]["csim_truth"] == pytest.approx(1, abs=1e-5)
+    assert "read_back" not in summary, "nobody was there to read"
+
+
+def test_a_checkpoint_is_judged_read_back_and_reported_in_one_call(tmp_path: Path) -> None:
+    judges = toy_judges()
+    save_judges(tmp_path / "judges.safetensors", judge_weights(judges.identity, judges.motion), {"seed": 7})
+    protocol = Protocol(
+        pairs=2, frames=2, size=64, steps=1, cfg=1.0, variants=("full", "source"), read_back="encoder"
+    )
+    bundled = Path(report.__file__).parents[1] / "assets" / "demo.safetensors"
+    found = report.evaluate_checkpoint(
+        bundled,
+        protocol,
+        json_path=tmp_path / "report.json",
+        sheet=tmp_path / "sheet.jpg",
+        device=torch.device("cpu"),
+        judges=tmp_path / "judges.safetensors",
+    )
+    assert found is not None
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert written["judges"] == {"seed": 7, "file": "judges.safetensors"}
+    assert len(written["pairs"]["full"]["csim"]) == 2 and written["intervals"]["full"]["aed"] > 0
+    assert set(written["read_back"]) == {"truth", "full"} and written["read_back"]["full"]["frames"] == 4
+    assert written["read_back"]["truth"]["rotation"] < 15, "the encoder looks where the faces are"
+    assert (tmp_path / "sheet.jpg").stat().st_size > 1000
+    with pytest.raises(InputError, match="demo.safetensors"):
+        report.find_judges(bundled, torch.device("cpu"))
+
+
+def test_reports_are_compared_from_the_command_line(
+    tmp_path: Path, head: HeadModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol = Protocol(pairs=2, frames=2, variants=("full",))
+    for name, values in (("old", [10.0, 20.0]), ("new", [11.0, 22.0])):
+        found = summarize([Record({"full": clips_of(values, flicker=math.nan)}, {}, [], {})], head, protocol)
+        (tmp_path / f"{name}.json").write_text(json.dumps(report.finite(found), allow_nan=False))
+    old, new, out = (str(tmp_path / f"{name}.json") for name in ("old", "new", "differences"))
+    assert main(["evaluate", "compare", old, new, "--json", out]) == 0
+    assert "+1.50 ± 0.98" in capsys.readouterr().out
+    (comparison,) = json.loads(Path(out).read_text())
+    assert comparison["variants"][0]["measures"]["psnr"] == pytest.approx([1.5, 0.98])
+    assert comparison["variants"][0]["measures"]["flicker"] == [None, None]
+    assert main(["evaluate", "compare", old]) == 2
+    (tmp_path / "broken.json").write_text("{")
+    assert main(["evaluate", "compare", old, str(tmp_path / "broken.json")]) == 2
+    told = capsys.readouterr().err.strip().splitlines()
+    assert len(told) == 2 and "broken.json" in told[1]
 
 
 # ---- pictures and videos
