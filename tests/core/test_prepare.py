@@ -38,7 +38,7 @@ from anifacediff_core.training import shard_chunks
 from anifacediff_core.training.avatar_shards import AvatarRecipe, prepare_avatars
 from anifacediff_core.training.data import NormalsNoise
 from anifacediff_core.training.prepare import Clip, Encoders, Recipe, find_clips, prepare
-from anifacediff_core.training.shard_chunks import Shares
+from anifacediff_core.training.shard_chunks import Shares, write_chunk
 from anifacediff_core.training.shard_format import Segment, decode_picture, find_shards, read_shard
 from anifacediff_core.training.shards import ShardSource
 from anifacediff_core.video import VideoWriter, read_frames, write_image
@@ -380,6 +380,15 @@ def test_a_worker_lost_between_shards_and_record_leaves_nothing_twice(
     prepare(root, out, ENCODERS, SMALL)
     assert_each_once(out, clips=3)
     assert captured == 2 and len(seen) == 3, "what was captured is not captured again"
+
+
+def test_a_chunk_with_many_segments_is_several_shards(tmp_path: Path) -> None:
+    head = HeadModel.bundled()
+    written = [make_segment(head, number) for number in range(5)]
+    record = write_chunk(tmp_path, "train-00000", "train", written, [], per_shard=2)
+    assert [entry["file"] for entry in record["shards"]] == [f"train-00000-00{n}.tar" for n in range(3)]
+    assert [len(entry["segments"]) for entry in record["shards"]] == [2, 2, 1]
+    assert [segment.key for segment in segments(tmp_path)] == [segment.key for segment in written]
 
 
 def test_a_changed_video_is_captured_again(

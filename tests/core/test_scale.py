@@ -253,6 +253,7 @@ def test_of_two_nodes_one_is_killed_half_way_and_every_clip_is_prepared_exactly_
     for chunk, node in told["marks"]:
         nodes.setdefault(chunk, set()).add(node)
     assert told["killed"] in nodes and len(nodes) == 11
+    assert len(told["unlisted"]) == 1, "it was killed when its shard was written and nobody knew"
     assert len(nodes[told["killed"]]) == 2, "what the killed node had begun was begun again by the other one"
     assert len({node for chunk in nodes.values() for node in chunk}) == 2
     segments = [segment for shard in sorted(out.glob("*.tar")) for segment in read_shard(str(shard))]

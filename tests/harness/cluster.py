@@ -10,17 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from anifacediff_core.storage import replacing
 from anifacediff_core.training import prepare as module
+from anifacediff_core.training import shard_chunks
 from anifacediff_core.training.prepare import Preparer
 
 WAIT = 90.0  # seconds for the doomed node to get so far
-BEGINNINGS = 5  # of chunks by the doomed node before it is killed
+FATAL = 5  # the doomed node is killed during the first chunk with shards from this one on
 
 
 class Marked(Preparer):
-    """Tells on disk which node begins a chunk, and does not hurry. The node that will stay holds its first
-    chunk until the other one is gone.
+    """Tells on disk which node begins a chunk. The doomed node is slow at the worst moment of a chunk: the
+    shards are there, the record is not. The other one holds its first chunk until the doomed node is gone.
     """
+
+    begun = 0
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         import ray
@@ -28,12 +32,18 @@ class Marked(Preparer):
         node = ray.get_runtime_context().get_node_id()
         (self.out / "marks").mkdir(exist_ok=True)
         (self.out / "marks" / f"{job['name']}.{node}.{os.getpid()}.{time.time_ns()}").touch()
+        self.begun += 1
         if node != (self.out / "doomed").read_text():
             wait_for(lambda: (self.out / "killed").exists())
-        time.sleep(0.3)  # half of the time nothing is written yet …
-        answer = super().__call__(job)
-        time.sleep(0.3)  # … and half of it everything is, but nobody knows
-        return answer
+        elif self.begun == FATAL:
+            shard_chunks.replacing = self._hold_records  # type: ignore[assignment]
+        return super().__call__(job)
+
+    def _hold_records(self, path: Path) -> Any:
+        if path.parent.name == shard_chunks.RECORDS and list(self.out.glob(f"{path.stem}-*.tar")):
+            (self.out / "fatal").write_text(path.stem)
+            time.sleep(WAIT)
+        return replacing(path)
 
 
 def wait_for(reached: Callable[[], bool]) -> bool:
@@ -51,12 +61,10 @@ def marks(out: Path) -> list[tuple[str, str]]:
 
 def kill_half_way(cluster: Any, doomed: Any, out: Path, told: dict[str, Any]) -> None:
     """Kill a node in the middle of a chunk."""
-
-    def begun() -> list[str]:
-        return [chunk for chunk, node in marks(out) if node == doomed.node_id]
-
-    if wait_for(lambda: len(begun()) >= BEGINNINGS):
-        told["killed"] = begun()[-1]
+    fatal = out / "fatal"
+    if wait_for(lambda: fatal.exists() and bool(fatal.read_text())):
+        told["killed"] = fatal.read_text()
+        told["unlisted"] = [path.name for path in out.glob(f"{told['killed']}-*.tar")]
         cluster.remove_node(doomed, allow_graceful=False)
     (out / "killed").touch()
 
