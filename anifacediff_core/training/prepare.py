@@ -162,6 +162,13 @@ class Recipe:
         if self.segment < 2 or self.chunk < 1 or not 1 <= self.quality <= 100:
             raise InputError("Segments need 2 frames, chunks a clip, and JPEG a quality of 1 to 100.")
         try:
+            if Fraction(self.fps) <= 0:
+                raise ValueError
+        except (ValueError, ZeroDivisionError) as error:
+            raise InputError(
+                f"'{self.fps}' frames a second are no frame rate; give one like 30000/1001."
+            ) from error
+        try:
             re.compile(self.identity or "")
         except re.error as error:
             raise InputError(f"'{self.identity}' is no regular expression ({error}).") from error

@@ -230,7 +230,16 @@ class ShardSource:
             raise ValueError(f"This source has batches of {self.rows} rows, not {rows}.")
         if self._iterator is None:
             self._iterator = self._load()
-        batch = next(self._iterator)
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            self._iterator = None
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                "A process that reads shards was ended from outside, perhaps for want of memory; use fewer "
+                "workers or a smaller buffer."
+            ) from error
         if isinstance(batch, Refusal):
             self._iterator = None
             raise InputError(batch.sentence)

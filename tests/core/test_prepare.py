@@ -130,6 +130,9 @@ def test_an_expression_of_ones_own_tells_the_identity(tmp_path: Path) -> None:
         find_clips(tmp_path, Recipe(identity=r"(\d{5})"))
     with pytest.raises(InputError, match="no regular expression"):
         Recipe(identity="(")
+    for fps in ("0", "1/0", "fast"):
+        with pytest.raises(InputError, match="are no frame rate"):
+            Recipe(fps=fps)
 
 
 def test_a_folder_of_pictures_is_one_clip_whatever_its_name(tmp_path: Path) -> None:

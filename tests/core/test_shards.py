@@ -282,6 +282,34 @@ def test_a_state_of_other_data_is_refused(head: HeadModel, videos: Path) -> None
             source(videos, head, **changes).load_state_dict(state)
 
 
+def test_examples_are_a_batch_with_its_pictures_that_counts_as_not_drawn(
+    head: HeadModel, videos: Path
+) -> None:
+    data = source(videos, head, frames=2)
+    sources, driving, pairs = data.examples()
+    assert sources.shape == (4, 3, SIZE, SIZE) and driving.shape == (8, 3, SIZE, SIZE)
+    assert torch.equal(nn.functional.avg_pool2d(driving, 8), pairs.latents)
+    assert torch.equal(nn.functional.avg_pool2d(sources, 8), pairs.source_latents)
+    assert data.batches == 0 and same(data.draw(), pairs)
+
+
+def test_a_lost_reader_is_told_in_a_sentence_and_reading_goes_on_where_it_was(
+    head: HeadModel, videos: Path
+) -> None:
+    whole, data = source(videos, head), source(videos, head)
+    expected = [whole.draw() for _ in range(3)]
+    assert same(data.draw(), expected[0])
+
+    def lost() -> Any:  # as torch tells of it
+        raise RuntimeError("DataLoader worker (pid(s) 123) exited unexpectedly")
+        yield
+
+    data._iterator = lost()
+    with pytest.raises(InputError, match="perhaps for want of memory"):
+        data.draw()
+    assert same(data.draw(), expected[1]) and same(data.draw(), expected[2])
+
+
 # ---- normals and spots
 
 
