@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import queue
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -22,6 +23,7 @@ from typing import Any
 from .errors import InputError
 
 MOST_BLOCKS = 10_000  # that Ray Data keeps account of; a block of several jobs is answered at its end
+CONNECT_SECONDS = 10.0
 Job = dict[str, Any]
 Worker = Callable[[Job], Job]
 
@@ -188,8 +190,9 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
     started = not ray.is_initialized()
     try:
         if started:
+            _require_listener(scale.ray or "")
             ray.init(address=scale.ray or None, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         told = " ".join(str(error).split())[:200]
         raise InputError(f"There is no Ray cluster at '{scale.ray}' ({told}); check the address.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -209,3 +212,10 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
     finally:
         if started:
             ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Ray would wait for minutes for a cluster that is not there."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()

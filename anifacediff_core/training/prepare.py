@@ -52,6 +52,7 @@ from .shard_chunks import (
 )
 from .shard_format import (
     LARGEST_SIDE,
+    MOST_FRAMES,
     SEGMENT_FRAMES,
     SPLITS,
     Segment,
@@ -159,8 +160,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.size % 8 or not 0 < self.size <= LARGEST_SIDE:
             raise InputError(f"Pictures of {self.size} pixels cannot be encoded; choose a multiple of 8.")
-        if self.segment < 2 or self.chunk < 1 or not 1 <= self.quality <= 100:
-            raise InputError("Segments need 2 frames, chunks a clip, and JPEG a quality of 1 to 100.")
+        if not 2 <= self.segment <= MOST_FRAMES or self.chunk < 1 or not 1 <= self.quality <= 100:
+            raise InputError(
+                f"Segments need 2 to {MOST_FRAMES} frames, chunks a clip, and JPEG a quality of 1 to 100."
+            )
         try:
             if Fraction(self.fps) <= 0:
                 raise ValueError
@@ -319,7 +322,7 @@ class Preparer:
                 written += 1
                 yield segment
             if not written:
-                raise InputError("a face was found in fewer than two frames of every segment.")
+                raise InputError("A face was found in fewer than two frames of every segment.")
         except _video_errors() as error:
             told = " ".join(str(error).split()) or type(error).__name__
             skipped.append({"clip": clip.path, "reason": told, "segments": written})
@@ -358,6 +361,8 @@ class Preparer:
         if kept is not None:
             return kept
         fps = Fraction(self.recipe.fps) if path.is_dir() else probe(path).rate
+        if fps <= 0:
+            raise InputError(f"{clip.path} says that it has {fps} frames a second.")
         found = capture(_frames(path), self.models, self.recipe.mode, what=clip.path)
         about = {"stamp": stamp, "square": json.dumps(found.square.tolist()), "fps": str(fps)}
         found.parameters.save(cache, about)
@@ -396,7 +401,7 @@ def _frames(path: Path) -> Iterator[Tensor]:
 def _picture_names(folder: Path) -> list[str]:
     names = [name for name in os.listdir(folder) if Path(name).suffix.lower() in IMAGE_ENDINGS]
     names = [name for name in names if not name.startswith(".")]
-    return sorted(names, key=lambda name: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", name)])
+    return sorted(names, key=lambda name: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)])
 
 
 def _fingerprint(path: Path) -> str:

@@ -35,6 +35,9 @@ ENVIRONMENT = {
 }
 
 
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+
+
 def in_own_python(code: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Code that starts further processes, in a Python where they can import all modules."""
     return subprocess.run(
@@ -94,6 +97,14 @@ def test_a_missing_ray_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match="Ray is not installed; run pip install"):
         list(run(workers.Writes, [{}], Scale(ray="")))
+
+
+@needs_ray
+def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "no.such.host.invalid:6379"):
+        with pytest.raises(InputError, match="There is no Ray cluster at") as caught:
+            list(run(workers.Writes, [{}], Scale(ray=address)))
+        assert "\n" not in str(caught.value)
 
 
 # ---- lists of reenactments
@@ -223,7 +234,7 @@ main(json.loads(sys.argv[1]), Path(sys.argv[2]))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@needs_ray
 def test_of_two_nodes_one_is_killed_half_way_and_every_clip_is_prepared_exactly_once(tmp_path: Path) -> None:
     videos, out = tmp_path / "videos", tmp_path / "out"
     frames = F.interpolate(
