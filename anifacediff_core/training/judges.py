@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 # Seeds of no other pool: those begin at 100,000 times the experiment's seed, the benchmark's at 500 million.
 TRAINING_SEED, HELD_OUT_SEED = 300_000_000, 400_000_000
-HELD_OUT_AVATARS = 192
+HELD_OUT_AVATARS = 384
 FAMILY = 4
 VIEWS = 2  # pictures of an avatar in a batch
 LEAST_DEVIATION = 0.05  # rare expressions must not be blown up
