@@ -430,8 +430,8 @@ def train(options: argparse.Namespace) -> None:
 
 
 def evaluate_avatars(options: argparse.Namespace) -> None:
-    from .evaluation.ablation import scale_name
-    from .evaluation.avatars import VARIANTS, Protocol, markdown
+    from .evaluation.ablation import VARIANTS, markdown, scale_name
+    from .evaluation.avatars import Protocol
     from .evaluation.report import comparisons, evaluate_checkpoint
 
     device = pick_device(options.device)

@@ -193,6 +193,73 @@ def _numbers(columns: dict[str, list[float | None]]) -> Columns:
 # ---- tables
 
 
+def markdown(report: dict[str, Any]) -> str:
+    """The whole report for people: results, the paper's Table 2, differences, the sweep of λ."""
+    table_2 = (
+        "With and without Facial Shape Alignment (FSA) and expression adapter (EA), the paper's Table 2; "
+        "± is half the width of the 95 % interval over the pairs:"
+    )
+    parts = [
+        ("", table(report)),
+        (table_2, ablation_table(report)),
+        (
+            "Differences pair by pair, with their 95 % intervals; bold where 0 lies outside:",
+            difference_table(report.get("differences", [])),
+        ),
+        ("Strength λ of the expression adapter:", sweep_table(report)),
+    ]
+    shown = [f"{text}\n\n{part}" if text else part for text, part in parts if part]
+    return "\n\n".join([*shown, judges_note(report)])
+
+
+def judges_note(report: dict[str, Any]) -> str:
+    """Who judged, or why nobody did."""
+    if not report.get("judges"):
+        return (
+            "CSIM, APD and AED were not measured: there are no judges; train them with "
+            "`train --config judges` and name their file with --judges."
+        )
+    return (
+        "CSIM, APD and AED are the avatar judges', networks that take no part in making the results; they "
+        "can't be compared with the paper's numbers, which come from other networks on photographs."
+    )
+
+
+def table(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    columns = {
+        "psnr": ("PSNR", 1),
+        "ssim": ("SSIM", 3),
+        "head": ("head", 1),
+        "eyes": ("eyes", 1),
+        "mouth": ("mouth", 1),
+        "flicker": ("flicker", 2),
+        "csim": ("CSIM (judge)", 3),
+        "csim_truth": ("CSIM to truth (judge)", 3),
+        "apd": ("APD (judge)", 4),
+        "aed": ("AED (judge)", 4),
+    }
+    titles = ["unseen avatars", *(title for title, _ in columns.values()), "expression r", "rotation °"]
+    rows = [titles, ["---"] * len(titles)]
+    read = report.get("read_back", {})
+    for variant, values in report["results"].items():
+        cells = [_plain(values.get(name), digits) for name, (_, digits) in columns.items()]
+        rows.append([find_variant(variant).title, *cells, *_read_cells(read.get(variant, {}))])
+    judged = report.get("judged_truth") or {}
+    if "truth" in read or judged:
+        cells = [_plain(judged.get(name), digits) for name, (_, digits) in columns.items()]
+        rows.append(["truth, read back", *cells, *_read_cells(read.get("truth", {}))])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _read_cells(read: dict[str, Any]) -> list[str]:
+    return [_plain(read.get("correlation"), 3), _plain(read.get("rotation"), 2)]
+
+
+def _plain(value: float | None, digits: int) -> str:
+    return "–" if value is None or value != value else f"{value:.{digits}f}"
+
+
 def ablation_table(report: dict[str, Any]) -> str:
     """The paper's Table 2: identity, pose and expression with and without FSA and the adapter (EA)."""
     run = [name for name in TABLE_2 if name in report["results"]]

@@ -35,18 +35,7 @@ from ..network.model import AniFaceDiff, append_zero_rows, run_unet
 from ..progress import Progress
 from ..sampling.schedule import NoiseSchedule, euler_step
 from ..sampling.windows import initial_noise
-from .ablation import (
-    VARIANTS,
-    Columns,
-    Variant,
-    ablation_table,
-    columns_of,
-    difference_table,
-    differences,
-    find_variant,
-    interval,
-    sweep_table,
-)
+from .ablation import VARIANTS, Columns, Variant, columns_of, differences, find_variant, interval
 from .judges import (
     Judges,
     Motion,
@@ -547,76 +536,6 @@ def _means(columns: Columns) -> tuple[dict[str, float], dict[str, float]]:
 
 def _rounded(columns: Columns) -> Columns:
     return {name: [round(value, 6) for value in values] for name, values in columns.items()}
-
-
-# ---- tables
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """The whole report for people: results, the paper's Table 2, differences, the sweep of λ."""
-    table_2 = (
-        "With and without Facial Shape Alignment (FSA) and expression adapter (EA), the paper's Table 2; "
-        "± is half the width of the 95 % interval over the pairs:"
-    )
-    parts = [
-        ("", table(report)),
-        (table_2, ablation_table(report)),
-        (
-            "Differences pair by pair, with their 95 % intervals; bold where 0 lies outside:",
-            difference_table(report.get("differences", [])),
-        ),
-        ("Strength λ of the expression adapter:", sweep_table(report)),
-    ]
-    shown = [f"{text}\n\n{part}" if text else part for text, part in parts if part]
-    return "\n\n".join([*shown, judges_note(report)])
-
-
-def judges_note(report: dict[str, Any]) -> str:
-    """Who judged, or why nobody did."""
-    if not report.get("judges"):
-        return (
-            "CSIM, APD and AED were not measured: there are no judges; train them with "
-            "`train --config judges` and name their file with --judges."
-        )
-    return (
-        "CSIM, APD and AED are the avatar judges', networks that take no part in making the results; they "
-        "can't be compared with the paper's numbers, which come from other networks on photographs."
-    )
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    columns = {
-        "psnr": ("PSNR", 1),
-        "ssim": ("SSIM", 3),
-        "head": ("head", 1),
-        "eyes": ("eyes", 1),
-        "mouth": ("mouth", 1),
-        "flicker": ("flicker", 2),
-        "csim": ("CSIM (judge)", 3),
-        "csim_truth": ("CSIM to truth (judge)", 3),
-        "apd": ("APD (judge)", 4),
-        "aed": ("AED (judge)", 4),
-    }
-    titles = ["unseen avatars", *(title for title, _ in columns.values()), "expression r", "rotation °"]
-    rows = [titles, ["---"] * len(titles)]
-    read = report.get("read_back", {})
-    for variant, values in report["results"].items():
-        cells = [_number(values.get(name), digits) for name, (_, digits) in columns.items()]
-        rows.append([find_variant(variant).title, *cells, *_read_cells(read.get(variant, {}))])
-    judged = report.get("judged_truth") or {}
-    if "truth" in read or judged:
-        cells = [_number(judged.get(name), digits) for name, (_, digits) in columns.items()]
-        rows.append(["truth, read back", *cells, *_read_cells(read.get("truth", {}))])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _read_cells(read: dict[str, Any]) -> list[str]:
-    return [_number(read.get("correlation"), 3), _number(read.get("rotation"), 2)]
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "–" if value is None or value != value else f"{value:.{digits}f}"
 
 
 def sheet_columns(records: list[Record], rows: int = 12) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ..evaluation.avatars import markdown
+from ..evaluation.ablation import markdown
 from ..weights.checkpoint import load_checkpoint
 
 LIMITS = """\

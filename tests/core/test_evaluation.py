@@ -24,8 +24,10 @@ from anifacediff_core.evaluation.ablation import (
     difference_table,
     find_variant,
     interval,
+    markdown,
     paired,
     scale_name,
+    table,
 )
 from anifacediff_core.evaluation.avatars import (
     Cases,
@@ -36,13 +38,11 @@ from anifacediff_core.evaluation.avatars import (
     Reenactor,
     draw_cases,
     evaluate,
-    markdown,
     measure,
     reenact_cases,
     render_cases,
     starting_noise,
     summarize,
-    table,
     visible_actions,
 )
 from anifacediff_core.evaluation.judges import IdentityJudge, Judges, MotionJudge, judge_weights, save_judges
