@@ -20,6 +20,7 @@ SWEEP = "scale_"
 
 # Title, digits and whether more is better (None: neither), of what is measured on every clip.
 MEASURES: dict[str, tuple[str, int, bool | None]] = {
+    "frechet": ("Fréchet distance (judges' features) ↓", 3, False),
     "csim": ("CSIM (avatar judge) ↑", 3, True),
     "csim_truth": ("CSIM to the truth (avatar judge) ↑", 3, True),
     "apd": ("APD (avatar judge) ↓", 4, False),
@@ -35,7 +36,7 @@ MEASURES: dict[str, tuple[str, int, bool | None]] = {
     "flicker": ("flicker →1", 3, None),
 }
 JUDGED = ("csim", "csim_truth", "apd", "aed", "apd_exact", "aed_exact", "camera")
-SHOWN = ("csim", "csim_truth", "apd", "aed", "psnr", "eyes", "flicker")
+SHOWN = ("frechet", "csim", "csim_truth", "apd", "aed", "psnr", "eyes", "flicker")
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ def table(report: dict[str, Any]) -> str:
         "eyes": ("eyes", 1),
         "mouth": ("mouth", 1),
         "flicker": ("flicker", 2),
+        "frechet": ("Fréchet (judges)", 2),
         "csim": ("CSIM (judge)", 3),
         "csim_truth": ("CSIM to truth (judge)", 3),
         "apd": ("APD (judge)", 4),

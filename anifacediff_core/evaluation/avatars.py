@@ -36,6 +36,7 @@ from ..progress import Progress
 from ..sampling.schedule import NoiseSchedule, euler_step
 from ..sampling.windows import initial_noise
 from .ablation import VARIANTS, Columns, Variant, columns_of, differences, find_variant, interval
+from .frechet import RunningGaussian, frechet_distance
 from .judges import (
     Judges,
     Motion,
@@ -357,27 +358,31 @@ class Court:
     def of(cls, judges: Judges, cases: Cases, pictures: Pictures) -> Court:
         return cls(
             judges,
-            judges.embed(pictures.source).repeat_interleave(cases.frames, 0),
-            judges.embed(pictures.truth),
-            judges.read(pictures.driving),
+            judges.opinion(pictures.source).face.repeat_interleave(cases.frames, 0),
+            judges.opinion(pictures.truth).face,
+            judges.opinion(pictures.driving).motion,
             true_motion(cases.motion),
             cases.frames,
         )
 
-    def judge(self, image: Tensor) -> list[dict[str, float]]:
-        """Measures of every clip of (P * F, 3, H, W) pictures, means over its frames."""
-        face, motion = self.judges.embed(image), self.judges.read(image)
+    def judge(self, image: Tensor) -> tuple[list[dict[str, float]], Tensor]:
+        """Judge (P * F, 3, H, W) pictures.
+
+        Returns:
+            measures of every clip, means over its frames; features of the pictures (P * F, 256), on the CPU.
+        """
+        found = self.judges.opinion(image)
         per_frame = {
-            "csim": similarity(face, self.source),
-            "csim_truth": similarity(face, self.truth),
-            "apd": pose_distance(motion, self.driver),
-            "aed": expression_distance(motion, self.driver),
-            "apd_exact": pose_distance(motion, self.exact),
-            "aed_exact": expression_distance(motion, self.exact),
-            "camera": camera_distance(motion, self.driver),
+            "csim": similarity(found.face, self.source),
+            "csim_truth": similarity(found.face, self.truth),
+            "apd": pose_distance(found.motion, self.driver),
+            "aed": expression_distance(found.motion, self.driver),
+            "apd_exact": pose_distance(found.motion, self.exact),
+            "aed_exact": expression_distance(found.motion, self.exact),
+            "camera": camera_distance(found.motion, self.driver),
         }
         per_clip = {name: v.view(-1, self.frames).mean(1).tolist() for name, v in per_frame.items()}
-        return [dict(zip(per_clip, values)) for values in zip(*per_clip.values())]
+        return [dict(zip(per_clip, values)) for values in zip(*per_clip.values())], found.features.cpu()
 
 
 @dataclass
@@ -386,6 +391,7 @@ class Record:
 
     Attributes:
         judged_truth: what the judges say of each clip's true pictures: how well a perfect result would do.
+        features: the judges' features of all pictures by variant, and of the true ones under "truth".
     """
 
     clips: dict[str, list[dict[str, float]]]
@@ -393,6 +399,7 @@ class Record:
     truth: list[FaceParameters]
     sheet: dict[str, list[Tensor]]
     judged_truth: list[dict[str, float]] = field(default_factory=list)
+    features: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
 
 
 def evaluate(
@@ -440,11 +447,15 @@ def evaluate(
             record.truth.append(cases.motion.to("cpu"))
             record.read["truth"].append(read(pictures.truth))
         if court is not None:
-            record.judged_truth += court.judge(pictures.truth)
+            judged, features = court.judge(pictures.truth)
+            record.judged_truth += judged
+            record.features["truth"].append(features)
         for name, image in reenact_cases(reenact, cases, pictures, protocol, start, head, read_face):
             clips = measure(image, pictures.truth, masks, cases.frames)
             if court is not None:
-                clips = [clip | judged for clip, judged in zip(clips, court.judge(image), strict=True)]
+                judged, features = court.judge(image)
+                clips = [clip | more for clip, more in zip(clips, judged, strict=True)]
+                record.features[name].append(features)
             record.clips[name] += clips
             if wanted and name in protocol.generated:
                 _keep(record, **{name: image[middle]})
@@ -493,11 +504,11 @@ def summarize(records: list[Record], head: HeadModel, protocol: Protocol) -> dic
     """Join the processes' records into the report.
 
     Returns:
-        by variant under "results" the means of what was measured over the clips, under "intervals" half the
-        widths of their 95 % intervals (`ablation.interval`), under "pairs" the values of the single clips, in
-        the order of the seed's pairs; under "differences" the ablations' paired differences; under
-        "judged_truth" the judges' measures of the true pictures; under "read_back" what the bundled encoder
-        finds in the results.
+        by variant under "results" the means of what was measured over the clips, and the Fréchet distance of
+        all its frames from the true ones by the judges' features; under "intervals" half the widths of the
+        means' 95 % intervals (`ablation.interval`); under "pairs" the values of the single clips, in the
+        order of the seed's pairs; under "differences" the ablations' paired differences; under "judged_truth"
+        the judges' measures of the true pictures; under "read_back" what the bundled encoder finds.
     """
     pairs: dict[str, Columns] = {}
     for name in protocol.variants:
@@ -507,6 +518,9 @@ def summarize(records: list[Record], head: HeadModel, protocol: Protocol) -> dic
     report: dict[str, Any] = {"protocol": asdict(protocol), "results": {}, "intervals": {}}
     for name, columns in pairs.items():
         report["results"][name], report["intervals"][name] = _means(columns)
+        distance = _frechet(records, name)
+        if distance is not None:
+            report["results"][name]["frechet"] = distance
     truth = columns_of([clip for record in records for clip in record.judged_truth])
     report["judged_truth"] = _means(truth)[0] if truth else None
     report["differences"] = differences(pairs)
@@ -522,6 +536,16 @@ def summarize(records: list[Record], head: HeadModel, protocol: Protocol) -> dic
             read: ReadBack = read_back(found, true_params, head.expression_names, visible)
             report["read_back"][name] = asdict(read)
     return report
+
+
+def _frechet(records: list[Record], name: str) -> float | None:
+    """Fréchet distance of a variant's pictures from the true ones, by the judges' features."""
+    sets = {}
+    for which in (name, "truth"):
+        sets[which] = RunningGaussian()
+        for features in (part for record in records for part in record.features.get(which, [])):
+            sets[which].update(features)
+    return frechet_distance(sets[name], sets["truth"]) if sets["truth"].count else None
 
 
 def _means(columns: Columns) -> tuple[dict[str, float], dict[str, float]]:

@@ -88,11 +88,12 @@ class Judge(nn.Module):
         """The last map, flattened."""
         return F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1)
 
-    def tell(self, seen: Tensor) -> Tensor:
-        return self.answer(F.relu(self.mix(seen)))
+    def consider(self, seen: Tensor) -> Tensor:
+        """The map's features (n, 128)."""
+        return F.relu(self.mix(seen))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.tell(self.look(pictures))
+        return self.answer(self.consider(self.look(pictures)))
 
 
 class IdentityJudge(Judge):
@@ -154,16 +155,30 @@ class Judges:
         return replace(self, identity=self.identity.to(device), motion=self.motion.to(device))
 
     @torch.no_grad()
-    def embed(self, pictures: Tensor, batch: int = 256) -> Tensor:
-        """Whole square pictures (n, 3, size, size) in [0, 1] -> unit vectors (n, 128)."""
-        parts = [self.identity(view(part, self.side)) for part in pictures.float().split(batch)]
-        return F.normalize(torch.cat(parts), dim=1)
+    def opinion(self, pictures: Tensor, batch: int = 256) -> Opinion:
+        """What both see in whole square pictures (n, 3, size, size) in [0, 1]."""
+        seen = [view(part, self.side) for part in pictures.float().split(batch)]
+        who, how = (
+            torch.cat([judge.consider(judge.look(part)) for part in seen])
+            for judge in (self.identity, self.motion)
+        )
+        face = F.normalize(self.identity.answer(who), dim=1)
+        return Opinion(face, denormalize(self.motion, self.motion.answer(how)), torch.cat([who, how], dim=1))
 
-    @torch.no_grad()
-    def read(self, pictures: Tensor, batch: int = 256) -> Motion:
-        """Expression, head rotation and camera of whole square pictures (n, 3, size, size) in [0, 1]."""
-        parts = [self.motion(view(part, self.side)) for part in pictures.float().split(batch)]
-        return denormalize(self.motion, torch.cat(parts))
+
+@dataclass(frozen=True)
+class Opinion:
+    """What the judges see in pictures.
+
+    Attributes:
+        face: (pictures, 128), unit vectors.
+        motion: expression, head rotation and camera.
+        features: (pictures, 256), both judges' features before their answers, for a Fréchet distance.
+    """
+
+    face: Tensor
+    motion: Motion
+    features: Tensor
 
 
 def view(pictures: Tensor, side: int) -> Tensor:

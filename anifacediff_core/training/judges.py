@@ -144,9 +144,10 @@ class JudgeNetworks(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """(rows, 3, side, side) -> embedding, shape, motion, landmarks as either judge sees them."""
         who, how = self.identity.look(pictures), self.motion.look(pictures)
-        embedding = self.identity.tell(who)
+        embedding = self.identity.answer(self.identity.consider(who))
         points = self.identity_points(who), self.motion_points(how)
-        return embedding, self.shape(embedding), self.motion.tell(how), *points
+        motion = self.motion.answer(self.motion.consider(how))
+        return embedding, self.shape(embedding), motion, *points
 
 
 # ---- batches
@@ -312,12 +313,10 @@ class JudgesTask:
     def sample(self, path: Path, fraction: float) -> dict[str, float]:
         judges = Judges(self.identity, self.motion, self.settings.side)
         pool = self.held_out
-        pictures = [part.float().div(255) for part in pool.images.split(256)]
-        unit = torch.cat([judges.embed(part) for part in pictures])
-        read = [judges.read(part) for part in pictures]
-        found = judging.Motion(
-            *(torch.cat([getattr(part, name) for part in read]) for name in ("expression", "neck", "camera"))
-        )
+        opinions = [judges.opinion(part.float().div(255)) for part in pool.images.split(256)]
+        unit = torch.cat([opinion.face for opinion in opinions])
+        parts = [(o.motion.expression, o.motion.neck, o.motion.camera) for o in opinions]
+        found = judging.Motion(*(torch.cat(values) for values in zip(*parts)))
         self.measures = verification(unit, pool.plan.frames) | accuracy(found, pool.params)
         columns = pool.images[: 4 * FAMILY * pool.plan.frames : pool.plan.frames].float().div(255)
         write_image(path, contact_sheet(list(columns.split(FAMILY))))

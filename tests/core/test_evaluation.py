@@ -298,17 +298,32 @@ def test_a_report_has_intervals_single_pairs_and_the_ablations_differences(head:
     assert found["scale_0.5", "full"] == (0, 0)
     text = markdown(summary)
     rows = [line for line in text.splitlines() if line.startswith(("| ✓ |", "| – |"))]
-    order = ["| – | – | 0.140", "| ✓ | – | 0.187", "| – | ✓ | 0.150", "| ✓ | ✓ | 0.200"]
-    assert [row[:15] for row in rows] == order, "the rows of the paper's Table 2"
+    order = [
+        f"| {row}"
+        for row in ("– | – | – | 0.140", "✓ | – | – | 0.187", "– | ✓ | – | 0.150", "✓ | ✓ | – | 0.200")
+    ]
+    assert [row[:19] for row in rows] == order, "the rows of the paper's Table 2"
     assert "20.00 ± 11.32" in rows[-1]
-    assert "**+5.00 ± 0.00**" in text and "| 0.5 | 0.200" in text
+    assert "**+5.00 ± 0.00**" in text and "| 0.5 | – | 0.200" in text
+
+
+def test_the_frechet_distance_is_that_of_all_frames_of_all_processes(head: HeadModel) -> None:
+    protocol = Protocol(pairs=2, frames=3, variants=("full",))
+    truth = torch.tensor([[0.0], [2.0], [4.0], [0.0], [2.0], [4.0]])
+    records = [
+        Record({"full": clips_of([20.0])}, {}, [], {}, [], {"full": [2 * part + 1], "truth": [part]})
+        for part in truth.split(3)
+    ]
+    # Means 2 and 5; deviations s and 2 s with s² = 16 / 5.
+    distance = summarize(records, head, protocol)["results"]["full"]["frechet"]
+    assert distance == pytest.approx(9 + 16 / 5)
 
 
 def test_without_judges_the_cells_are_empty_and_a_note_says_why(head: HeadModel) -> None:
     protocol = Protocol(pairs=2, frames=2, variants=("full", "no_adapter"))
     clips = [{"psnr": 20.0, "flicker": 1.0}, {"psnr": 22.0, "flicker": 1.0}]
     text = markdown(summarize([Record({"full": clips, "no_adapter": clips}, {}, [], {})], head, protocol))
-    assert "| ✓ | ✓ | – | – | – | – | 21.00 ± 1.96 |" in text
+    assert "| ✓ | ✓ | – | – | – | – | – | 21.00 ± 1.96 |" in text
     assert "--judges" in text and "can't be compared" not in text
     judged = summarize([Record({"full": clips, "no_adapter": clips}, {}, [], {})], head, protocol)
     assert "can't be compared" in markdown(judged | {"judges": {"file": "judges.safetensors"}})
@@ -369,7 +384,7 @@ def test_the_truth_is_most_like_itself_and_the_source_like_the_source(head: Head
     pictures = render_cases(cases, Studio(head), head, 64)
     court = Court.of(toy_judges(), cases, pictures)
     truth, source = (
-        court.judge(image) for image in (pictures.truth, pictures.source.repeat_interleave(2, 0))
+        court.judge(image)[0] for image in (pictures.truth, pictures.source.repeat_interleave(2, 0))
     )
     for clip in truth:
         assert clip["csim_truth"] == pytest.approx(1, abs=1e-5)
@@ -377,7 +392,7 @@ def test_the_truth_is_most_like_itself_and_the_source_like_the_source(head: Head
     for clip, true_clip in zip(source, truth):
         assert clip["csim"] == pytest.approx(1, abs=1e-5) and clip["csim_truth"] < 1 - 1e-5
         assert clip["csim_truth"] == pytest.approx(true_clip["csim"], abs=1e-5)
-    for clip in court.judge(pictures.driving):
+    for clip in court.judge(pictures.driving)[0]:
         assert clip["apd"] == clip["aed"] == clip["camera"] == 0, "the driver moves like itself"
         assert clip["apd_exact"] > 0, "but a reading is not the exact truth"
 
@@ -423,6 +438,7 @@ def test_a_judged_report_has_the_judges_measures_of_results_and_truth(head: Head
     assert summary["results"]["source"]["csim"] == pytest.approx(1, abs=1e-5)
     assert summary["results"]["full"]["csim"] < 1 and summary["results"]["full"]["aed"] > 0
     assert summary["judged_truth"]["csim_truth"] == pytest.approx(1, abs=1e-5)
+    assert math.isnan(summary["results"]["full"]["frechet"]), "one picture has no covariance"
     assert "read_back" not in summary, "nobody was there to read"
 
 

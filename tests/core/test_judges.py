@@ -109,8 +109,8 @@ def test_both_judges_fit_into_three_megabytes_and_answer_in_their_forms(tmp_path
     assert judges.side == judging.SIDE
     with torch.random.fork_rng():
         pictures = torch.rand(2, 3, 256, 256)
-    unit, read = judges.embed(pictures), judges.read(pictures)
-    assert unit.shape == (2, 128)
+    unit, read = judges.opinion(pictures).face, judges.opinion(pictures).motion
+    assert unit.shape == (2, 128) and judges.opinion(pictures).features.shape == (2, 256)
     assert unit.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
     assert read.expression.shape == (2, 52) and read.neck.shape == (2, 3) and read.camera.shape == (2, 3)
 
@@ -142,7 +142,7 @@ def test_the_camera_that_is_read_is_the_whole_pictures(head: HeadModel) -> None:
     motion.mean.copy_(torch.cat([torch.zeros(8), wanted[0]]))
     torch.nn.init.zeros_(motion.answer.weight)
     torch.nn.init.zeros_(motion.answer.bias)
-    read = replace(judges, motion=motion).read(torch.rand(1, 3, 64, 64))
+    read = replace(judges, motion=motion).opinion(torch.rand(1, 3, 64, 64)).motion
     torch.testing.assert_close(read.camera, camera)
 
 
@@ -156,8 +156,9 @@ def test_a_file_gives_back_the_same_judges_their_sizes_and_their_making(tmp_path
     found = load_judges(path)
     assert found.side == 64 and found.provenance == {"seed": 5}
     pictures = torch.rand(3, 3, 85, 85)
-    torch.testing.assert_close(found.embed(pictures), judges.embed(pictures), atol=5e-3, rtol=0)
-    torch.testing.assert_close(found.read(pictures).neck, judges.read(pictures).neck, atol=1e-3, rtol=0)
+    seen, expected = found.opinion(pictures), judges.opinion(pictures)
+    torch.testing.assert_close(seen.face, expected.face, atol=5e-3, rtol=0)
+    torch.testing.assert_close(seen.motion.neck, expected.motion.neck, atol=1e-3, rtol=0)
     with safe_open(path, "pt") as file:
         assert file.metadata()["format"] == judging.FORMAT
         assert file.get_tensor("identity.answer.weight").dtype == torch.float16
@@ -186,12 +187,12 @@ def test_a_wrong_file_is_refused_in_one_sentence_that_names_it(tmp_path: Path, k
 def test_the_same_picture_is_the_same_face_with_the_same_motion() -> None:
     judges = small_judges()
     pictures = torch.rand(4, 3, 64, 64)
-    unit, read = judges.embed(pictures), judges.read(pictures)
+    unit, read = judges.opinion(pictures).face, judges.opinion(pictures).motion
     assert similarity(unit, unit).tolist() == pytest.approx([1] * 4, abs=1e-5)
     assert (similarity(unit, unit.roll(1, 0)) < 1 - 1e-6).all()
     for distance in (expression_distance, pose_distance, camera_distance):
         assert distance(read, read).abs().max() == 0
-        assert (distance(read, judges.read(1 - pictures)) > 0).all()
+        assert (distance(read, judges.opinion(1 - pictures).motion) > 0).all()
     assert turn(read, read).max() < 0.05
 
 
