@@ -327,6 +327,8 @@ def test_without_judges_the_cells_are_empty_and_a_note_says_why(head: HeadModel)
     assert "--judges" in text and "can't be compared" not in text
     judged = summarize([Record({"full": clips, "no_adapter": clips}, {}, [], {})], head, protocol)
     assert "can't be compared" in markdown(judged | {"judges": {"file": "judges.safetensors"}})
+    measures = {"auc_anyone": 0.99, "auc_shape": 0.9, "expression_r": 0.8, "rotation": 1.23}
+    assert "same look with 0.9000" in markdown(judged | {"judges": {"held_out": measures}})
 
 
 def test_strengths_of_the_adapter_are_variants_and_nonsense_is_refused() -> None:
