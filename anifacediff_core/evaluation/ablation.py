@@ -230,8 +230,8 @@ def judges_note(report: dict[str, Any]) -> str:
         return note
     anyone, shape, expression, turn = (held_out[name] for name in known)
     return (
-        f"{note} On unseen avatars they tell the same face from any other with an area under the ROC curve of "
-        f"{anyone:.4f}, from another face shape under the same look with {shape:.4f}, and read expression "
+        f"{note} On unseen avatars they tell the same face from any other with an area under the ROC curve "
+        f"of {anyone:.4f}, from another face shape under the same look with {shape:.4f}, and read expression "
         f"with r {expression:.2f} and the head's rotation to {turn:.1f}°."
     )
 
