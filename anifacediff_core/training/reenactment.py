@@ -39,6 +39,8 @@ class DenoisingSettings:
         normals: how normals are made to tell less.
         head_weight, detail_weight: emphasis of the loss on the head and on eyes and mouth.
         min_snr: γ of the min-SNR weighting (Hang et al. 2023), 0 for none.
+        difference_weight: in stage 2, of the squared change of the error from frame to frame, which is what
+            flickers; 0 for none.
         noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
         learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
             which begins untrained.
@@ -54,6 +56,7 @@ class DenoisingSettings:
     head_weight: float = 2.0
     detail_weight: float = 3.0
     min_snr: float = 0.0
+    difference_weight: float = 0.0
     noise_sharing: bool = True
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
@@ -158,8 +161,17 @@ class DenoisingTask:
 
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
         target, weight = targets
-        error = (outputs.float() - target).square()
-        return {"loss": (error * weight).mean(), "plain": error.detach().mean()}
+        error = outputs.float() - target
+        square = error.square()
+        loss = (square * weight).mean()
+        losses = {"plain": square.detach().mean()}
+        if self.stage == 2 and self.settings.difference_weight:
+            # Of one clip all frames have one time step, so what changes here changes in the picture.
+            changes = rearrange(error, "(b f) ... -> b f ...", f=self.source.frames).diff(dim=1).square()
+            weights = rearrange(weight, "(b f) ... -> b f ...", f=self.source.frames)[:, 1:]
+            losses["change"] = (changes * weights).mean()
+            loss = loss + self.settings.difference_weight * losses["change"]
+        return {"loss": loss, **losses}
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())

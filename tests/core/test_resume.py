@@ -24,6 +24,7 @@ from anifacediff_core.training.engine import Loop, TrainingError
 from anifacediff_core.training.journal import Journal
 from anifacediff_core.training.phases import run_phase
 from anifacediff_core.training.settings import read_experiment
+from anifacediff_core.training.worker import Worker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -122,6 +123,24 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_losses(tmp_path: Path, opti
     assert {step: parts[step] for step in range(21, 41)} == {step: whole[step] for step in range(21, 41)}
     first, second = (engine.load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_copy_in_bf16_goes_on_with_the_float32_weights_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def copied(task: Walk, *_: Any) -> tuple[Worker, int, str]:
+        return Worker(task.module, torch.bfloat16), 0, "eager"
+
+    monkeypatch.setattr(engine, "make_worker", copied)
+    whole = walk(tmp_path / "whole")
+    broken = Walk()
+    broken.broken_from = 28
+    with pytest.raises(TrainingError, match="state of step 20 is intact"):
+        walk(tmp_path / "parts", broken)
+    assert walk(tmp_path / "parts") == pytest.approx(whole, nan_ok=True)
+    first, second = (engine.load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["weight"].dtype == torch.float32
 
 
 def test_only_the_last_states_stay_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:

@@ -217,3 +217,18 @@ def test_everything_is_dropped_from_unconditional_rows_only(network: AniFaceDiff
     assert settings.split() == (2, 1)
     assert DenoisingSettings(rows=4, unconditional=0.0).split() == (4, 4)
     assert DenoisingSettings(rows=4, unconditional=0.01).split() == (3, 3), "a share above none is one row"
+
+
+def test_a_clip_whose_error_stays_costs_less_than_one_whose_error_changes(network: AniFaceDiff) -> None:
+    """The error is 1 everywhere, once with a sign that changes from frame to frame."""
+    source = Fixed(6)
+    source.frames = 3  # type: ignore[misc]
+    losses = {}
+    for weight in (0.0, 2.0):
+        settings = DenoisingSettings(rows=2, difference_weight=weight, unconditional=0.5)
+        task = DenoisingTask(network, source, torch.linspace(0.9, 0.1, 1000), settings, None, stage=2)  # type: ignore[arg-type]
+        target, even = torch.zeros(6, 4, 8, 8), torch.ones(6, 1, 8, 8)
+        signs = torch.tensor([1.0, -1, 1, 1, -1, 1]).view(6, 1, 1, 1).expand_as(target)
+        for name, outputs in (("still", torch.ones_like(target)), ("changing", signs)):
+            losses[name, weight] = float(task.losses(outputs, (target, even))["loss"])
+    assert losses == {("still", 0.0): 1, ("changing", 0.0): 1, ("still", 2.0): 1, ("changing", 2.0): 9}
