@@ -225,8 +225,8 @@ def judges_note(report: dict[str, Any]) -> str:
         "can't be compared with the paper's numbers, which come from other networks on photographs."
     )
     held_out = report["judges"].get("held_out") or {}
-    known = [name for name in ("auc_anyone", "auc_shape", "expression_r", "rotation") if name in held_out]
-    if len(known) < 4:
+    known = ("auc_anyone", "auc_shape", "expression_r", "rotation")
+    if any(name not in held_out for name in known):
         return note
     anyone, shape, expression, turn = (held_out[name] for name in known)
     return (

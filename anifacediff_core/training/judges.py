@@ -19,6 +19,7 @@ from ..avatars.identity import Identity
 from ..avatars.studio import Studio
 from ..errors import InputError
 from ..evaluation import judges as judging
+from ..evaluation.avatars import visible_actions
 from ..evaluation.judges import SIDE, VIEW, WIDTHS, IdentityJudge, Judges, MotionJudge
 from ..evaluation.metrics import correlation
 from ..head.camera import crop_camera, project
@@ -56,6 +57,7 @@ class JudgesSettings:
             who it is.
         shape_weight: of the shape that a layer, which is thrown away later, must read from the embedding.
         motion_weight: of the motion judge's loss.
+        expression_weight: in it, of the expression; the head's rotation and the camera count 1 each.
         points_weight: of the landmarks that both read by the way.
         shift, scale: greatest jitter of the view, in parts of its side.
         color: greatest change of brightness and of each channel.
@@ -71,6 +73,7 @@ class JudgesSettings:
     begin: float = 0.2
     shape_weight: float = 2.0
     motion_weight: float = 1.0
+    expression_weight: float = 6.0
     points_weight: float = 2.0
     shift: float = 0.03
     scale: float = 0.05
@@ -245,8 +248,8 @@ class JudgesTask:
         networks = JudgeNetworks(self.identity, self.motion, head.n_shape, len(head.landmarks))
         self.module = networks.to(head.template.device)
         self._set_statistics()
-        # Expression, neck and camera count alike, however many numbers each has; expression twice.
-        sizes = ((head.n_expression, 2.0), (3, 1.0), (3, 1.0))
+        # However many numbers each has.
+        sizes = ((head.n_expression, s.expression_weight), (3, 1.0), (3, 1.0))
         weight = torch.cat([torch.full((count,), value / count) for count, value in sizes])
         self.motion_weights = weight.to(head.template.device)
         self.shape_weights = shape_weights(head)
@@ -317,7 +320,7 @@ class JudgesTask:
         unit = torch.cat([opinion.face for opinion in opinions])
         parts = [(o.motion.expression, o.motion.neck, o.motion.camera) for o in opinions]
         found = judging.Motion(*(torch.cat(values) for values in zip(*parts)))
-        self.measures = verification(unit, pool.plan.frames) | accuracy(found, pool.params)
+        self.measures = verification(unit, pool.plan.frames) | accuracy(self.head, found, pool.params)
         columns = pool.images[: 4 * FAMILY * pool.plan.frames : pool.plan.frames].float().div(255)
         write_image(path, contact_sheet(list(columns.split(FAMILY))))
         return self.measures
@@ -391,12 +394,17 @@ def verification(unit: Tensor, frames: int) -> dict[str, float]:
     return found | {f"cosine_{name}": float(values.mean()) for name, values in cosines.items()}
 
 
-def accuracy(found: judging.Motion, params: FaceParameters) -> dict[str, float]:
-    """How well the motion judge reads: correlation of the actions in use, and its distances to the truth."""
+def accuracy(head: HeadModel, found: judging.Motion, params: FaceParameters) -> dict[str, float]:
+    """How well the motion judge reads: its distances to the truth, and the correlation of the actions, all
+    that are used and those of them that move the picture by a pixel.
+    """
     truth = judging.true_motion(params)
     used = truth.expression.std(0) > 0.02
+    visible = visible_actions(head, params.to("cpu")).to(used.device)
+    found_r = correlation(found.expression, truth.expression)
     return {
-        "expression_r": float(correlation(found.expression, truth.expression)[used].nanmean()),
+        "expression_r": float(found_r[used].nanmean()),
+        "visible_r": float(found_r[visible].nanmean()),
         "aed": float(judging.expression_distance(found, truth).mean()),
         "apd": float(judging.pose_distance(found, truth).mean()),
         "rotation": float(judging.turn(found, truth).mean()),

@@ -285,10 +285,11 @@ def test_verification_tells_the_kinds_of_pairs_apart() -> None:
 
 def test_accuracy_of_a_perfect_reader_is_perfect(pool: FamilyPool) -> None:
     truth = true_motion(pool.params)
-    found = accuracy(truth, pool.params)
-    assert found["expression_r"] == pytest.approx(1, abs=1e-4)
+    found = accuracy(pool.head, truth, pool.params)
+    assert found["expression_r"] == pytest.approx(1, abs=1e-4) == found["visible_r"]
     assert found["aed"] == found["apd"] == found["camera"] == 0 and found["rotation"] < 0.05
-    worse = accuracy(Motion(truth.expression.roll(1, 0), truth.neck.roll(1, 0), truth.camera), pool.params)
+    rolled = Motion(truth.expression.roll(1, 0), truth.neck.roll(1, 0), truth.camera)
+    worse = accuracy(pool.head, rolled, pool.params)
     assert worse["expression_r"] < 0.5 and worse["rotation"] > 1
 
 
