@@ -25,6 +25,12 @@ def write_card(folder: Path, command: str) -> Path:
     size = checkpoint.path.stat().st_size / 2**20
     holds = f"`{checkpoint.path.name}`, {size:.1f} MiB, holds {', '.join(checkpoint.parts)}."
     data = "All data are avatars that the studio rendered during the run: no photographs, no other weights."
+    before = checkpoint.provenance.get("start", {}).get("provenance", {}).get("experiment")
+    if before:
+        data += (
+            f" It goes on from the result of `python -m anifacediff_core train --config {before.get('name')}`, "
+            f"seed {before.get('seed')}, made in the same way."
+        )
     settings = yaml.safe_dump(experiment, sort_keys=False, width=110)
     parts = [
         "# AniFaceDiff, the bundled weights",
