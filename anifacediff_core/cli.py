@@ -10,7 +10,19 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .device import pick_device
 from .errors import InputError
+from .evaluation.commands import add_commands
+from .options import (
+    add_checkpoint,
+    add_command,
+    add_device,
+    add_sampling,
+    bar,
+    checkpoint_path,
+    positive,
+    rate,
+)
 from .progress import Progress
 from .scale import add_scale, scale_of
 
@@ -35,14 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
 # ---- parser
 
 
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Names a default where there is one."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        empty = action.default is None or action.default == []
-        return action.help if empty else super()._get_help_string(action)
-
-
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="anifacediff",
@@ -63,31 +67,8 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
-    parser.set_defaults(run=run)
-    return parser
-
-
-def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto for the best that is there"
-    )
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, help="weights; the bundled ones when left out")
-
-
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=_positive, default=10, help="sampling steps")
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance; 1 is none and twice as fast")
-
-
 def _add_reenact(commands: Any) -> None:
-    parser = _command(commands, "reenact", reenact, "let a source picture move like a driving video")
+    parser = add_command(commands, "reenact", reenact, "let a source picture move like a driving video")
     parser.add_argument("--source", type=Path, help="picture with one face")
     parser.add_argument("--driving", type=Path, help="video with one face")
     parser.add_argument("--out", type=Path, help="the mp4 to write; rate and sound are the driver's")
@@ -98,30 +79,30 @@ def _add_reenact(commands: Any) -> None:
         help="a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
         "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames",
     )
-    parser.add_argument("--size", type=_positive, default=256, help="side of the result in pixels")
+    parser.add_argument("--size", type=positive, default=256, help="side of the result in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
-    parser.add_argument("--window", type=_positive, default=24, help="frames sampled together")
+    parser.add_argument("--window", type=positive, default=24, help="frames sampled together")
     parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
     parser.add_argument(
         "--expression-scale", type=float, default=1.0, help="strength of the expression adapter"
     )
-    parser.add_argument("--max-frames", type=_positive, help="use only the first frames of the driving video")
-    _add_sampling(parser)
-    _add_checkpoint(parser)
-    _add_device(parser)
+    parser.add_argument("--max-frames", type=positive, help="use only the first frames of the driving video")
+    add_sampling(parser)
+    add_checkpoint(parser)
+    add_device(parser)
     add_scale(parser)
 
 
 def _add_capture(commands: Any) -> None:
-    parser = _command(commands, "capture", capture, "read face parameters from a video or picture")
+    parser = add_command(commands, "capture", capture, "read face parameters from a video or picture")
     parser.add_argument("--input", type=Path, required=True, help="video or picture with one face")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file of face parameters")
-    _add_checkpoint(parser)
-    _add_device(parser)
+    add_checkpoint(parser)
+    add_device(parser)
 
 
 def _add_render_normals(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands, "render-normals", render_normals, "draw the head's normals of face parameters"
     )
     parser.add_argument(
@@ -131,11 +112,11 @@ def _add_render_normals(commands: Any) -> None:
         "--shape-from", type=Path, help="parameters whose face shape to use (facial shape alignment)"
     )
     parser.add_argument("--out", type=Path, required=True, help="mp4, or a folder for PNG files")
-    parser.add_argument("--size", type=_positive, default=256, help="side in pixels")
+    parser.add_argument("--size", type=positive, default=256, help="side in pixels")
     parser.add_argument(
-        "--fps", type=Fraction, default=Fraction(24), help="frame rate of the mp4, e.g. 30000/1001"
+        "--fps", type=rate, default=Fraction(24), help="frame rate of the mp4, e.g. 30000/1001"
     )
-    _add_device(parser)
+    add_device(parser)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -145,16 +126,14 @@ def _add_evaluate(commands: Any) -> None:
         description="Measure a checkpoint, results of any method, or detectors of forgeries.",
     )
     kinds = group.add_subparsers(title="benchmarks", required=True, metavar="benchmark")
-    from .evaluation.commands import add_commands  # not above: it uses what is defined here
-
-    parser = _command(
+    parser = add_command(
         kinds,
         "avatars",
         evaluate_avatars,
         "cross-identity reenactment of unseen avatars, against the exact truth",
     )
     _add_avatar_benchmark(parser)
-    compared = _command(
+    compared = add_command(
         kinds,
         "compare",
         compare_avatars,
@@ -166,16 +145,16 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_avatar_benchmark(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", type=_positive, default=16, help="pairs of source and driver")
+    parser.add_argument("--pairs", type=positive, default=16, help="pairs of source and driver")
     parser.add_argument("--seed", type=int, default=0, help="of identities, motion and noise")
-    parser.add_argument("--frames", type=_positive, default=24, help="frames of each clip")
+    parser.add_argument("--frames", type=positive, default=24, help="frames of each clip")
     parser.add_argument(
         "--protocol",
         choices=("cross", "same"),
         default="cross",
         help="another avatar drives, or the source is the first frame of its own track",
     )
-    parser.add_argument("--batch", type=_positive, help="pairs handled at once; 16 on a GPU and 4 elsewhere")
+    parser.add_argument("--batch", type=positive, help="pairs handled at once; 16 on a GPU and 4 elsewhere")
     parser.add_argument(
         "--variants", nargs="+", metavar="NAME", help="only these: full, no_adapter, driver_shape, …"
     )
@@ -198,19 +177,19 @@ def _add_avatar_benchmark(parser: argparse.ArgumentParser) -> None:
         "--json", type=Path, help="write the report here; several checkpoints' get _1, _2, … in their names"
     )
     parser.add_argument("--sheet", type=Path, help="write a contact sheet here (png or jpg); likewise")
-    parser.add_argument("--sheet-rows", type=_positive, default=12, help="pairs on the contact sheet")
-    _add_sampling(parser)
+    parser.add_argument("--sheet-rows", type=positive, default=12, help="pairs on the contact sheet")
+    add_sampling(parser)
     parser.add_argument(
         "--checkpoint",
         type=Path,
         action="append",
         help="weights; the bundled ones when left out. Several are measured on the same pairs and compared",
     )
-    _add_device(parser)
+    add_device(parser)
 
 
 def _add_train(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "train",
         train,
@@ -230,7 +209,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _add_prepare(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "prepare",
         prepare,
@@ -240,9 +219,9 @@ def _add_prepare(commands: Any) -> None:
         "--videos", type=Path, required=True, help="folder with videos or folders of pictures"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--size", type=_positive, default=256, help="side of the pictures in pixels")
+    parser.add_argument("--size", type=positive, default=256, help="side of the pictures in pixels")
     parser.add_argument("--picture", choices=("jpg", "png"), default="jpg", help="how they are stored")
-    parser.add_argument("--quality", type=_positive, default=95, help="of JPEG")
+    parser.add_argument("--quality", type=positive, default=95, help="of JPEG")
     parser.add_argument("--normals", action="store_true", help="store normals, too, instead of drawing them")
     parser.add_argument(
         "--mode",
@@ -250,7 +229,7 @@ def _add_prepare(commands: Any) -> None:
         default="auto",
         help="cut out the portrait, take the whole picture, or decide by the size of the face",
     )
-    parser.add_argument("--fps", type=Fraction, default=Fraction(25), help="of folders of pictures")
+    parser.add_argument("--fps", type=rate, default=Fraction(25), help="of folders of pictures")
     parser.add_argument(
         "--identity",
         metavar="EXPRESSION",
@@ -264,11 +243,11 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument(
         "--ignore-split-folders", action="store_true", help="divide also what lies in train, val and test"
     )
-    parser.add_argument("--chunk", type=_positive, default=16, help="clips that a worker takes at a time")
+    parser.add_argument("--chunk", type=positive, default=16, help="clips that a worker takes at a time")
     for option, text in (("deca", "deca_model.tar"), ("smirk", "SMIRK_em1.pt"), ("flame", "FLAME's head")):
         parser.add_argument(f"--{option}", type=Path, metavar="FILE", help=f"{text}, for real people")
-    _add_checkpoint(parser)
-    _add_device(parser)
+    add_checkpoint(parser)
+    add_device(parser)
     add_scale(parser)
 
 
@@ -281,43 +260,43 @@ def _add_avatars(commands: Any) -> None:
     def kind(
         name: str, run: Callable[[argparse.Namespace], None], text: str, out: str
     ) -> argparse.ArgumentParser:
-        parser = _command(kinds, name, run, text)
+        parser = add_command(kinds, name, run, text)
         parser.add_argument("--out", type=Path, required=True, help=out)
-        parser.add_argument("--size", type=_positive, default=256, help="side in pixels")
+        parser.add_argument("--size", type=positive, default=256, help="side in pixels")
         parser.add_argument("--seed", type=int, default=0, help="of identities and motion")
-        _add_device(parser)
+        add_device(parser)
         return parser
 
     gallery = kind("gallery", avatar_gallery, "a sheet of different avatars", "png or jpg")
-    gallery.add_argument("--rows", type=_positive, default=4)
-    gallery.add_argument("--columns", type=_positive, default=6)
+    gallery.add_argument("--rows", type=positive, default=4)
+    gallery.add_argument("--columns", type=positive, default=6)
     clips = kind(
         "clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters"
     )
-    clips.add_argument("--count", type=_positive, default=2, help="number of clips")
-    clips.add_argument("--frames", type=_positive, default=48, help="frames of each")
-    clips.add_argument("--fps", type=Fraction, default=Fraction(24), help="frame rate")
+    clips.add_argument("--count", type=positive, default=2, help="number of clips")
+    clips.add_argument("--frames", type=positive, default=48, help="frames of each")
+    clips.add_argument("--fps", type=rate, default=Fraction(24), help="frame rate")
     shards = kind("shards", avatar_shards, "shards of moving avatars, for training", "folder for the shards")
-    shards.add_argument("--count", type=_positive, required=True, help="number of avatars")
-    shards.add_argument("--frames", type=_positive, default=96, help="frames of each")
+    shards.add_argument("--count", type=positive, required=True, help="number of avatars")
+    shards.add_argument("--frames", type=positive, default=96, help="frames of each")
     shards.add_argument(
-        "--fps", type=Fraction, default=Fraction(24), help="frame rate; 1 gives frames that differ"
+        "--fps", type=rate, default=Fraction(24), help="frame rate; 1 gives frames that differ"
     )
     shards.add_argument("--normals", action="store_true", help="store normals, too")
     add_scale(shards)
     data = kind("data", avatar_data, "pictures, normals and parameters of random avatars", "folder")
-    data.add_argument("--count", type=_positive, default=16, help="number of avatars")
-    data.add_argument("--frames", type=_positive, default=4, help="pictures of each")
+    data.add_argument("--count", type=positive, default=16, help="number of avatars")
+    data.add_argument("--frames", type=positive, default=4, help="pictures of each")
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _command(commands, "inspect", inspect, "tell what a weight file is and what is in it")
+    parser = add_command(commands, "inspect", inspect, "tell what a weight file is and what is in it")
     parser.add_argument("file", type=Path, help="weights of any format, or a folder of them")
     parser.add_argument("--all", action="store_true", help="one line for each tensor as well")
 
 
 def _add_convert(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands,
         "convert",
         convert,
@@ -328,7 +307,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _add_assemble(commands: Any) -> None:
-    parser = _command(
+    parser = add_command(
         commands, "assemble", assemble, "join public weights into a checkpoint from which training can start"
     )
     for option, text in (
@@ -359,57 +338,6 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="type of the weights"
     )
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
-    return value
-
-
-# ---- helpers
-
-
-def bar(text: str) -> Progress:
-    """A progress callback that draws a bar on the terminal, once there is progress."""
-    from tqdm import tqdm
-
-    drawn: tqdm | None = None
-
-    def progress(done: int, total: int) -> None:
-        nonlocal drawn
-        drawn = tqdm(desc=text, leave=True, total=total) if drawn is None else drawn
-        drawn.update(done - drawn.n)
-        if done >= total:
-            drawn.close()
-
-    return progress
-
-
-def pick_device(name: str) -> torch.device:
-    import torch
-
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise InputError(f"The device {name} is not there; use cpu or auto.") from error
-    return device
-
-
-def checkpoint_path(options: argparse.Namespace) -> Path:
-    """The checkpoint named, or the bundled one."""
-    if options.checkpoint is not None:
-        return options.checkpoint
-    bundled = Path(__file__).parent / "assets" / "demo.safetensors"
-    if not bundled.is_file():
-        raise InputError("This installation has no bundled checkpoint; name one with --checkpoint.")
-    return bundled
 
 
 # ---- commands

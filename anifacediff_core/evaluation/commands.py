@@ -7,17 +7,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..cli import (
-    _add_checkpoint,
-    _add_device,
-    _add_sampling,
-    _command,
-    _positive,
-    bar,
-    checkpoint_path,
-    pick_device,
-)
+from ..device import pick_device
 from ..errors import InputError
+from ..options import (
+    add_checkpoint,
+    add_command,
+    add_device,
+    add_sampling,
+    bar,
+    bundled_checkpoint,
+    checkpoint_path,
+    positive,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -37,14 +38,16 @@ def add_commands(kinds: Any) -> None:
 
 
 def _add_pairs(kinds: Any) -> None:
-    parser = _command(kinds, "pairs", write_list, "choose the paper's random pairs from a folder of videos")
+    parser = add_command(
+        kinds, "pairs", write_list, "choose the paper's random pairs from a folder of videos"
+    )
     parser.add_argument(
         "--videos", type=Path, required=True, help="folder with a test set: videos, or folders of frames"
     )
     parser.add_argument(
         "--protocol", choices=("same", "cross", "both"), default="both", help="same or cross identity"
     )
-    parser.add_argument("--count", type=_positive, default=100, help="pairs of each protocol")
+    parser.add_argument("--count", type=positive, default=100, help="pairs of each protocol")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--frames", type=int, default=0, help="driving frames at most; 0 for all")
     parser.add_argument(
@@ -56,7 +59,7 @@ def _add_pairs(kinds: Any) -> None:
 
 
 def _add_run(kinds: Any) -> None:
-    parser = _command(kinds, "run", run_variants, "run AniFaceDiff over a list of pairs, with ablations")
+    parser = add_command(kinds, "run", run_variants, "run AniFaceDiff over a list of pairs, with ablations")
     parser.add_argument("--pairs", type=Path, required=True, help="list that evaluate pairs wrote")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder; each variant gets one of its own in it"
@@ -68,20 +71,20 @@ def _add_run(kinds: Any) -> None:
         default=["full"],
         help="with and without facial shape alignment (fsa) and expression adapter",
     )
-    parser.add_argument("--size", type=_positive, default=256, help="side of the results in pixels")
+    parser.add_argument("--size", type=positive, default=256, help="side of the results in pixels")
     parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
-    parser.add_argument("--window", type=_positive, default=24, help="frames sampled together")
+    parser.add_argument("--window", type=positive, default=24, help="frames sampled together")
     parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
     parser.add_argument("--expression-scale", type=float, default=1.0, help="λ, where the adapter is on")
     parser.add_argument("--png", action="store_true", help="write folders of PNG, lossless, instead of mp4")
-    _add_sampling(parser)
-    _add_checkpoint(parser)
+    add_sampling(parser)
+    add_checkpoint(parser)
     _add_face_files(parser, "for checkpoints of the head flame")
-    _add_device(parser)
+    add_device(parser)
 
 
 def _add_results(kinds: Any) -> None:
-    parser = _command(kinds, "results", measure_results, "measure folders of results of any methods")
+    parser = add_command(kinds, "results", measure_results, "measure folders of results of any methods")
     parser.add_argument("--pairs", type=Path, required=True, help="list that evaluate pairs wrote")
     parser.add_argument(
         "--results",
@@ -110,14 +113,16 @@ def _add_results(kinds: Any) -> None:
     parser.add_argument(
         "--reference", type=Path, help="folder of real videos for FID; those of the list when left out"
     )
-    parser.add_argument("--every", type=_positive, default=1, help="take every so many reference frames")
-    parser.add_argument("--sheet-rows", type=_positive, default=8, help="pairs on the contact sheet")
-    _add_checkpoint(parser)
-    _add_device(parser)
+    parser.add_argument("--every", type=positive, default=1, help="take every so many reference frames")
+    parser.add_argument("--sheet-rows", type=positive, default=8, help="pairs on the contact sheet")
+    add_checkpoint(parser)
+    add_device(parser)
 
 
 def _add_forgery(kinds: Any) -> None:
-    parser = _command(kinds, "forgery", measure_forgery, "how well detectors tell generated videos from real")
+    parser = add_command(
+        kinds, "forgery", measure_forgery, "how well detectors tell generated videos from real"
+    )
     parser.add_argument("--real", type=Path, help="folder of real videos")
     parser.add_argument(
         "--fake", action="append", default=[], metavar="[NAME=]FOLDER", help="generated videos. Repeat it"
@@ -134,7 +139,7 @@ def _add_forgery(kinds: Any) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for forgery.json, forgery.md, scores")
     parser.add_argument(
-        "--input-size", type=_positive, default=256, help="side, where the ONNX file leaves it free"
+        "--input-size", type=positive, default=256, help="side, where the ONNX file leaves it free"
     )
     parser.add_argument("--mean", type=float, nargs=3, default=(0.5, 0.5, 0.5), help="of RGB in 0 to 1")
     parser.add_argument("--std", type=float, nargs=3, default=(0.5, 0.5, 0.5), help="of RGB in 0 to 1")
@@ -144,8 +149,8 @@ def _add_forgery(kinds: Any) -> None:
     parser.add_argument("--output", help="name of the ONNX file's output; its first when left out")
     parser.add_argument("--fake-class", type=int, default=1, help="which of several numbers says fake")
     parser.add_argument("--frames", type=int, default=0, help="frames of each video, evenly; 0 for all")
-    _add_checkpoint(parser)
-    _add_device(parser)
+    add_checkpoint(parser)
+    add_device(parser)
 
 
 def _add_face_files(parser: argparse.ArgumentParser, text: str) -> None:
@@ -296,7 +301,7 @@ def _detector_checkpoint(options: argparse.Namespace) -> Path:
     path = checkpoint_path(options)
     if "face_detector" in load_checkpoint(path).parts:
         return path
-    return checkpoint_path(argparse.Namespace(checkpoint=None))
+    return bundled_checkpoint()
 
 
 def _videos(options: argparse.Namespace) -> Videos | None:

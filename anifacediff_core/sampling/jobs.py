@@ -15,6 +15,7 @@ import torch
 
 from ..capture.capture import CaptureModels, crop_portrait
 from ..capture.capture import capture as read
+from ..device import pick_device
 from ..errors import InputError
 from ..progress import Progress
 from ..scale import Scale, run
@@ -73,9 +74,7 @@ class Reenacting:
         say: Callable[[str], None] = lambda text: None,
         bars: Callable[[str], Progress | None] = no_bars,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.pipeline = Pipeline.from_checkpoint(checkpoint, device)
+        self.pipeline = Pipeline.from_checkpoint(checkpoint, pick_device(str(device)))
         self.models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint), self.pipeline.head)
         self.say, self.bars = say, bars
 

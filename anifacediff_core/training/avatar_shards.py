@@ -16,6 +16,7 @@ from torch import Tensor
 from ..avatars.identity import Identity
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
+from ..device import pick_device
 from ..head.model import HeadModel
 from ..head.render import render_normals
 from ..progress import Progress
@@ -59,10 +60,8 @@ class AvatarPreparer:
     """Makes a chunk's shards; a worker of `scale.run`."""
 
     def __init__(self, out: str, recipe: AvatarRecipe, device: str) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.out, self.recipe = Path(out), recipe
-        self.head = HeadModel.bundled().to(device)
+        self.head = HeadModel.bundled().to(pick_device(device))
         self.studio = Studio(self.head)
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:

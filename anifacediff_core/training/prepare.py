@@ -28,6 +28,7 @@ from ..capture.detector import PortraitDetector
 from ..capture.flame import FlameModels
 from ..capture.locate import FacesAtHand
 from ..capture.smirk import SmirkEncoder
+from ..device import pick_device
 from ..errors import InputError
 from ..head.flame import NAME as FLAME
 from ..head.model import HeadModel
@@ -99,10 +100,7 @@ class Encoders:
         return ", ".join(f"{Path(path).name} ({Path(path).stat().st_size})" for path in files)
 
     def load(self) -> Models:
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(name)
+        device = pick_device(self.device)
         checkpoint = load_checkpoint(self.checkpoint)
         if self.flame is None:
             head = HeadModel.bundled()

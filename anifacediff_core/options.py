@@ -1,0 +1,89 @@
+"""What the commands of the command line share: options, their types, bars, and the bundled checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from .errors import InputError
+from .progress import Progress
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Names a default where there is one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default is None or action.default == []
+        return action.help if empty else super()._get_help_string(action)
+
+
+def add_command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], None], text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, mps, or auto for the best that is there"
+    )
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, help="weights; the bundled ones when left out")
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--steps", type=positive, default=10, help="sampling steps")
+    parser.add_argument("--cfg", type=float, default=1.5, help="guidance; 1 is none and twice as fast")
+
+
+def positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a positive number")
+    return value
+
+
+def rate(text: str) -> Fraction:
+    """A frame rate such as 24 or 30000/1001."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no frame rate; give one like 30000/1001") from error
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive frame rate")
+    return value
+
+
+def bar(text: str) -> Progress:
+    """A progress callback that draws a bar on the terminal, once there is progress."""
+    from tqdm import tqdm
+
+    drawn: tqdm | None = None
+
+    def progress(done: int, total: int) -> None:
+        nonlocal drawn
+        drawn = tqdm(desc=text, leave=True, total=total) if drawn is None else drawn
+        drawn.update(done - drawn.n)
+        if done >= total:
+            drawn.close()
+
+    return progress
+
+
+def checkpoint_path(options: argparse.Namespace) -> Path:
+    """The checkpoint named, or the bundled one."""
+    return bundled_checkpoint() if options.checkpoint is None else options.checkpoint
+
+
+def bundled_checkpoint() -> Path:
+    bundled = Path(__file__).parent / "assets" / "demo.safetensors"
+    if not bundled.is_file():
+        raise InputError("This installation has no bundled checkpoint; name one with --checkpoint.")
+    return bundled
