@@ -180,6 +180,7 @@ def _shards_sampler(
             noise=NormalsNoise(0.0, 0.0),
             dtype=torch.float32,
             seed=0,
+            latent_scale=config.latent_scale,
             split=shards.validation,
             workers=0,
         )
