@@ -44,7 +44,7 @@ class Clock:
         return max((self.fraction - self.offset) / max(1 - self.offset, 1e-6), 0.0)
 
     def due(self) -> bool:
-        return self.step % self.loop.check_every == 0 or self.step in (1, 10)
+        return self.step % self.loop.check_every == 0 or self.step in (1, 10, self.loop.steps)
 
     def check(self) -> float:
         """Agree on the time; called by all processes at the same steps."""

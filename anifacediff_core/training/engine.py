@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..storage import write_tensors
 from .clock import Clock, learning_rate
 from .journal import Journal
-from .states import load_own, newest_state, save_state
+from .states import UNREADABLE, load_own, newest_state, save_state, told
 from .worker import Average, make_worker, shards_weights, whole
 
 Tensors = tuple[Tensor, ...]
@@ -47,6 +47,7 @@ class Loop:
         learning_rate: its peak, reached after `warmup` steps.
         schedule: "cosine", which falls over the *fraction of the budget* that has passed to `final_rate`
             times the peak, or "constant".
+        clip: longest gradient, as a norm over all weights; longer ones are shortened to it.
         accumulate: batches whose gradients make up one step.
         average: weight of the past in the running average of the weights; 0 keeps none.
         precision: "no" for float32, "bf16" or "fp16" for autocast, "bf16_weights" for a copy of the
@@ -93,6 +94,10 @@ class Loop:
                 )
         if self.seconds is None and self.steps is None:
             raise InputError("The loop has no budget; give it seconds or steps.")
+        for name in ("seconds", "steps", "learning_rate", "clip", "accumulate", "check_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InputError(f"The loop's {name} is {value}; give a number above 0.")
 
 
 class Task(Protocol):
@@ -180,6 +185,9 @@ def _require_known_distribution(accelerator: Accelerator, loop: Loop) -> None:
         )
     if kind == "FSDP" and loop.precision == "bf16_weights":
         raise InputError("The precision bf16_weights needs whole weights, which FSDP divides; use bf16.")
+    if kind == "FSDP" and loop.precision == "fp16":
+        # accelerate would take the scale off the gradients twice wherever some weights are frozen.
+        raise InputError("The precision fp16 doesn't work where FSDP divides the weights; use bf16.")
 
 
 def _adamw8bit(parameters: Any, **options: Any) -> torch.optim.Optimizer:
@@ -207,6 +215,8 @@ OPTIMIZERS = {"adamw": _fused(torch.optim.AdamW), "adam": _fused(torch.optim.Ada
 
 def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     """Tensors of a file whose names begin with `prefix`, without it."""
+    if not path.exists():
+        raise TrainingError(f"There is no {path}; train the phase that makes it first.")
     found = {key[len(prefix) :]: value for key, value in load_file(path).items() if key.startswith(prefix)}
     if not found:
         raise TrainingError(
@@ -235,7 +245,8 @@ def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal:
     that it would have had without the break.
 
     Raises:
-        TrainingError: the loss is not a number, a signal asked to stop, or the result cannot be written.
+        TrainingError: the loss or its gradient is not a number, a signal asked to stop, or the result cannot
+            be written.
     """
     try:
         _Run(task, loop, accelerator, folder, journal).train()
@@ -315,6 +326,8 @@ class _Run:
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 losses = self.task.losses(self.module(*inputs), targets)
                 self.accelerator.backward(losses["loss"] / loop.accumulate)
+            if part == 0 and not last:
+                self.worker.keep_gradients(self.learning)
             for name, value in losses.items():
                 share = value.detach() / loop.accumulate
                 sums[name] = sums[name] + share if name in sums else share
@@ -322,10 +335,13 @@ class _Run:
         gradient = self.accelerator.clip_grad_norm_(self.trainable, loop.clip)
         self.optimizer.step()
         self.worker.take_weights(self.learning)
-        self.broken = torch.maximum(self.broken, (~torch.isfinite(sums["loss"])).float())
+        sums["gradient"] = whole(gradient).detach()
+        # Finite losses can have gradients that are not; a scaler (fp16) leaves such steps out by itself.
+        watched = sums["loss"] if self.accelerator.scaler else sums["loss"] + sums["gradient"]
+        self.broken = torch.maximum(self.broken, (~torch.isfinite(watched)).float())
         clock.step += 1
         self.average.update(clock.step)
-        return sums | {"gradient": whole(gradient).detach()}
+        return sums
 
     # ---- what is written
 
@@ -338,8 +354,8 @@ class _Run:
         self.journal.draw(clock.step, values)
         if broken:
             raise TrainingError(
-                f"The loss of phase '{task.name}' is not a number at step {clock.step}; {self._rest()} "
-                "Lower its learning_rate and run the same command again."
+                f"The loss of phase '{task.name}', or its gradient, is not a number at step {clock.step}; "
+                f"{self._rest()} Lower its learning_rate and run the same command again."
             )
 
     def _snapshot(self, fraction: float) -> None:
@@ -408,9 +424,9 @@ class _Run:
             self.accelerator.load_state(str(state))
             self.worker.load_originals(shared["originals"])
             self.average.load_state_dict(shared["average"])
-        except (RuntimeError, ValueError, KeyError, OSError) as error:
+        except UNREADABLE as error:
             raise TrainingError(
-                f"The training state {state} doesn't fit this experiment ({str(error).splitlines()[0]}); "
+                f"The training state {state} is damaged or doesn't fit this experiment ({told(error)}); "
                 "delete the folder to begin anew."
             ) from error
         self.clock.load_state_dict(shared["clock"])

@@ -9,15 +9,20 @@ from __future__ import annotations
 import errno
 import shutil
 from pathlib import Path
+from pickle import UnpicklingError  # noqa: TID251 - what the safe reader raises
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
+from torch.distributed.checkpoint.api import CheckpointException
 
 from ..errors import InputError
 
 PREFIX = "step_"
+# Whatever the writers make of a full disk, and the readers of a damaged or foreign file.
+UNWRITTEN = (OSError, RuntimeError, SafetensorError, CheckpointException)
+UNREADABLE = (*UNWRITTEN, ValueError, KeyError, EOFError, UnpicklingError)
 
 
 def newest_state(folder: Path) -> Path | None:
@@ -67,6 +72,12 @@ def load_own(state: Path, process: int) -> dict[str, Any]:
     return found
 
 
+def told(error: BaseException) -> str:
+    """The line of an error's text that tells the most."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if isinstance(error, CheckpointException) else 0]  # that one quotes a stack first
+
+
 def _states(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
@@ -84,17 +95,17 @@ def _write(accelerator: Accelerator, folder: Path, own: dict[str, Any]) -> str:
     try:
         accelerator.save_state(str(folder))
         torch.save(own, folder / f"process_{accelerator.process_index}.pt")
-    except (OSError, RuntimeError, SafetensorError) as error:  # whatever the writers make of a full disk
+    except UNWRITTEN as error:
         return _reason(error, folder)
     return ""
 
 
-def _reason(error: Exception, folder: Path) -> str:
+def _reason(error: BaseException, folder: Path) -> str:
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or shutil.disk_usage(existing).free < 2**24:
         return f"the disk that holds {existing} is full"
-    return str(error).splitlines()[0]
+    return told(error)
 
 
 def _worst(accelerator: Accelerator, problem: str) -> str:

@@ -25,6 +25,7 @@ class Worker(nn.Module):
     def __init__(self, module: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.dtype = dtype
+        self.recorded = False
         self.module = module if dtype is None else copy.deepcopy(module).to(dtype)
         # A plain tuple: registered here as well, the originals would be saved and distributed twice.
         self._originals = None if dtype is None else (module,)
@@ -57,6 +58,16 @@ class Worker(nn.Module):
                 frozen += 1
             used.grad = None
         return frozen
+
+    @torch.no_grad()
+    def keep_gradients(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
+        """Make the gradients of a first batch one's own, for those of further batches to be added.
+
+        What a recorded backward pass gives is its own memory, into which its next replay writes.
+        """
+        for _, used in pairs:
+            if self.recorded and used.grad is not None:
+                used.grad = used.grad.clone()
 
     @torch.no_grad()
     def hand_over_gradients(self, pairs: Sequence[tuple[nn.Parameter, nn.Parameter]]) -> None:
@@ -113,6 +124,7 @@ def make_worker(task: Task, loop: Loop, accelerator: Accelerator) -> tuple[Worke
     except RuntimeError as error:
         torch.cuda.synchronize()
         return worker, frozen, f"eager, recording failed: {str(error).splitlines()[0]}"
+    worker.recorded = True
     return worker, frozen, "recorded"
 
 

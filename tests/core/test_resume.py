@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.head.model import HeadModel
@@ -243,6 +245,74 @@ def test_accumulated_batches_learn_like_one_larger_batch(tmp_path: Path) -> None
     whole = walk(tmp_path / "whole", once, steps=5, save_every=0)
     halves = walk(tmp_path / "halves", twice, steps=5, save_every=0, accumulate=2)
     assert halves == pytest.approx(whole, rel=1e-5)
+
+
+class Recorded(torch.autograd.Function):
+    """A backward pass as CUDA graphs replay it: its result lies where the next one writes."""
+
+    static = torch.zeros(1, 1)
+
+    @staticmethod
+    def forward(ctx: Any, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+        Recorded.static.copy_(gradient.T @ ctx.saved_tensors[0])
+        return Recorded.static.detach(), None
+
+
+def test_accumulated_gradients_of_a_recorded_pass_do_not_share_memory() -> None:
+    worker = Worker(nn.Linear(1, 1, bias=False), None)
+    worker.recorded = True
+    for part, x in enumerate((2.0, 4.0)):
+        Recorded.apply(worker.module.weight, torch.full((1, 1), x)).sum().backward()
+        if part == 0:
+            worker.keep_gradients(worker.learning)
+    assert worker.module.weight.grad.item() == 6
+
+
+def test_a_gradient_that_is_not_a_number_ends_training_though_the_loss_is_one(tmp_path: Path) -> None:
+    class Root(Walk):
+        def losses(self, outputs: Any, targets: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+            loss = super().losses(outputs, targets)["loss"]
+            # At 0 the root is 0 and its slope is not a number.
+            return {"loss": loss + (0 * loss).sqrt() if self.drawn == 14 else loss}
+
+    with pytest.raises(TrainingError, match="gradient, is not a number at step 1.*step 10 is intact"):
+        walk(tmp_path, Root())
+
+
+def test_training_ends_at_its_last_step_whenever_the_clock_is_looked_at(tmp_path: Path) -> None:
+    assert max(walk(tmp_path, steps=13, check_every=50, save_every=0)) == 13
+
+
+def test_a_divided_state_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """torch's writers of divided weights raise what is no Exception."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise CheckpointException("write", {0: (OSError(errno.EIO, "the cable is out"), None)})  # type: ignore[dict-item]
+
+    monkeypatch.setattr(Accelerator, "save_state", fail)
+    walk(tmp_path, steps=12)
+    assert "the cable is out" in capsys.readouterr().out
+    assert (tmp_path / "walk.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin"])
+def test_a_damaged_file_of_a_state_is_told(tmp_path: Path, name: str) -> None:
+    walk(tmp_path, steps=12)
+    (tmp_path / "walk.states" / "step_000000010" / name).write_bytes(b"damaged")
+    with pytest.raises(TrainingError, match="is damaged or doesn't fit"):
+        walk(tmp_path)
+
+
+def test_a_phase_whose_predecessor_is_missing_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"no .*autoencoder\.safetensors; train the phase"):
+        engine.load_weights(tmp_path / "autoencoder.safetensors", "vae.")
 
 
 def test_a_pool_comes_back_as_it_was() -> None:

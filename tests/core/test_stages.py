@@ -133,10 +133,17 @@ def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers
 
 @pytest.mark.parametrize(
     "values",
-    [{"optimizer": "sgd"}, {"schedule": "stairs"}, {"precision": "int8"}, {"steps": None}],
+    [
+        {"optimizer": "sgd"},
+        {"schedule": "stairs"},
+        {"precision": "int8"},
+        {"steps": None},
+        {"clip": 0.0},
+        {"check_every": 0},
+    ],
 )
 def test_a_loop_that_cannot_run_is_refused_with_a_sentence(values: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="choose one of|seconds or steps"):
+    with pytest.raises(InputError, match="choose one of|seconds or steps|above 0"):
         Loop(**{"steps": 1, **values})
 
 
