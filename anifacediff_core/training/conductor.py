@@ -8,6 +8,7 @@ with it. A second run into the same folder goes on where the first one stopped.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -22,8 +23,10 @@ from ..errors import InputError
 from .engine import states_folder
 from .states import newest_state
 
+PATIENCE = 60.0  # seconds that a phase has to write a state when it is asked to stop
 GRACE = 240.0  # seconds beyond its budget after which a phase is ended
 TIMED_OUT = 124  # exit code of what was ended
+STOPPED = 143  # exit code of what a signal has ended
 REFUSED = 2  # exit code of the command line after one sentence: trying again would end the same way
 
 
@@ -108,10 +111,18 @@ class Job:
 
     def stop(self) -> None:
         self.process.terminate()
+        self.end()
+
+    def end(self) -> None:
+        """Wait for what was asked to stop; a second signal would disturb torch's launcher in stopping."""
         try:
-            self.process.wait(20)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
+
+
+def _stop(number: int, frame: Any) -> None:
+    raise InputError("Training was asked to stop; run the same command to go on.")
 
 
 def _relay(source: IO[str], path: Path) -> None:
@@ -141,9 +152,20 @@ class Conductor:
         self.config, self.experiment, self.overrides, self.folder = config, experiment, overrides, folder
         self.jobs: list[Job] = []
         self.failed: list[str] = []
+        self.stopping = False
+        self.lock = threading.Lock()  # of the two above: no job starts once all are being stopped
+        if not experiment.get("plan"):
+            raise InputError("The experiment has no plan; add one, or choose one phase with --phase.")
 
     def run(self) -> None:
+        """Raises:
+        InputError: a phase failed, or a signal asked to stop.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            before = signal.signal(signal.SIGTERM, _stop)
+        except ValueError:  # only the main thread may listen
+            before = None
         try:
             for row in self.experiment["plan"]:
                 for lanes in divide(row, self.devices):
@@ -158,9 +180,15 @@ class Conductor:
                     failed = ", ".join(self.failed)
                     raise InputError(f"Training stopped at {failed}; the reason is in the .log of that name.")
         finally:
-            for job in self.jobs:
-                if job.process.poll() is None:
-                    job.stop()
+            with self.lock:
+                self.stopping = True
+            running = [job for job in self.jobs if job.process.poll() is None]
+            for job in running:
+                job.process.terminate()
+            for job in running:
+                job.end()
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
 
     def _run_lane(self, lane: Lane) -> None:
         for phase in lane.phases:
@@ -170,6 +198,8 @@ class Conductor:
             if code == 0:
                 self._done(phase).touch()
                 continue
+            if self.stopping:
+                return
             print(f"Phase {phase} ended with code {code}; see {phase}.log.", flush=True)
             # Go on when it left a snapshot: a shorter training beats none.
             if not (self.folder / f"{phase}.safetensors").exists():
@@ -182,11 +212,14 @@ class Conductor:
         """
         while True:
             before = newest_state(states_folder(self.folder, phase))
-            job = Job(phase, lane, self._arguments(phase), self.folder, self._budget(phase))
-            self.jobs.append(job)
+            with self.lock:
+                if self.stopping:
+                    return STOPPED
+                job = Job(phase, lane, self._arguments(phase), self.folder, self._budget(phase))
+                self.jobs.append(job)
             code = job.wait()
             state = newest_state(states_folder(self.folder, phase))
-            if code in (0, REFUSED, TIMED_OUT) or state is None or state == before:
+            if self.stopping or code in (0, REFUSED, TIMED_OUT) or state is None or state == before:
                 return code
             print(f"Phase {phase} ended with code {code}; it goes on from {state.name}.", flush=True)
 

@@ -45,7 +45,8 @@ class Journal:
             file.write(json.dumps(record) + "\n")
         shown = {key: round(value, 5) if isinstance(value, float) else value for key, value in values.items()}
         text = " ".join(f"{key} {value}" for key, value in shown.items())
-        print(f"[{record['seconds']:7.1f}] {phase}: {event} {text}", flush=True)
+        with contextlib.suppress(OSError):  # whoever read along may be gone
+            print(f"[{record['seconds']:7.1f}] {phase}: {event} {text}", flush=True)
 
     def draw(self, step: int, values: dict[str, Any], picture: Path | None = None) -> None:
         """Curves and pictures for TensorBoard."""

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from anifacediff_core.avatars.studio import Studio
+from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.training import engine, states
+from anifacediff_core.training import conductor, engine, states
 from anifacediff_core.training.data import Pool, PoolPlan
 from anifacediff_core.training.engine import Loop, TrainingError
 from anifacediff_core.training.journal import Journal
@@ -222,6 +224,55 @@ def test_a_signal_ends_training_with_a_state_from_which_it_goes_on(tmp_path: Pat
         walk(tmp_path / "parts", Signaled())
     assert signal.getsignal(signal.SIGTERM) == before
     assert walk(tmp_path / "parts") == walk(tmp_path / "whole")
+
+
+ENDLESS = """
+import pathlib, signal, sys, time
+states = pathlib.Path(sys.argv[1])
+def stop(*_):
+    (states / f"step_{len(list(states.iterdir())):09d}").mkdir()
+    sys.exit(1)  # as torch's launcher does, whatever its workers say
+signal.signal(signal.SIGTERM, stop)
+states.mkdir(exist_ok=True)
+(states / f"step_{len(list(states.iterdir())):09d}").mkdir()
+time.sleep(60)
+"""
+
+
+def test_a_conductor_that_is_asked_to_stop_lets_its_phases_save_and_starts_none_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+
+    def command(arguments: list[str], processes: int) -> list[str]:
+        launched.append(arguments)
+        return [sys.executable, "-c", ENDLESS, str(tmp_path / "walk.states")]
+
+    def ask() -> None:
+        while states.newest_state(tmp_path / "walk.states") is None:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(conductor, "launch_command", command)
+    experiment = {"phases": {"walk": {}, "next": {}}, "plan": [{"walk, next": "rest"}]}
+    (tmp_path / "walk.safetensors").touch()  # a snapshot, which would let the next phase begin
+    before = signal.getsignal(signal.SIGTERM)
+    threading.Thread(target=ask, daemon=True).start()
+    band = conductor.Conductor("walk", experiment, [], tmp_path, devices=0)
+    with pytest.raises(InputError, match="asked to stop; run the same command"):
+        band.run()
+    time.sleep(0.5)
+    assert [job.process.poll() for job in band.jobs] == [1] and len(launched) == 1
+    assert len(list((tmp_path / "walk.states").iterdir())) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_journal_whose_reader_is_gone_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("builtins.print", gone)
+    assert max(walk(tmp_path, steps=3)) == 3
 
 
 def test_accumulated_batches_learn_like_one_larger_batch(tmp_path: Path) -> None:
