@@ -7,6 +7,7 @@ PyAV is imported by what needs it: training writes pictures only and does withou
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +23,7 @@ from torch import Tensor
 from .errors import InputError
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 MICROSECONDS = 1_000_000  # the unit of a container's duration
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 
@@ -104,9 +106,15 @@ def read_image(path: str | Path) -> Tensor:
                 layer = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", layer.size, (128, 128, 128, 255)), layer)
             pixels = np.array(picture.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} could not be read as a picture ({error}).") from error
     return to_tensor(pixels)[None]
+
+
+def numbered_pictures(folder: str | Path) -> list[Path]:
+    """Pictures of a folder in the order of the numbers in their names: 2.png before 10.png."""
+    found = [p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_ENDINGS and p.name[0] != "."]
+    return sorted(found, key=lambda p: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", p.name)])
 
 
 def write_image(path: str | Path, image: Tensor, quality: int = 92) -> None:

@@ -19,6 +19,7 @@ from ..options import (
     checkpoint_path,
     positive,
 )
+from ..storage import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -381,6 +382,6 @@ def _unique(named: list[tuple[str, Path]]) -> dict[str, Path]:
 
 
 def _write_report(folder: Path, name: str, report: dict[str, Any], text: str) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(report, indent=1, allow_nan=False), encoding="utf-8")
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    for ending, content in (("json", json.dumps(report, indent=1, allow_nan=False)), ("md", text)):
+        with replacing(folder / f"{name}.{ending}") as temporary:
+            Path(temporary).write_text(content, encoding="utf-8")

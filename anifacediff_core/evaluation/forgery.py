@@ -22,6 +22,7 @@ from ..capture.detector import SQUARE_SCALE
 from ..capture.locate import LANDMARKS_GROWTH, FindsFaces
 from ..errors import InputError
 from ..progress import Progress
+from ..storage import replacing
 from .onnx_model import OnnxModel
 from .pairs import clip_frames, find_clips
 from .results import batches, count_frames
@@ -221,7 +222,7 @@ def read_scores(path: Path, videos: Videos | None = None) -> list[Score]:
     """
     known = _by_name(videos) if videos is not None else {}
     scores: list[Score] = []
-    seen: set[tuple[str, int]] = set()
+    seen: set[tuple[str, int, int, str]] = set()
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             table = csv.DictReader(stream)
@@ -229,11 +230,13 @@ def read_scores(path: Path, videos: Videos | None = None) -> list[Score]:
                 raise InputError(f"{path} holds no scores: expected the columns video, frame, score.")
             for line, row in enumerate(table, 2):
                 score = _row(row, known, f"{path}, line {line}")
-                if (score.video, score.frame) in seen:
+                # A fake often has the name of the real video that it is made from.
+                key = (score.video, score.frame, score.label, score.method)
+                if key in seen:
                     raise InputError(
                         f"{path}, line {line}: frame {score.frame} of {score.video} comes twice."
                     )
-                seen.add((score.video, score.frame))
+                seen.add(key)
                 scores.append(score)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The scores {path} could not be read ({error}).") from error
@@ -350,8 +353,7 @@ def forgery_report(
 
 def write_scores(path: Path, scores: list[Score]) -> None:
     """Write scores as the CSV that `read_scores` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(["video", "frame", "score", "label", "method"])
         table.writerows([s.video, s.frame, repr(s.score), s.label, s.method] for s in scores)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -17,6 +19,7 @@ from ..errors import InputError
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..sampling.pipeline import Pipeline
+from ..storage import replacing
 from ..video import VideoWriter, probe, write_image
 from .pairs import CROSS, PROTOCOLS, Pair, one_frame
 from .results import METHOD_FILE, count_frames, driving_frames
@@ -93,8 +96,8 @@ class Generator:
         Raises:
             InputError: the folder holds results of other settings.
         """
-        _claim(out, variant, self.sampling, checkpoint)
         wanted = [pair for pair in pairs if pair.protocol in variant.protocols]
+        _claim(out, variant, self.sampling, checkpoint, wanted)
         problems: dict[str, str] = {}
         for index, pair in enumerate(wanted):
             try:
@@ -112,11 +115,12 @@ class Generator:
         if not self.pictures:
             driving = Path(pair.driving)
             rate = probe(driving).rate if driving.is_file() else FALLBACK_RATE
-            with VideoWriter(target, rate, crf=10) as video:
+            with replacing(target) as temporary, VideoWriter(temporary, rate, crf=10) as video:
                 for part in frames:
                     video.write(part)
             return
         unfinished = out / f".{pair.pair}.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was interrupted
         index = 0
         for part in frames:
             for picture in part:
@@ -168,14 +172,17 @@ def _require_square(size: torch.Size, what: str, name: str) -> None:
         )
 
 
-def _claim(out: Path, variant: Variant, sampling: Sampling, checkpoint: str) -> None:
-    """Write down what the folder's results are made with, and refuse to mix them with others."""
+def _claim(out: Path, variant: Variant, sampling: Sampling, checkpoint: str, pairs: list[Pair]) -> None:
+    """Write down what the folder's results are made with and of, and refuse to mix them with others: lists of
+    pairs all have the same names in them.
+    """
     told = {
         "method": "AniFaceDiff",
         "checkpoint": checkpoint,
         **asdict(variant),
         "protocols": list(variant.protocols),
         "sampling": asdict(sampling),
+        "pairs": _fingerprint(pairs),
     }
     file = out / METHOD_FILE
     if file.exists():
@@ -184,6 +191,15 @@ def _claim(out: Path, variant: Variant, sampling: Sampling, checkpoint: str) -> 
         except (OSError, ValueError):
             there = None
         if there != told:
-            raise InputError(f"The folder {out} holds results of other settings; choose another one.")
-    out.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(told, indent=1), encoding="utf-8")
+            raise InputError(
+                f"The folder {out} holds results of other settings or pairs; choose another one."
+            )
+        return
+    with replacing(file) as temporary:
+        Path(temporary).write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def _fingerprint(pairs: list[Pair]) -> str:
+    """Of a list, wherever its videos lie."""
+    told = [asdict(p) | {"source": Path(p.source).name, "driving": Path(p.driving).name} for p in pairs]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]

@@ -103,13 +103,17 @@ class OnnxModel:
         parts = np.split(pixels, len(pixels)) if self._one_by_one else [pixels]
         try:
             found = [self._session.run([output], {entry.name: np.ascontiguousarray(p)})[0] for p in parts]
+            numbers = np.concatenate([np.asarray(part, np.float32) for part in found])
+        except (TypeError, ValueError) as error:  # words, or one number for all
+            raise InputError(
+                f"{self.name} gives no rows of numbers as {output}: choose another output, or export it anew."
+            ) from error
         except Exception as error:  # as above
             reason = str(error).strip().splitlines()[0][:160]
             raise InputError(
                 f"{self.name} could not read the pictures ({reason}); check its size."
             ) from error
-        numbers = np.concatenate([np.asarray(part, np.float32) for part in found])
-        if numbers.ndim < 1 or len(numbers) != len(pictures):
+        if len(numbers) != len(pictures):
             raise InputError(
                 f"{self.name} gives {list(numbers.shape)} for {len(pictures)} pictures: expected a row each."
             )

@@ -10,6 +10,7 @@ import csv
 import os
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
@@ -18,11 +19,11 @@ from pathlib import Path
 from torch import Tensor
 
 from ..errors import InputError
-from ..video import IMAGE_ENDINGS, read_frames, read_image
+from ..storage import replacing
+from ..video import IMAGE_ENDINGS, VIDEO_ENDINGS, numbered_pictures, read_frames, read_image
 
 SAME, CROSS = "same", "cross"
 PROTOCOLS = (SAME, CROSS)
-VIDEO_ENDINGS = {".mp4", ".webm", ".mkv", ".mov", ".avi", ".m4v"}
 PAPER_COUNT = 100
 _NAME = re.compile(r"[\w.#-]{1,200}")
 
@@ -60,7 +61,12 @@ def find_clips(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}: name one with videos.")
     clips = []
+    seen: set[str] = set()  # links may lead back to a folder above them
     for place, folders, names in os.walk(folder, followlinks=True):
+        if (here := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         endings = {Path(name).suffix.lower() for name in names if not name.startswith(".")}
         if endings & IMAGE_ENDINGS and not endings & VIDEO_ENDINGS and Path(place) != folder:
@@ -83,7 +89,7 @@ def clip_frames(clip: Path, first: int = 0, count: int = 0) -> Iterator[Tensor]:
     """
     stop = first + count if count else None
     if clip.is_dir():
-        names = _numbered(clip)
+        names = numbered_pictures(clip)
         if not names:
             raise InputError(f"The folder {clip} holds no pictures; give one with frames as PNG.")
         for name in names[first:stop]:
@@ -99,14 +105,6 @@ def one_frame(clip: Path, index: int) -> Tensor:
     for frame in clip_frames(clip, index, 1):
         return frame
     raise InputError(f"{clip} has no frame {index}; it is shorter than the list says.")
-
-
-def _numbered(folder: Path) -> list[Path]:
-    """Pictures of a folder in the order of the numbers in their names: 2.png before 10.png."""
-    names = [path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS]
-    parts = {path: re.split(r"(\d+)", path.name) for path in names}
-    key = {path: [(int(p), "") if p.isdigit() else (0, p) for p in parts[path]] for path in names}
-    return sorted(names, key=key.__getitem__)
 
 
 # ---- the list
@@ -125,7 +123,7 @@ def identity_of(clip: Path, folder: Path, pattern: str | None = None) -> str:
             match = re.search(pattern, inner.as_posix())
         except re.error as error:
             raise InputError(f"The pattern {pattern} is no regular expression ({error}).") from error
-        if match is None or not match.groups():
+        if match is None or not match.groups() or match[1] is None:
             raise InputError(f"The pattern {pattern} has no group that fits {inner}; mark one with ( ).")
         return match[1]
     if len(inner.parts) > 1:
@@ -178,7 +176,7 @@ def _strangers(clips: list[Path], people: dict[Path, str], count: int, seed: int
             "Cross-identity pairs need two identities but all videos seem to show the same one: sort them "
             "into a folder for each, or tell the identity with --identity."
         )
-    sizes = {who: sum(other == who for other in people.values()) for who in people.values()}
+    sizes = Counter(people.values())
     possible = sum(len(clips) - sizes[who] for who in people.values())
     chance = random.Random(f"{CROSS} {seed}")
     chosen: dict[tuple[Path, Path], None] = {}
@@ -194,14 +192,13 @@ def _strangers(clips: list[Path], people: dict[Path, str], count: int, seed: int
 
 def write_pairs(path: Path, pairs: list[Pair]) -> None:
     """Write the list as CSV; files below its own folder are named relative to it, so that both can move."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     here = path.resolve().parent
 
     def named(file: str) -> str:
         whole = Path(file).resolve()
         return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(whole)
 
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [field.name for field in fields(Pair)])
         table.writeheader()
         for pair in pairs:

@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..progress import Progress
+from ..video import VIDEO_ENDINGS
 from .faces import FaceReader, ReadFaces, face_distances
 from .frechet import Features, RunningGaussian, frechet_distance
 from .identity import FIXED, POINTS, Embedder, cut_points, cut_portrait
-from .pairs import SAME, VIDEO_ENDINGS, Pair, clip_frames, one_frame
+from .pairs import PROTOCOLS, SAME, Pair, clip_frames, one_frame
 from .steadiness import Flicker, WarpingError, has_opencv
 
 METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
@@ -204,6 +205,7 @@ class Method:
     Attributes:
         fsa, adapter: whether facial shape alignment and expression adapter were on; None where nobody says.
         protocols: those that it was run on; empty for all.
+        checkpoint: that it was run with, where that is known: its variants belong to one table.
     """
 
     name: str
@@ -211,6 +213,7 @@ class Method:
     fsa: bool | None = None
     adapter: bool | None = None
     protocols: tuple[str, ...] = ()
+    checkpoint: str = ""
 
     @classmethod
     def of(cls, name: str, folder: Path) -> Method:
@@ -226,7 +229,7 @@ class Method:
         flags = [told.get(key) if isinstance(told.get(key), bool) else None for key in ("fsa", "adapter")]
         protocols = told.get("protocols")
         known = tuple(str(p) for p in protocols) if isinstance(protocols, list) else ()
-        return cls(name, folder, flags[0], flags[1], known)
+        return cls(name, folder, flags[0], flags[1], known, str(told.get("checkpoint", "")))
 
 
 @dataclass
@@ -392,7 +395,7 @@ def measure(
     report: dict[str, Any] = {
         "networks": networks.names,
         "missing": networks.missing,
-        "pairs": {p: sum(pair.protocol == p for pair in pairs) for p in {pair.protocol for pair in pairs}},
+        "pairs": {p: count for p in PROTOCOLS if (count := sum(pair.protocol == p for pair in pairs))},
         "reference": {
             "videos": len(clips),
             "frames": real.count if real is not None else None,
@@ -410,7 +413,8 @@ def named_clips(pairs: list[Pair]) -> list[Path]:
 
 def _summary(measured: Measured, networks: Networks, real: RunningGaussian | None) -> dict[str, Any]:
     method = measured.method
-    told: dict[str, Any] = {"fsa": method.fsa, "adapter": method.adapter, "protocols": {}}
+    told: dict[str, Any] = {"fsa": method.fsa, "adapter": method.adapter, "checkpoint": method.checkpoint}
+    told["protocols"] = {}
     for protocol, tally in measured.tallies.items():
         values: dict[str, float | None] = {
             metric: tally.mean(metric) for metric in METRICS if metric != "fid"
@@ -454,14 +458,15 @@ def _sheet(found: list[Measured], pairs: list[Pair], rows: int) -> Tensor | None
     if not shown:
         return None
     gray = torch.full((3, SHEET_SIDE, SHEET_SIDE), 0.5)
-    driving = []
+    sources, driving = [], []
     for pair in shown:
+        try:
+            sources.append(small(one_frame(Path(pair.source), pair.source_frame)))
+        except InputError:  # without CSIM nobody has needed it, and what was measured must not be lost
+            sources.append(gray)
         count, _ = count_frames(Path(pair.driving), pair.first, pair.frames)
         driving.append(small(one_frame(Path(pair.driving), pair.first + count // 2)))
-    columns = [
-        torch.stack([small(one_frame(Path(pair.source), pair.source_frame)) for pair in shown]),
-        torch.stack(driving),
-    ]
+    columns = [torch.stack(sources), torch.stack(driving)]
     for item in found:
         columns.append(torch.stack([item.pictures.get(pair.pair, gray) for pair in shown]))
     return contact_sheet(columns)

@@ -28,8 +28,12 @@ def results_markdown(report: dict[str, Any]) -> str:
         for protocol in PROTOCOLS:
             if protocol in report["pairs"]:
                 parts += [f"## {TITLES[protocol]}\n", comparison(report, protocol), ""]
-    if ablation := ablation_table(report):
-        parts += ["## Ablation (the paper's Table 2)\n", ablation, ""]
+    checkpoints = dict.fromkeys(m["checkpoint"] for m in report["methods"].values())
+    tables = {c: table for c in checkpoints if (table := ablation_table(report, c))}
+    if tables:
+        parts.append("## Ablation (the paper's Table 2)\n")
+    for checkpoint, table in tables.items():
+        parts += [f"### {checkpoint}\n", table, ""] if len(tables) > 1 else [table, ""]
     parts += ["## How it was measured\n", *_notes(report), ""]
     problems = [
         f"- {name}, {pair}: {reason}"
@@ -55,13 +59,15 @@ def comparison(report: dict[str, Any], protocol: str) -> str:
     return _table(rows)
 
 
-def ablation_table(report: dict[str, Any]) -> str:
-    """Table 2, where at least two methods say what was switched off; empty otherwise.
+def ablation_table(report: dict[str, Any], checkpoint: str) -> str:
+    """Table 2 of one checkpoint, where at least two methods of it say what was switched off; empty otherwise.
 
     Facial shape alignment belongs to cross identity alone, so the rows with it have no same-identity cells.
     """
     chosen = {
-        name: m for name, m in report["methods"].items() if m["fsa"] is not None and m["adapter"] is not None
+        name: m
+        for name, m in report["methods"].items()
+        if m["checkpoint"] == checkpoint and m["fsa"] is not None and m["adapter"] is not None
     }
     if len(chosen) < 2:
         return ""

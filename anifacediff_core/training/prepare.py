@@ -38,7 +38,7 @@ from ..head.render import render_normals
 from ..progress import Progress
 from ..scale import Scale, run
 from ..storage import replacing
-from ..video import IMAGE_ENDINGS, probe, read_frames, read_image
+from ..video import IMAGE_ENDINGS, VIDEO_ENDINGS, numbered_pictures, probe, read_frames, read_image
 from ..weights.checkpoint import load_checkpoint
 from .shard_chunks import (
     PLAN,
@@ -62,7 +62,6 @@ from .shard_format import (
     usable_frames,
 )
 
-VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 PARAMETER_CACHE = "parameters"
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 # VoxCeleb's id10280, as a folder or as the beginning of FOMM's id10280#NXjT3732Ekg#001093#001192.mp4
@@ -328,7 +327,8 @@ class Preparer:
     def _segments(self, clip: Clip) -> Iterator[Segment]:
         path = self.root / clip.path
         parameters, square, fps = self._captured(path, clip)
-        name = f"{re.sub(r'[^0-9A-Za-z_-]+', '_', Path(clip.path).stem)[-60:]}-{short_hash(clip.path)}"
+        # Cut, since names in a tar file have room for 100 bytes, with all that is added to this one.
+        name = f"{re.sub(r'[^0-9A-Za-z_-]+', '_', Path(clip.path).stem)[-48:]}-{short_hash(clip.path)}"
         frames = self._pictures(path, square)
         for first in range(0, len(parameters), self.recipe.segment):
             part = parameters[first : first + self.recipe.segment]
@@ -392,22 +392,18 @@ def _frames(path: Path) -> Iterator[Tensor]:
     if not path.is_dir():
         yield from read_frames(path)
         return
-    for name in _picture_names(path):
-        yield read_image(path / name)[0]
-
-
-def _picture_names(folder: Path) -> list[str]:
-    names = [name for name in os.listdir(folder) if Path(name).suffix.lower() in IMAGE_ENDINGS]
-    names = [name for name in names if not name.startswith(".")]
-    return sorted(names, key=lambda name: [int(t) if t.isdecimal() else t for t in re.split(r"(\d+)", name)])
+    for picture in numbered_pictures(path):
+        yield read_image(picture)[0]
 
 
 def _fingerprint(path: Path) -> str:
     """Changes when the clip does."""
     if path.is_dir():
-        names = _picture_names(path)
-        sizes = [(name, (path / name).stat().st_size) for name in names]
-        return short_hash(repr(sizes))
+        pictures = numbered_pictures(path)
+        for picture in pictures:
+            if not picture.is_file():
+                raise InputError(f"{path.name}/{picture.name} is not a file, or a link that leads nowhere.")
+        return short_hash(repr([(picture.name, picture.stat().st_size) for picture in pictures]))
     if not path.is_file():
         raise InputError(f"{path.name} is not there any more.")
     return f"{path.stat().st_size} {path.stat().st_mtime_ns}"

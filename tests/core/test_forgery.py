@@ -148,6 +148,12 @@ def test_tables_that_are_not_right_are_refused_by_line(text: str, why: str, tmp_
         read_scores(table(tmp_path / "scores.csv", text))
 
 
+def test_fakes_may_have_the_name_of_the_real_video_they_are_made_from(tmp_path: Path) -> None:
+    text = "video,frame,score,label,method\nx,0,.1,0,\nx,0,.8,1,a\nx,0,.9,1,b\n"
+    scores = read_scores(table(tmp_path / "scores.csv", text))
+    assert [(s.label, s.method, s.score) for s in scores] == [(0, "", 0.1), (1, "a", 0.8), (1, "b", 0.9)]
+
+
 def test_a_name_that_stands_for_real_and_fake_needs_a_label(tmp_path: Path) -> None:
     clip(tmp_path / "real" / "x", [0.1])
     clip(tmp_path / "fake" / "x", [0.1])

@@ -212,6 +212,11 @@ def test_a_folder_of_pictures_is_read_in_the_order_of_its_numbers(pictures: Tens
         assert torch.equal(decode_picture(data, 64, "it"), (picture * 255).round().to(torch.uint8))
 
 
+def test_names_may_be_long(copies: Callable[..., Path], tmp_path: Path) -> None:
+    prepare(copies("n" * 120 + ".mp4"), tmp_path / "out", ENCODERS, SMALL)
+    assert {segment.info.clip for segment in segments(tmp_path / "out")} == {"n" * 120 + ".mp4"}
+
+
 def test_a_portrait_is_cut_out_of_a_larger_picture(pictures: Tensor, tmp_path: Path) -> None:
     wide = F.pad(F.interpolate(pictures, size=(160, 160)), (20, 140, 10, 30), value=0.2)
     with VideoWriter(tmp_path / "videos" / "wide.mp4", Fraction(24)) as writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -414,7 +415,7 @@ def test_frames_are_never_held_all_at_once(
 def summary(value: float, **told: Any) -> dict[str, Any]:
     rows = {"results": 2, "frames": 8, "frames_without_face": {}, "pairs": {}, "apd": value, "aed": 2 * value}
     protocols = {SAME: rows, CROSS: {**rows, "apd": 10 * value}}
-    return {"fsa": None, "adapter": None, "problems": {}, **told, "protocols": protocols}
+    return {"fsa": None, "adapter": None, "checkpoint": "", "problems": {}, **told, "protocols": protocols}
 
 
 def report_of(methods: dict[str, Any]) -> dict[str, Any]:
@@ -455,6 +456,19 @@ def test_the_ablation_has_the_rows_of_table_2() -> None:
         ("–", "✓", "0.1000", "3.0000"),
         ("✓", "✓", "–", "1.0000"),
     ]
+
+
+def test_each_checkpoint_has_an_ablation_of_its_own() -> None:
+    methods = {}
+    for name, value in (("a", 0.1), ("b", 0.5)):
+        methods[f"{name} full"] = summary(value, fsa=True, adapter=True, checkpoint=name)
+        methods[f"{name} no_fsa"] = summary(value + 0.1, fsa=False, adapter=True, checkpoint=name)
+        methods[f"{name} no_fsa"]["protocols"].pop(SAME)
+    tables = results_markdown(report_of(methods)).split("Table 2)")[1]
+    first, second = tables.split("### b\n")
+    assert first.strip().startswith("### a")
+    assert "| 0.1000 |" in first and "0.5000" not in first
+    assert "| 0.5000 |" in second and "0.1000" not in second.split("## How")[0]
 
 
 # ---- our own method
@@ -506,6 +520,23 @@ def test_results_of_other_settings_are_not_mixed(videos: Path, tmp_path: Path) -
     run(Sampling())
     with pytest.raises(InputError, match="results of other settings"):
         run(Sampling(steps=7))
+    with pytest.raises(InputError, match="other settings or pairs"):
+        Generator(Recorder(), None, Sampling()).run(  # type: ignore[arg-type]
+            VARIANTS["full"],
+            draw_pairs(videos, (SAME,), count=1),
+            tmp_path / "out",
+            "demo",
+            lambda done, total: None,
+        )
+
+
+def test_a_source_that_nobody_needs_does_not_cost_the_report(videos: Path, tmp_path: Path) -> None:
+    (pair,) = draw_pairs(videos, (CROSS,), count=1)
+    shutil.copytree(pair.driving, tmp_path / "results" / pair.pair)
+    gone = replace(pair, source=str(tmp_path / "gone.png"))
+    report, sheet = measure([Method.of("copy", tmp_path / "results")], [gone], Networks())
+    assert report["methods"]["copy"]["protocols"][CROSS]["results"] == 1
+    assert sheet is not None and float(sheet[:, :, :160].std()) == 0
 
 
 # ---- the whole way, on avatars
