@@ -18,6 +18,7 @@ from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
+from ..errors import InputError
 from ..evaluation.regions import SPOTS, face_spots
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
@@ -305,6 +306,15 @@ class PoolSource:
     clips: bool
     noise: NormalsNoise
     dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        plan = self.pool.plan
+        if self.clips and plan.track < 1:
+            raise InputError("Clips need a pool with track above 0: the frames of a clip.")
+        if not self.clips and plan.frames < 2:
+            raise InputError(
+                "Pairs need a pool with two frames or more of each avatar; raise stills or track."
+            )
 
     @property
     def frames(self) -> int:

@@ -104,7 +104,9 @@ def network_config(experiment: dict[str, Any]) -> NetworkConfig:
     """`network: tiny`, or `network: {preset: tiny, ...}` with single values changed; the network of the
     checkpoint that the experiment starts from, where it names no preset.
     """
-    wanted = experiment.get("network", {})
+    wanted = experiment.get("network") or {}
+    if not isinstance(wanted, str | dict):
+        raise InputError(f"The experiment's network is {wanted!r}; give a preset, or settings.")
     values = {"preset": wanted} if isinstance(wanted, str) else dict(wanted)
     preset = values.pop("preset", None)
     if preset not in (None, "tiny", "full"):
@@ -113,15 +115,21 @@ def network_config(experiment: dict[str, Any]) -> NetworkConfig:
         base = load_checkpoint(experiment["start"]).config
     else:
         base = getattr(NetworkConfig, preset or "tiny")()
-    return NetworkConfig.from_json(json.loads(json.dumps(base.to_json() | values)))
+    config = NetworkConfig.from_json(json.loads(json.dumps(base.to_json() | values)))
+    if config.prediction == "epsilon" and config.zero_terminal_snr:
+        # Of pure noise the noise says nothing about the picture, and sampling begins there.
+        raise InputError(
+            "The network predicts epsilon and its last time step is pure noise; "
+            "set network.zero_terminal_snr to false, or network.prediction to v_prediction."
+        )
+    return config
 
 
 def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
     """Run one phase in this process (one of several, when launched so)."""
-    if name not in experiment["phases"] or name not in PHASES:
-        raise InputError(
-            f"There is no phase '{name}'; the experiment has: {', '.join(experiment['phases'])}."
-        )
+    known = [phase for phase in experiment["phases"] if phase in PHASES]
+    if name not in known:
+        raise InputError(f"There is no phase '{name}'; the experiment has: {', '.join(known)}.")
     settings = experiment["phases"][name] or {}
     loop = build(Loop, settings.get("loop", {"steps": 1}), f"{name}.loop")
     accelerator = make_accelerator(loop, int(experiment["seed"]), folder / "tensorboard")

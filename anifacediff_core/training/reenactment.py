@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..errors import InputError
 from ..evaluation.regions import emphasis
 from ..network.model import AniFaceDiff, FixedRows
 from .data import NormalsNoise, PairSource
@@ -61,6 +62,13 @@ class DenoisingSettings:
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.split()[0] < 1:
+            raise InputError(
+                f"Of {self.rows} rows with unconditional {self.unconditional} none is left that sees its "
+                "source; give more rows, or unconditional: 0."
+            )
+
     def split(self) -> tuple[int, int]:
         """How many sources of a batch are conditional, and how many of these see the reference."""
         conditional = self.rows
@@ -94,7 +102,11 @@ def mixed_noise(clips: int, frames: int, size: tuple[int, ...], device: torch.de
 
 
 def snr_weight(alphas: Tensor, gamma: float, prediction: str) -> Tensor:
-    """min(SNR, γ) / SNR of each row; for v-prediction with SNR + 1, so that pure noise keeps a weight.
+    """min(SNR, γ) / SNR of each row (Hang et al. 2023, for noise prediction).
+
+    For v-prediction SNR + 1 stands in both places, as in diffusers' first scripts and the training code of
+    the Animate-Anyone family. The paper's own form there, min(SNR, γ) / (SNR + 1), gives pure noise no
+    weight, and with a terminal SNR of zero sampling begins at pure noise.
 
     Arguments:
         alphas: (rows,), ᾱ.

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from safetensors import SafetensorError
+from torch import Tensor, nn
 
+from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.avatars import Protocol, Reenactor
 from ..evaluation.metrics import flicker, psnr, ssim
@@ -70,6 +72,12 @@ class Preview:
 
 def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
     """Stage 1 learns single pictures, stage 2 the temporal modules on top of its weights."""
+    if config.n_expression != phase.head.n_expression:
+        raise InputError(
+            f"The network reads {config.n_expression} expressions and the head '{phase.head.name}' has "
+            f"{phase.head.n_expression}; name the head that the network is for as the experiment's head, or "
+            "set network.n_expression."
+        )
     autoencoder = stage_autoencoder(phase, config).to(phase.device).eval().requires_grad_(False)
     model = stage_network(phase, config, stage)
     settings = build(DenoisingSettings, phase.settings.get("settings"), f"{phase.name}.settings")
@@ -106,7 +114,7 @@ def stage_autoencoder(phase: Phase, config: NetworkConfig) -> AutoEncoder | Stab
     if phase.start is not None and not path.exists():
         return load_autoencoder(phase.start)
     autoencoder = AutoEncoder(config.latent_channels)
-    autoencoder.load_state_dict(load_weights(path, "vae."))
+    _fill(autoencoder, path, "vae.")
     return autoencoder
 
 
@@ -122,11 +130,22 @@ def stage_network(phase: Phase, config: NetworkConfig, stage: int) -> AniFaceDif
         return model
     trained = phase.folder / STAGE1
     if trained.exists() or phase.start is None:
-        model.load_state_dict(load_weights(trained))
+        _fill(model, trained)
     model.motion = motion
     if motion is None:
         model.add_motion()
     return model
+
+
+def _fill(module: nn.Module, path: Path, prefix: str = "") -> None:
+    """Load what an earlier phase has left."""
+    try:
+        module.load_state_dict(load_weights(path, prefix))
+    except (RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{path} is damaged or of another network than this experiment's; "
+            "train that phase again, or choose another folder."
+        ) from error
 
 
 def _dtype(phase: Phase) -> torch.dtype:
@@ -220,7 +239,7 @@ def _measures(result: Tensor, truth: Tensor, frames: int) -> dict[str, float]:
 def _avatars_sampler(phase: Phase, reenact: Reenactor, stage: int) -> Sampler:
     """Pictures and measures of unseen avatars, of each the source with another one's motion."""
     settings = {"seed": 99, "frames": 1 if stage == 1 else 24, "pairs": 32 if stage == 1 else 8, "batch": 8}
-    settings |= phase.settings.get("validation", {})
+    settings |= phase.settings.get("validation") or {}
     protocol = build(Protocol, {**settings, "variants": ("full",)}, f"{phase.name}.validation")
 
     def sample(path: Path, fraction: float) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from anifacediff_core.avatars.poses import random_frames
@@ -224,6 +225,52 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
         read_experiment(path, ["phases.stage1"])
     with pytest.raises(InputError, match="bundled"):
         read_experiment("nonsense")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phases.stage1.loop.steps=many", "stage1.loop.steps is 'many'; it must be a whole number or null"),
+        ("phases.stage1.loop.learning_rate=[1]", "learning_rate is .1.; it must be a number"),
+        ("phases.stage1.loop.betas=[0.9]", "betas is .*; it must be a list of 2, each a number"),
+        ("phases.stage1.loop=5", "stage1.loop is 5; it must hold settings"),
+        ("phases.stage1.pool.stills=2", "stage1.pool lacks identities"),
+        ("phases.stage1.loop.steps=[1", "not valid YAML"),
+        ("phases.stage1=5", "each be a name with settings"),
+        ("seed=one", "seed 'one'; give a whole number"),
+        ("plan=[{stage3: rest}]", "the phase 'stage3'; the experiment has: stage1"),
+        ("plan=[{stage1: all}]", "'all' devices"),
+        ("plan=5", "must be a list of rows"),
+        ("network=5", "network is 5; give a preset"),
+        ("network.prediction=epsilon", "zero_terminal_snr to false"),
+        ("network.n_expression=50", "reads 50 expressions and the head '.*' has 52"),
+        ("phases.stage1.settings={rows: 1}", "none is left that sees its source"),
+    ],
+)
+def test_what_an_experiment_cannot_mean_is_refused_with_a_sentence(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 1}}}\nplan: [{stage1: rest}]\n")
+    if "settings" in override or "pool" in override:
+        (tmp_path / "autoencoder.safetensors").write_bytes(_autoencoder())
+    with pytest.raises(InputError, match=message):
+        run_phase("stage1", read_experiment(path, [override]), tmp_path)
+
+
+def _autoencoder() -> bytes:
+    return save({f"vae.{name}": value for name, value in AutoEncoder().state_dict().items()})
+
+
+def test_phases_on_files_of_another_network_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 1}}}\nplan: []\n")
+    experiment = read_experiment(path)
+    with pytest.raises(InputError, match="train the phase that makes it"):
+        run_phase("stage1", experiment, tmp_path)
+    (tmp_path / "autoencoder.safetensors").write_bytes(save({"vae.other": torch.zeros(1)}))
+    with pytest.raises(InputError, match="of another network than this experiment's"):
+        run_phase("stage1", experiment, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["bundled", "refine", "smoke"])
