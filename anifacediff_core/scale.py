@@ -188,13 +188,14 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
     except ImportError as error:
         raise InputError("Ray is not installed; run pip install 'ray[data]', or leave out --ray.") from error
     started = not ray.is_initialized()
+    address = scale.ray or os.environ.get("RAY_ADDRESS", "")
     try:
         if started:
-            _require_listener(scale.ray or "")
+            _require_listener(address)
             ray.init(address=scale.ray or None, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, OverflowError) as error:
         told = " ".join(str(error).split())[:200]
-        raise InputError(f"There is no Ray cluster at '{scale.ray}' ({told}); check the address.") from error
+        raise InputError(f"There is no Ray cluster at '{address}' ({told}); check the address.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         rows = [{"job": json.dumps(job)} for job in jobs]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
@@ -177,8 +178,15 @@ def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> Reenact
     for name in given.keys() - set(PATHS):
         try:
             values[name] = NUMBERS[kinds[name]](given[name])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{what} has {name} {given[name]!r}, which is no number.") from error
+            if isinstance(given[name], bool) or not math.isfinite(values[name]):
+                raise ValueError
+            if isinstance(given[name], float) and values[name] != given[name]:
+                raise ValueError  # half a frame
+        except (TypeError, ValueError, OverflowError) as error:
+            kind = "number" if kinds[name] == "float" else "whole number"
+            raise InputError(f"{what} has {name} {given[name]!r}, which is no {kind}.") from error
+    if values["out"] in (values["source"], values["driving"]):
+        raise InputError(f"{what} would write its result over {given['out']}; name another one.")
     return ReenactJob(**{**defaults, **values})
 
 

@@ -17,13 +17,14 @@ from ..avatars.identity import Identity
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
 from ..device import pick_device
+from ..errors import InputError
 from ..head.model import HeadModel
 from ..head.render import render_normals
 from ..progress import Progress
 from ..scale import Scale, run
 from ..storage import replacing
 from .shard_chunks import PLAN, Shares, done_chunk, finish, read_plan, require_same, sweep, write_chunk
-from .shard_format import SEGMENT_FRAMES, SPLITS, Segment, SegmentInfo, encode_picture
+from .shard_format import SEGMENT_FRAMES, SPLITS, Segment, SegmentInfo, encode_picture, require_pictures
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class AvatarRecipe:
     normals: bool = False
     shares: Shares = field(default_factory=Shares)
     chunk: int = 16
+
+    def __post_init__(self) -> None:
+        require_pictures(self.size, self.picture, self.quality, self.fps)
+        if self.frames < 2 or self.count < 1 or self.chunk < 1:
+            raise InputError("Shards need one avatar and two frames of it; raise the numbers.")
 
     def identity(self, number: int) -> str:
         return f"avatar-{self.seed}-{number:06d}"

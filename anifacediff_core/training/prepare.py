@@ -52,13 +52,13 @@ from .shard_chunks import (
     write_chunk,
 )
 from .shard_format import (
-    LARGEST_SIDE,
     MOST_FRAMES,
     SEGMENT_FRAMES,
     SPLITS,
     Segment,
     SegmentInfo,
     encode_picture,
+    require_pictures,
     usable_frames,
 )
 
@@ -155,19 +155,9 @@ class Recipe:
     chunk: int = 16
 
     def __post_init__(self) -> None:
-        if self.size % 8 or not 0 < self.size <= LARGEST_SIDE:
-            raise InputError(f"Pictures of {self.size} pixels cannot be encoded; choose a multiple of 8.")
-        if not 2 <= self.segment <= MOST_FRAMES or self.chunk < 1 or not 1 <= self.quality <= 100:
-            raise InputError(
-                f"Segments need 2 to {MOST_FRAMES} frames, chunks a clip, and JPEG a quality of 1 to 100."
-            )
-        try:
-            if Fraction(self.fps) <= 0:
-                raise ValueError
-        except (ValueError, ZeroDivisionError) as error:
-            raise InputError(
-                f"'{self.fps}' frames a second are no frame rate; give one like 30000/1001."
-            ) from error
+        require_pictures(self.size, self.picture, self.quality, self.fps)
+        if not 2 <= self.segment <= MOST_FRAMES or self.chunk < 1:
+            raise InputError(f"Segments need 2 to {MOST_FRAMES} frames, and chunks a clip.")
         try:
             re.compile(self.identity or "")
         except re.error as error:

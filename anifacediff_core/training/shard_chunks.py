@@ -82,9 +82,10 @@ def require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> N
 def done_chunk(folder: Path, name: str) -> dict[str, Any] | None:
     """The record of a chunk that is done, or None."""
     try:
-        return json.loads((folder / RECORDS / f"{name}.json").read_text())
+        record = json.loads((folder / RECORDS / f"{name}.json").read_text())
     except (OSError, ValueError):
         return None
+    return record if isinstance(record, dict) and {"name", "shards", "skipped"} <= record.keys() else None
 
 
 def write_chunk(
@@ -148,7 +149,8 @@ def finish(folder: Path, names: Iterable[str], **about: Any) -> list[dict[str, A
 
 def sweep(folder: Path) -> None:
     """Remove what workers that were killed have left unfinished a while ago."""
-    for path in (*folder.glob(".*.tar.*"), *folder.glob("*/.*.json.*"), *folder.glob("*/.*.safetensors.*")):
+    patterns = (".*.tar.*", ".*.json.*", ".*.jsonl.*", "*/.*.json.*", "*/.*.safetensors.*")
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
         try:
             if time.time() - path.stat().st_mtime > ABANDONED:
                 path.unlink()

@@ -48,6 +48,7 @@ MANIFEST = "shards.json"
 SPLITS = ("train", "val", "test")
 SEGMENT_FRAMES = 96
 LARGEST_MEMBER = 1 << 27  # bytes; a frame has some ten thousand
+LARGEST_SEGMENT = 1 << 31
 LARGEST_SIDE = 8192
 MOST_FRAMES = 10_000
 PICTURES = ("jpg", "png")
@@ -90,7 +91,7 @@ class SegmentInfo:
             texts = [str(found[name]) for name in ("identity", "clip", "head", "split")]
             first, frames, size = (int(found[name]) for name in ("first", "frames", "size"))
             fps = Fraction(found["fps"])
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{what} has a damaged description; prepare the shard again.") from error
@@ -146,6 +147,25 @@ class ShardSet:
 # ---- pictures
 
 
+def require_pictures(size: int, kind: str, quality: int, fps: str) -> None:
+    """Refuse settings of pictures that no shard can have.
+
+    Raises:
+        InputError: the size is no multiple of 8 or too large; no such kind, quality or frame rate.
+    """
+    if size % 8 or not 0 < size <= LARGEST_SIDE:
+        raise InputError(f"Pictures of {size} pixels cannot be encoded; choose a multiple of 8.")
+    if kind not in PICTURES or not 1 <= quality <= 100:
+        raise InputError(
+            f"Pictures are {' or '.join(PICTURES)} with a quality of 1 to 100, not {kind} with {quality}."
+        )
+    try:
+        if Fraction(fps) <= 0:
+            raise ValueError
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"'{fps}' frames a second are no frame rate; give one like 30000/1001.") from error
+
+
 def encode_picture(image: Tensor, kind: str = "jpg", quality: int = 95) -> bytes:
     """(3, height, width) in [0, 1] to the bytes of a JPEG without subsampled color, or of a PNG."""
     file = io.BytesIO()
@@ -173,7 +193,7 @@ def decode_picture(data: bytes, size: int, what: str) -> Tensor:
             pixels = np.array(picture.convert("RGB"))
     except InputError:
         raise
-    except (OSError, ValueError, SyntaxError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"A frame of {what} is damaged; prepare the shard again.") from error
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -319,7 +339,15 @@ def _read_manifest(url: str, split: str | None) -> ShardSet:
         known = ShardSet(shards, int(found["size"]), str(found["head"]), bool(found["normals"]))
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise InputError(f"{url} could not be read as a list of shards; prepare the set again.") from error
     if not shards:
         raise InputError(f"{url} lists no shards of the split '{split}'; choose another split.")
@@ -340,13 +368,16 @@ def read_shard(url: str) -> Iterator[Segment]:
         InputError: the shard is missing, damaged or incomplete.
     """
     what = f"the shard {url}"
-    key, members = "", dict[str, bytes]()
+    key, members, held = "", dict[str, bytes](), 0
     for name, data in _members(url, what):
         prefix, _, rest = name.partition(".")
         if prefix != key:
             if members:
                 yield _segment(key, members, what)
-            key, members = prefix, {}
+            key, members, held = prefix, {}, 0
+        held = held - len(members.get(rest, b"")) + len(data)
+        if held > LARGEST_SEGMENT:
+            raise InputError(f"{key} in {what} is too large to be a segment; prepare the shard again.")
         members[rest] = data
     if members:
         yield _segment(key, members, what)
@@ -391,7 +422,9 @@ def _members(url: str, what: str) -> Iterator[tuple[str, bytes]]:
                 pass
             if file.tail.strip(b"\0"):  # tarfile takes a cut between two members for the end
                 raise tarfile.ReadError("it ends too early")
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except InputError:
+        raise
+    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
         told = " ".join(str(error).split())[:200]
         raise InputError(
             f"{what[:1].upper()}{what[1:]} is missing or damaged ({told}); check it or prepare it again."

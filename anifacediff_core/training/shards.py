@@ -174,6 +174,11 @@ class ShardSource:
         normals: str = "auto",
         chunk: int = 64,
     ) -> None:
+        if min(frames, rows, visits, chunk) < 1 or workers < 0:
+            raise InputError(
+                f"There is nothing to read with {frames} frames, {rows} rows, {visits} visits and {workers} "
+                "workers; choose at least 1, for workers 0."
+            )
         found = find_shards(urls, split)
         size, owner, stored = found.size, found.head, found.normals
         lanes = _deal(found.shards, frames, rank, world, workers)

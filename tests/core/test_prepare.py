@@ -486,6 +486,15 @@ def test_avatars_become_the_same_shards_with_their_true_parameters(tmp_path: Pat
         prepare_avatars(tmp_path, replace(recipe, count=4), "cpu")
 
 
+@pytest.mark.parametrize(
+    "change", [{"size": 60}, {"size": 9000}, {"fps": "0"}, {"frames": 1}, {"count": 0}, {"picture": "gif"}]
+)
+def test_avatars_that_no_shard_can_have_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(InputError) as caught:
+        replace(AvatarRecipe(count=1), **change)
+    assert "\n" not in str(caught.value)
+
+
 def test_an_avatar_in_a_shard_wears_its_own_shape(tmp_path: Path) -> None:
     prepare_avatars(tmp_path, AvatarRecipe(count=1, frames=2, size=64, picture="png"), "cpu")
     (segment,) = segments(tmp_path)

@@ -100,11 +100,14 @@ def test_a_missing_ray_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_ray
-def test_a_cluster_that_is_not_there_is_told_at_once() -> None:
-    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "no.such.host.invalid:6379"):
+def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "no.such.host.invalid:6379", "127.0.0.1:99999"):
         with pytest.raises(InputError, match="There is no Ray cluster at") as caught:
             list(run(workers.Writes, [{}], Scale(ray=address)))
         assert "\n" not in str(caught.value)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match="There is no Ray cluster at '127.0.0.1:1'"):
+        list(run(workers.Writes, [{}], Scale(ray="")))
 
 
 # ---- lists of reenactments
@@ -130,7 +133,11 @@ def test_a_list_is_csv_or_json_lines_with_paths_from_its_own_folder(tmp_path: Pa
         ("a.csv", "source,driving,out\n", "has no jobs"),
         ("a.csv", "source,driving\na,b\n", "Job 1 of a.csv lacks out"),
         ("a.csv", "source,driving,out,color\na,b,c,red\n", "has color; known are source"),
-        ("a.csv", "source,driving,out,steps\na,b,c,many\n", "steps 'many', which is no number"),
+        ("a.csv", "source,driving,out,steps\na,b,c,many\n", "steps 'many', which is no whole number"),
+        ("a.csv", "source,driving,out,cfg\na,b,c,nan\n", "cfg 'nan', which is no number"),
+        ("a.csv", "source,driving,out\na,b,./b\n", "would write its result over ./b"),
+        ("a.jsonl", '{"source": "a", "driving": "b", "out": "c", "size": Infinity}', "no whole number"),
+        ("a.jsonl", '{"source": "a", "driving": "b", "out": "c", "steps": 2.5}', "no whole number"),
         ("a.csv", "source,driving,out\na,b,c\nd,e,c\n", "Job 2 of a.csv writes .*c like one before it"),
         ("a.csv", "source,driving,out\na,b,c,d\n", "Job 1 of a.csv has"),
         ("a.jsonl", "{", "could not be read as CSV or JSON lines"),

@@ -469,6 +469,26 @@ def test_a_missing_shard_is_named(head: HeadModel, tmp_path: Path) -> None:
         source("pipe:exit 3", head)
 
 
+def test_a_segment_cannot_fill_the_memory(
+    head: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_set(tmp_path, [[make_segment(head, 0)]])
+    monkeypatch.setattr("anifacediff_core.training.shard_format.LARGEST_SEGMENT", 1000)
+    with pytest.raises(InputError, match="too large to be a segment"):
+        first_draw(str(tmp_path), head)
+
+
+@pytest.mark.parametrize(
+    "options", [{"frames": 0}, {"rows": 0}, {"visits": 0}, {"workers": -1}, {"urls": ["no:such.tar"]}]
+)
+def test_what_cannot_be_read_is_refused_in_a_sentence(
+    head: HeadModel, videos: Path, options: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        source(**{"urls": videos, "head": head, **options}).draw()
+    assert "\n" not in str(caught.value)
+
+
 def test_members_that_lie_are_refused_in_a_sentence(head: HeadModel, tmp_path: Path) -> None:
     write_set(tmp_path, [[make_segment(head, n) for n in range(2)]])
     huge = make_segment(head, 9, size=64).pictures[0]
@@ -487,6 +507,7 @@ def test_members_that_lie_are_refused_in_a_sentence(head: HeadModel, tmp_path: P
         "impossible numbers": describe(size=-1),
         "damaged description": describe(fps="1/0"),
         "newer version": describe(version=2),
+        "has a damaged description": describe(first=float("inf")),
     }
     for sentence, change in cases.items():
         with pytest.raises(InputError, match=sentence) as caught:
