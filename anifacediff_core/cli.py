@@ -18,6 +18,7 @@ from .options import (
     add_command,
     add_device,
     add_sampling,
+    add_windows,
     bar,
     checkpoint_path,
     positive,
@@ -79,13 +80,7 @@ def _add_reenact(commands: Any) -> None:
         help="a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
         "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames",
     )
-    parser.add_argument("--size", type=positive, default=256, help="side of the result in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
-    parser.add_argument("--window", type=positive, default=24, help="frames sampled together")
-    parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
-    parser.add_argument(
-        "--expression-scale", type=float, default=1.0, help="strength of the expression adapter"
-    )
+    add_windows(parser, "strength of the expression adapter")
     parser.add_argument("--max-frames", type=positive, help="use only the first frames of the driving video")
     add_sampling(parser)
     add_checkpoint(parser)

@@ -43,6 +43,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float, default=1.5, help="guidance; 1 is none and twice as fast")
 
 
+def add_windows(parser: argparse.ArgumentParser, scale_help: str) -> None:
+    """What else decides a reenacted video: size, noise, windows, and λ, of which `scale_help` speaks."""
+    parser.add_argument("--size", type=positive, default=256, help="side of the result in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
+    parser.add_argument("--window", type=positive, default=24, help="frames sampled together")
+    parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
+    parser.add_argument("--expression-scale", type=float, default=1.0, help=scale_help)
+
+
 def positive(text: str) -> int:
     value = int(text)
     if value < 1:

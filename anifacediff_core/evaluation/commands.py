@@ -14,6 +14,7 @@ from ..options import (
     add_command,
     add_device,
     add_sampling,
+    add_windows,
     bar,
     bundled_checkpoint,
     checkpoint_path,
@@ -72,11 +73,7 @@ def _add_run(kinds: Any) -> None:
         default=["full"],
         help="with and without facial shape alignment (fsa) and expression adapter",
     )
-    parser.add_argument("--size", type=positive, default=256, help="side of the results in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
-    parser.add_argument("--window", type=positive, default=24, help="frames sampled together")
-    parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
-    parser.add_argument("--expression-scale", type=float, default=1.0, help="λ, where the adapter is on")
+    add_windows(parser, "λ, where the adapter is on")
     parser.add_argument("--png", action="store_true", help="write folders of PNG, lossless, instead of mp4")
     add_sampling(parser)
     add_checkpoint(parser)

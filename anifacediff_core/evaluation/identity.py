@@ -186,8 +186,14 @@ class Embedder:
 
     @torch.no_grad()
     def __call__(self, faces: Tensor) -> Tensor:
-        """Crops (faces, 3, 112, 112) in [0, 1] -> unit vectors (faces, features) float64 on the CPU."""
+        """Crops (faces, 3, 112, 112) in [0, 1] -> unit vectors (faces, features) float64 on the CPU.
+
+        Raises:
+            InputError: the network gives NaN or infinity.
+        """
         found = self.network((faces * 2 - 1).to(self.device))
+        if not torch.isfinite(found).all():
+            raise InputError(f"{self.name} gives numbers that are not finite; use a copy in float32.")
         return F.normalize(found.double().cpu(), dim=1)
 
 

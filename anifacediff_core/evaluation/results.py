@@ -29,6 +29,7 @@ from .steadiness import Flicker, WarpingError, has_opencv
 
 METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
 AT_ONCE = 16  # frames given to the networks together
+LEAST_SIDE = 12  # pixels that OpenCV's optical flow needs
 SHEET_SIDE = 160
 METRICS = ("fid", "csim", "apd", "aed", "pose_bundled", "expression_bundled", "flicker", "warping")
 
@@ -266,6 +267,8 @@ def measure_method(
             clip = find_result(method.folder, pair.pair)
             known = truth.driving(pair)
             count, size = count_frames(clip)
+            if max(size) < LEAST_SIDE:
+                raise InputError(f"its frames have only {size[1]}x{size[0]} pixels")
             if count != known.frames:
                 raise InputError(f"it has {count} frames where {known.frames} drive")
             _measure_pair(clip, pair, known, size, networks, truth, tally)

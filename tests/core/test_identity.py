@@ -147,6 +147,12 @@ def test_onnx_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 # ---- crops
 
 
+def test_an_embedding_that_is_not_finite_is_refused(tmp_path: Path) -> None:
+    embed = Embedder.load(write_onnx(tmp_path / "net.onnx", np.full((3, 8), np.nan), side=112))
+    with pytest.raises(InputError, match="net.onnx .* not finite"):
+        embed(torch.rand(1, 3, 112, 112))
+
+
 def test_the_fixed_part_is_that_of_encoding_in_style() -> None:
     picture = torch.zeros(1, 3, 256, 256)
     picture[..., 35:223, 32:220] = 1

@@ -353,12 +353,15 @@ def test_bad_results_are_listed_and_the_rest_is_measured(
     method = copy_truth(pairs, tmp_path / "ours")
     alone, _ = measure([method], pairs[3:], networks, reference=find_clips(videos))
     missing, broken, short = (pair.pair for pair in pairs[:3])
+    tiny = replace(pairs[0], pair="tiny")
+    write_clip(tmp_path / "ours" / "tiny", torch.rand(11, 3, 8, 8))
     (tmp_path / "ours" / missing).rename(tmp_path / "elsewhere")
     (tmp_path / "ours" / broken / "3.png").write_bytes(b"\x89PNG nonsense")
     (tmp_path / "ours" / short / "10.png").unlink()
-    report, _ = measure([method], pairs, networks, reference=find_clips(videos))
+    report, _ = measure([method], [*pairs, tiny], networks, reference=find_clips(videos))
     ours = report["methods"]["ours"]
-    assert set(ours["problems"]) == {missing, broken, short}
+    assert set(ours["problems"]) == {missing, broken, short, "tiny"}
+    assert ours["problems"]["tiny"] == "its frames have only 8x8 pixels"
     assert "no result" in ours["problems"][missing]
     assert "could not be read" in ours["problems"][broken]
     assert "10 frames where 11 drive" in ours["problems"][short]
