@@ -80,6 +80,11 @@ def evaluate_checkpoint(
     jury = find_judges(judges, device)
     checkpoint = load_checkpoint(path)
     head = HeadModel.bundled().to(device)
+    if checkpoint.head != head.name:
+        raise InputError(
+            f"{path.name} was trained on the head {checkpoint.head!r} and the benchmark's avatars are of "
+            f"{head.name!r}; measure it on videos, with `evaluate pairs`, `run` and `results`."
+        )
     rank, world = _processes()
     edges = [round(i * protocol.pairs / world) for i in range(world + 1)]
     record = evaluate(

@@ -7,6 +7,7 @@ with it. A second run into the same folder goes on where the first one stopped.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -126,10 +127,11 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _relay(source: IO[str], path: Path) -> None:
-    with path.open("a") as log:
-        for line in source:
+    """Pass lines on, come a full disk or a reader that is gone: a phase whose output nobody takes hangs."""
+    for line in source:
+        with contextlib.suppress(OSError), path.open("a") as log:
             log.write(line)
-            log.flush()
+        with contextlib.suppress(OSError):
             sys.stdout.write(line)
             sys.stdout.flush()
 

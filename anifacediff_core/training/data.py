@@ -189,15 +189,30 @@ class Pool:
 
     def state_dict(self) -> dict[str, Any]:
         """Which avatars it holds: enough to render them again."""
-        return {"groups": list(self.groups), "made": self.made, "oldest": self.oldest, "drawn": self.drawn}
+        numbers = {"made": self.made, "oldest": self.oldest, "drawn": self.drawn}
+        return {"groups": list(self.groups), "shape": self._shape(), **numbers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold these avatars; only groups that are not there yet are rendered."""
+        """Hold these avatars; only groups that are not there yet are rendered.
+
+        Raises:
+            InputError: they are those of another plan.
+        """
+        if state["shape"] != self._shape():
+            raise InputError(
+                "The training state is of another pool of avatars; set identities, stills, track, fps, size "
+                "and batch as they were, or delete the folder of states to begin anew."
+            )
         before, self.groups = self.groups, list(state["groups"])
         for place, number in enumerate(self.groups):
             if place >= len(before) or before[place] != number:
                 self._render(place)
         self.made, self.oldest, self.drawn = state["made"], state["oldest"], state["drawn"]
+
+    def _shape(self) -> list[float]:
+        """What of the plan decides which avatar lies where."""
+        plan = self.plan
+        return [plan.identities, plan.stills, plan.track, plan.fps, plan.size, plan.batch]
 
     @torch.no_grad()
     def _render(self, place: int) -> None:

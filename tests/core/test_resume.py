@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -275,6 +277,21 @@ def test_a_journal_whose_reader_is_gone_goes_on(tmp_path: Path, monkeypatch: pyt
     assert max(walk(tmp_path, steps=3)) == 3
 
 
+def test_output_is_taken_though_it_can_be_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    source = io.StringIO("line\n" * 3)
+    conductor._relay(source, tmp_path)  # a folder, which is no file to write to
+    assert not source.read()
+    conductor._relay(io.StringIO("line\n" * 3), tmp_path / "walk.log")
+    assert (tmp_path / "walk.log").read_text() == "line\n" * 3
+
+
 def test_accumulated_batches_learn_like_one_larger_batch(tmp_path: Path) -> None:
     """Of a quadratic loss over one long draw, halves together have the gradient of the whole."""
 
@@ -380,6 +397,9 @@ def test_a_pool_comes_back_as_it_was() -> None:
     for name in ("images", "normals", "coarse", "spots"):
         assert torch.equal(getattr(pool, name), getattr(fresh, name)), name
     assert torch.equal(pool.params.expression, fresh.params.expression)
+    other = Pool(studio, head, replace(plan, identities=3), seed=5)
+    with pytest.raises(InputError, match="another pool of avatars"):
+        other.load_state_dict(pool.state_dict())
 
 
 @pytest.mark.slow
