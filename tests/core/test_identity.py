@@ -24,6 +24,7 @@ from anifacediff_core.evaluation.identity import (
     cut_portrait,
     similarity,
 )
+from anifacediff_core.evaluation.onnx_model import OnnxModel
 from harness.flame import write_hostile
 from harness.onnx_files import write_onnx
 from harness.weights import randomize
@@ -144,13 +145,27 @@ def test_onnx_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         Embedder.load(tmp_path / "none.onnx")
 
 
-# ---- crops
-
-
 def test_an_embedding_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     embed = Embedder.load(write_onnx(tmp_path / "net.onnx", np.full((3, 8), np.nan), side=112))
     with pytest.raises(InputError, match="net.onnx .* not finite"):
         embed(torch.rand(1, 3, 112, 112))
+
+
+def test_an_onnx_file_with_one_number_for_all_pictures_is_refused(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    inputs = [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["batch", 3, 8, 8])]
+    outputs = [helper.make_tensor_value_info("mean", TensorProto.FLOAT, [])]
+    node = helper.make_node("ReduceMean", ["pixels"], ["mean"], keepdims=0)
+    graph = helper.make_graph([node], "mean", inputs, outputs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "mean.onnx")
+    with pytest.raises(InputError, match="mean.onnx gives no rows of numbers as mean"):
+        OnnxModel.load(tmp_path / "mean.onnx")(torch.rand(2, 3, 8, 8))
+
+
+# ---- crops
 
 
 def test_the_fixed_part_is_that_of_encoding_in_style() -> None:

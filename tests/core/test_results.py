@@ -116,6 +116,15 @@ def test_the_same_seed_gives_the_same_pairs_wherever_the_folder_lies(tmp_path: P
     assert drawn(here, 0) != drawn(here, 1)
 
 
+def test_links_back_and_hidden_pictures_are_passed_over(videos: Path) -> None:
+    before = find_clips(videos)
+    (videos / "again").symlink_to(videos, target_is_directory=True)
+    assert find_clips(videos) == before
+    frames = len(list(clip_frames(before[0])))
+    (before[0] / "._0.png").write_bytes(b"what macOS leaves beside pictures")
+    assert len(list(clip_frames(before[0]))) == frames
+
+
 def test_identities_of_voxceleb_of_folders_and_by_a_pattern() -> None:
     root = Path("/videos")
     assert identity_of(root / "id10280#NXjT3732Ekg#001093#001192.mp4", root) == "id10280"
