@@ -528,6 +528,21 @@ def test_the_commands_write_shards(
     assert "There is no folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("rate", ["1/0", "0", "-24", "many"])
+def test_frame_rates_that_mean_nothing_are_refused(rate: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["prepare", "--videos", "a", "--out", "b", f"--fps={rate}"])
+    assert caught.value.code == 2 and "frame rate" in capsys.readouterr().err
+
+
+def test_a_device_that_is_not_there_is_told_in_a_sentence(
+    copies: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = ["--videos", str(copies("a.mp4")), "--out", str(tmp_path / "out")]
+    assert main(["prepare", *folders, "--device", "cuda:77"]) == 2
+    assert capsys.readouterr().err == "anifacediff: The device cuda:77 is not there; use cpu or auto.\n"
+
+
 def test_ray_and_processes_exclude_each_other(copies: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leave out either --ray or --processes"):
         prepare(copies("a.mp4"), tmp_path / "out", ENCODERS, SMALL, Scale(processes=2, ray=""))
