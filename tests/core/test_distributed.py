@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.training import engine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -75,7 +78,7 @@ accelerator.end_training()
 """
 
 SHARDED = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
@@ -119,6 +122,13 @@ folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 loop = Loop(steps=20, learning_rate=0.02, warmup=2, precision="no", check_every=1, snapshots=(), save_every=5,
             schedule="constant", average=0.9)
 accelerator = engine.make_accelerator(loop, 0, folder)
+if "FSDP_VERSION" in os.environ:  # which accelerate itself heeds on GPUs only
+    from accelerate.state import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+    accelerator.state.distributed_type = DistributedType.FSDP
+    accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+    assert accelerator.is_fsdp2
 task = Task()
 if steps < 20:
     draw = task.draw
@@ -175,6 +185,7 @@ def test_weights_over_two_processes_train_stop_go_on_and_come_back_whole(tmp_pat
     ended = launch(script, tmp_path / "two", 20, processes=2, **environment)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "resumed step 10" in ended.stdout
+    assert ("divided among the processes" in ended.stdout) == (kind == "FSDP")
     # Both processes draw the same batches here, so they learn what one alone does.
     expected, found = losses(tmp_path / "alone"), losses(tmp_path / "two")
     assert found == pytest.approx(expected, rel=1e-4)
@@ -183,8 +194,16 @@ def test_weights_over_two_processes_train_stop_go_on_and_come_back_whole(tmp_pat
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_what_the_trainer_does_not_know_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    script = tmp_path / "sharded.py"
-    script.write_text(SHARDED)
-    ended = launch(script, tmp_path, 20, processes=2, ACCELERATE_USE_FSDP="true", FSDP_VERSION="1")
-    assert ended.returncode != 0 and "fsdp_version: 2" in ended.stderr
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_what_the_trainer_does_not_know_is_refused_with_a_sentence(kind: DistributedType) -> None:
+    first = SimpleNamespace(distributed_type=kind, is_fsdp2=False)
+    with pytest.raises(InputError, match="fsdp_version: 2"):
+        engine._require_known_distribution(first, engine.Loop(steps=1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("precision", ["bf16_weights", "fp16"])
+def test_precisions_that_need_whole_weights_are_refused_where_these_are_divided(precision: str) -> None:
+    divided = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    with pytest.raises(InputError, match="use bf16"):
+        engine._require_known_distribution(divided, engine.Loop(steps=1, precision=precision))  # type: ignore[arg-type]
+    engine._require_known_distribution(divided, engine.Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
