@@ -28,8 +28,8 @@ def write_card(folder: Path, command: str) -> Path:
     before = checkpoint.provenance.get("start", {}).get("provenance", {}).get("experiment")
     if before:
         data += (
-            f" It goes on from the result of `python -m anifacediff_core train --config {before.get('name')}`,"
-            f" seed {before.get('seed')}, made in the same way."
+            " It goes on from the result of "
+            f"`python -m anifacediff_core train --config {before.get('name')}`, seed {before.get('seed')}, made in the same way."
         )
     settings = yaml.safe_dump(experiment, sort_keys=False, width=110)
     parts = [
