@@ -29,7 +29,8 @@ def write_card(folder: Path, command: str) -> Path:
     if before:
         data += (
             " It goes on from the result of "
-            f"`python -m anifacediff_core train --config {before.get('name')}`, seed {before.get('seed')}, made in the same way."
+            f"`python -m anifacediff_core train --config {before.get('name')}`, "
+            f"seed {before.get('seed')}, made in the same way."
         )
     settings = yaml.safe_dump(experiment, sort_keys=False, width=110)
     parts = [
