@@ -203,8 +203,8 @@ class Conductor:
             if self.stopping:
                 return
             print(f"Phase {phase} ended with code {code}; see {phase}.log.", flush=True)
-            # Go on when it left a snapshot: a shorter training beats none.
-            if not (self.folder / f"{phase}.safetensors").exists():
+            # A phase that took too long may go on with its last snapshot: a shorter training beats none.
+            if code != TIMED_OUT or not (self.folder / f"{phase}.safetensors").exists():
                 self.failed.append(phase)
                 return
 
