@@ -333,8 +333,11 @@ def test_the_first_rows_have_weakened_the_next_blurred_normals(head: HeadModel, 
     spoiled = source(videos, head, noise=NormalsNoise(weakened=0.25, blurred=0.5)).draw().normals
     assert not torch.equal(spoiled[0], plain[0])
     coarse = nn.functional.avg_pool2d(plain[1:3], 8)
-    assert torch.equal(spoiled[1:3], nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear"))
-    assert torch.equal(spoiled[3], plain[3])
+    enlarged = nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear")
+    # Drawn in batches of other lengths, a pixel may be rounded to the next of its 256 steps.
+    step = 1 / 255 + 1e-6
+    torch.testing.assert_close(spoiled[1:3], enlarged, rtol=0, atol=step)
+    torch.testing.assert_close(spoiled[3], plain[3], rtol=0, atol=step)
 
 
 def test_normals_have_the_shape_of_the_source(head: HeadModel, tmp_path: Path) -> None:
