@@ -160,8 +160,10 @@ class Conductor:
             raise InputError("The experiment has no plan; add one, or choose one phase with --phase.")
 
     def run(self) -> None:
-        """Raises:
-        InputError: a phase failed, or a signal asked to stop.
+        """Run row after row of the plan.
+
+        Raises:
+            InputError: a phase failed, or a signal asked to stop.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -46,15 +46,12 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, own: dict[str,
     problem = _worst(accelerator, _make_folder(temporary) if accelerator.is_main_process else "")
     if not problem:
         problem = _worst(accelerator, _write(accelerator, temporary, own))
-    if accelerator.is_main_process:
-        if problem:
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
-            for old in _states(folder)[: -max(keep, 1)]:
-                shutil.rmtree(old, ignore_errors=True)
-    accelerator.wait_for_everyone()
+    if not problem:
+        problem = _worst(
+            accelerator, _publish(temporary, target, keep) if accelerator.is_main_process else ""
+        )
+    if problem and accelerator.is_main_process:
+        shutil.rmtree(temporary, ignore_errors=True)
     return problem
 
 
@@ -97,6 +94,18 @@ def _write(accelerator: Accelerator, folder: Path, own: dict[str, Any]) -> str:
         torch.save(own, folder / f"process_{accelerator.process_index}.pt")
     except UNWRITTEN as error:
         return _reason(error, folder)
+    return ""
+
+
+def _publish(temporary: Path, target: Path, keep: int) -> str:
+    """Give a complete state its name and remove the oldest."""
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    except OSError as error:
+        return _reason(error, target)
+    for old in _states(target.parent)[: -max(keep, 1)]:
+        shutil.rmtree(old, ignore_errors=True)
     return ""
 
 

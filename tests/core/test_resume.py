@@ -460,3 +460,20 @@ def test_a_lost_worker_is_started_again_from_the_last_state(tmp_path: Path) -> N
     assert any("goes on from step_000000003" in line for line in said)
     assert any("resumed step 3" in line for line in said)
     assert (folder / "stage1.done").exists() and len(losses(folder / "log.jsonl")) == 9
+
+
+def test_a_state_that_cannot_take_its_name_is_told_and_the_one_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if target.name == "step_000000020":
+            raise OSError(errno.EACCES, "Permission denied")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    walk(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "walk.states").iterdir())
+    assert names == ["step_000000010", "step_000000030"]
+    assert "state_not_saved" in capsys.readouterr().out
