@@ -51,10 +51,10 @@ from anifacediff_core.evaluation.regions import SPOTS, disks, emphasis, face_spo
 from anifacediff_core.head.camera import project, to_pixels
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.video import VideoWriter, contact_sheet, probe, read_frames, read_image, write_image
+from harness.weights import narrow_config
 
 
 @pytest.fixture(scope="module")
@@ -166,20 +166,7 @@ def test_emphasis_is_one_away_from_the_face() -> None:
 
 def toy_network() -> AniFaceDiff:
     torch.manual_seed(0)
-    config = replace(
-        NetworkConfig.tiny(),
-        block_out_channels=(32, 32, 32),
-        attention_heads=(1, 1, 1),
-        motion_heads=(1, 1, 1),
-        cross_attention_dim=32,
-        pose_channels=(8, 8, 16, 16),
-        image_size=56,
-        image_hidden=32,
-        image_layers=1,
-        image_heads=2,
-        image_intermediate=64,
-    )
-    model = AniFaceDiff(config, motion=True)
+    model = AniFaceDiff(narrow_config(levels=3), motion=True)
     for parameter in model.parameters():  # the zero layers too, so that every condition counts
         torch.nn.init.normal_(parameter, std=0.08)
     return model.eval()

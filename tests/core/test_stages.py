@@ -12,7 +12,6 @@ import torch
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.training.data import Pairs
 from anifacediff_core.training.engine import Loop, load_weights
@@ -21,22 +20,9 @@ from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTa
 from anifacediff_core.training.settings import build, read_experiment
 from anifacediff_core.training.stages import Preview, ShardSettings
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
+from harness.weights import narrow_config
 
-TINY = replace(
-    NetworkConfig.tiny(),
-    block_out_channels=(32, 32),
-    attention_levels=(True, True),
-    attention_heads=(1, 1),
-    motion_heads=(1, 1),
-    cross_attention_dim=32,
-    pose_channels=(8, 8, 16, 16),
-    image_size=56,
-    image_hidden=32,
-    image_layers=1,
-    image_heads=2,
-    image_intermediate=64,
-    expression_hidden=32,
-)
+TINY = narrow_config(levels=2)
 
 EXPERIMENT = """
 seed: 3
