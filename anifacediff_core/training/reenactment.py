@@ -43,6 +43,8 @@ class DenoisingSettings:
         difference_weight: in stage 2, of the squared change of the error from frame to frame, which is what
             flickers; 0 for none.
         noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
+        own_estimates: in stage 2, share of the clips whose noisy latents are made of the network's own
+            estimate at a noisier step (`rolled_out`), as in sampling; 0 for none. Not with FSDP.
         learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
             which begins untrained.
         gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
@@ -59,6 +61,7 @@ class DenoisingSettings:
     min_snr: float = 0.0
     difference_weight: float = 0.0
     noise_sharing: bool = True
+    own_estimates: float = 0.0
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
@@ -99,6 +102,24 @@ def mixed_noise(clips: int, frames: int, size: tuple[int, ...], device: torch.de
     shared = torch.randn(clips, 1, *size, device=device)
     independent = torch.randn(clips, frames, *size, device=device)
     return rearrange(a.sqrt() * shared + (1 - a).sqrt() * independent, "b f ... -> (b f) ...")
+
+
+def clean_of(noisy: Tensor, prediction: Tensor, alphas: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """Clean latents and noise that a prediction means: the inverse of :func:`diffuse`.
+
+    Where ᾱ is all but 0, an epsilon prediction says nothing about the clean latents: they are bounded.
+    """
+    signal, sigma = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1)
+    if kind == "epsilon":
+        return ((noisy - sigma * prediction) / signal.clamp(min=1e-2)).clamp(-10, 10), prediction
+    return signal * noisy - sigma * prediction, sigma * noisy + signal * prediction
+
+
+def target_of(noisy: Tensor, latents: Tensor, alphas: Tensor, kind: str) -> Tensor:
+    """The prediction that leads from any `noisy` latents to the clean `latents`."""
+    signal, sigma = alphas.sqrt().view(-1, 1, 1, 1), (1 - alphas).sqrt().view(-1, 1, 1, 1).clamp(min=1e-4)
+    noise = (noisy - signal * latents) / sigma
+    return noise if kind == "epsilon" else (signal * noisy - latents) / sigma
 
 
 def snr_weight(alphas: Tensor, gamma: float, prediction: str) -> Tensor:
@@ -151,9 +172,7 @@ class DenoisingTask:
         timesteps = torch.randint(len(self.alphas), (s.rows,), device=device).repeat_interleave(frames)
         alphas = self.alphas[timesteps]
         noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction)
-        inputs = (
-            noisy,
-            timesteps,
+        conditions = (
             pairs.source_latents,
             pairs.source_pixels,
             pairs.normals,
@@ -169,7 +188,34 @@ class DenoisingTask:
         weight = weight / weight.mean((1, 2, 3), keepdim=True)
         if s.min_snr:
             weight = weight * snr_weight(alphas, s.min_snr, self.model.config.prediction).view(-1, 1, 1, 1)
-        return inputs, (target, weight)
+        if self.stage == 2 and s.own_estimates:
+            own = (torch.rand(s.rows, device=device) < s.own_estimates).repeat_interleave(frames)
+            rolled = self._rolled_out(pairs.latents, noise, timesteps, conditions)
+            own = own.view(-1, 1, 1, 1)
+            noisy = torch.where(own, rolled, noisy)
+            corrected = target_of(rolled, pairs.latents, alphas, self.model.config.prediction)
+            target = torch.where(own, corrected, target)
+            # The same error of the clean latents for the same loss, or steps of little noise would rule.
+            weight = torch.where(own, weight * (1 - alphas).view(-1, 1, 1, 1), weight)
+        return (noisy, timesteps, *conditions), (target, weight)
+
+    @torch.no_grad()
+    def _rolled_out(self, latents: Tensor, noise: Tensor, timesteps: Tensor, conditions: Tensors) -> Tensor:
+        """Noisy latents as sampling meets them: one step from a noisier state by the network itself.
+
+        In z_t of the truth, how frames differ shows through the noise, all the more if they share it, and
+        temporal modules learn to read it. In sampling that difference is the network's own, mistakes
+        included: what amplifies it flickers. Cf. Ning et al. 2023 on exposure bias.
+        """
+        kind, frames = self.model.config.prediction, self.source.frames
+        later = torch.rand(len(latents) // frames, device=latents.device).repeat_interleave(frames)
+        steps = (timesteps + later * (len(self.alphas) - timesteps)).long().clamp(max=len(self.alphas) - 1)
+        noisy, _ = diffuse(latents, noise, self.alphas[steps], kind)
+        reduced = conditions[2].dtype == torch.bfloat16
+        with torch.autocast(latents.device.type, torch.bfloat16, enabled=reduced, cache_enabled=False):
+            prediction = self.module(noisy, steps, *conditions).float()
+        clean, made = clean_of(noisy, prediction, self.alphas[steps], kind)
+        return diffuse(clean, made, self.alphas[timesteps], kind)[0]
 
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
         target, weight = targets

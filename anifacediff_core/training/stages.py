@@ -26,6 +26,7 @@ from .engine import load_weights, run
 from .reenactment import DenoisingSettings, DenoisingTask, Sampler
 from .settings import build
 from .shards import ShardSource
+from .worker import shards_weights
 
 if TYPE_CHECKING:
     from .phases import Phase
@@ -81,6 +82,11 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
     autoencoder = stage_autoencoder(phase, config).to(phase.device).eval().requires_grad_(False)
     model = stage_network(phase, config, stage)
     settings = build(DenoisingSettings, phase.settings.get("settings"), f"{phase.name}.settings")
+    if settings.own_estimates and shards_weights(phase.accelerator):
+        raise InputError(
+            f"{phase.name} takes the network's own estimates, which needs whole weights that FSDP divides; "
+            "set own_estimates to 0, or distributed_type to MULTI_GPU."
+        )
     reenact = Reenactor(model, autoencoder)
     source: PairSource
     if phase.settings.get("shards"):

@@ -16,7 +16,13 @@ from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.training.data import Pairs
 from anifacediff_core.training.engine import Loop, load_weights
 from anifacediff_core.training.phases import PHASES, run_phase
-from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask, snr_weight
+from anifacediff_core.training.reenactment import (
+    DenoisingSettings,
+    DenoisingTask,
+    clean_of,
+    snr_weight,
+    target_of,
+)
 from anifacediff_core.training.settings import build, read_experiment
 from anifacediff_core.training.stages import Preview, ShardSettings
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
@@ -225,3 +231,41 @@ def test_a_clip_whose_error_stays_costs_less_than_one_whose_error_changes(networ
         for name, outputs in (("still", torch.ones_like(target)), ("changing", signs)):
             losses[name, weight] = float(task.losses(outputs, (target, even))["loss"])
     assert losses == {("still", 0.0): 1, ("changing", 0.0): 1, ("still", 2.0): 1, ("changing", 2.0): 9}
+
+
+class Oracle(torch.nn.Module):
+    """Predicts from the noisy latents what leads to the latents that it was told, plus a mistake."""
+
+    def __init__(self, latents: torch.Tensor, alphas: torch.Tensor, kind: str, mistake: float) -> None:
+        super().__init__()
+        self.latents, self.alphas, self.kind, self.mistake = latents, alphas, kind, mistake
+
+    def forward(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, *conditions: torch.Tensor
+    ) -> torch.Tensor:
+        return target_of(noisy, self.latents + self.mistake, self.alphas[timesteps], self.kind)
+
+
+@pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
+def test_own_estimates_lead_back_to_the_truth(
+    network: AniFaceDiff, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Without mistakes they are the noisy latents of the truth; with them the target still is the truth."""
+    source = Fixed(6)
+    source.frames = 3  # type: ignore[misc]
+    alphas = torch.linspace(0.99, 0.05, 1000)
+    monkeypatch.setattr(network, "config", replace(network.config, prediction=kind))
+    drawn = {}
+    for share, mistake in ((0.0, 0.0), (1.0, 0.0), (1.0, 0.3)):
+        settings = DenoisingSettings(rows=2, own_estimates=share, unconditional=0.5)
+        task = DenoisingTask(network, source, alphas, settings, None, stage=2)  # type: ignore[arg-type]
+        truth = source.draw(2).latents
+        task.module = Oracle(truth, alphas, kind, mistake)  # type: ignore[assignment]
+        torch.manual_seed(5)
+        drawn[share, mistake] = task.draw(0.0)
+        (noisy, timesteps, *_), (target, _) = drawn[share, mistake]
+        clean, _ = clean_of(noisy, target, alphas[timesteps], kind)
+        torch.testing.assert_close(clean, truth, atol=2e-4, rtol=0)
+    plain, own, mistaken = (inputs[0] for inputs, _ in drawn.values())
+    torch.testing.assert_close(own, plain, atol=2e-4, rtol=0)
+    assert (mistaken - plain).abs().mean() > 0.01
