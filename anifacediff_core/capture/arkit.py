@@ -19,9 +19,10 @@ from ..head.model import HeadModel
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from . import mesh
-from .capture import SMOOTHING, Captured, in_portrait, listed
+from .capture import SMOOTHING, Captured, calmed, in_portrait
 from .detector import SQUARE_SCALE, Detection, face_square
-from .tracker import Tracker, smooth_parameters
+from .missing import told
+from .tracker import Tracker
 
 # The landmarker's box reaches from the chin to the hairline, the face square counts from the brows.
 BOX_SHARE = 0.9
@@ -84,6 +85,7 @@ def from_face_landmarks(
     *,
     face: int = 0,
     smoothing: float = SMOOTHING,
+    missing: str = "interpolate",
     what: str = "the face landmarks",
 ) -> Captured:
     """Parameters from FACE_LANDMARKS: ``{"frames": [[face, ...], ...], "image_size": (height, width)}``.
@@ -95,11 +97,12 @@ def from_face_landmarks(
     Args:
         landmarks: as above.
         head: a head with ARKit's expressions.
-        mode, face, smoothing: as in :func:`.capture.capture`.
+        mode, face, smoothing, missing: as in :func:`.capture.capture`.
         what: name of the input in messages.
 
     Raises:
-        InputError: no face at all, or too little is known about it.
+        InputError: no face at all, or not in every frame where that is to stop the run, or too little is
+            known about it.
     """
     frames, (height, width) = unpack(landmarks, what)
     longer = max(height, width)
@@ -118,15 +121,11 @@ def from_face_landmarks(
     params = head.neutral(len(frames)).to("cpu")
     for name in ("expression", "pose", "camera"):
         getattr(params, name)[valid] = getattr(seen, name)
-    params = smooth_parameters(replace(params, valid=valid), head.expression_names, smoothing)
-    notes = [f"A face was found in {int(valid.sum())} of {len(frames)} frames of {what}."]
-    if not valid.all():
-        notes.append(f"Filled in from the neighbors: {listed(torch.nonzero(~valid).squeeze(1).tolist())}.")
-    if tracker.crowded:
-        notes.append(f"There are up to {tracker.most} faces; one is followed.")
+    params = calmed(replace(params, valid=valid), head, smoothing, missing, what)
+    notes = told(valid, missing, what) + tracker.told()
     if estimated:
         notes.append("There are no blendshapes: the expression is estimated from the mesh and coarse.")
-    return in_portrait(params, head, (height, width), mode, notes)
+    return in_portrait(params, head, (height, width), mode, notes, missing)
 
 
 def _expression(coefficients: Sequence[Mapping[str, float]] | Tensor, head: HeadModel) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from ..head.texture import Appearance
 from ..progress import Progress
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
+from .missing import held, require_faces, told, without
 from .tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 
 if TYPE_CHECKING:
@@ -110,9 +111,10 @@ class Captured:
 
     Attributes:
         parameters: (frames) on the CPU, camera of the portrait square; ``valid`` is False where no face was
-            found, such frames are filled from their neighbors.
+            found, such frames are filled in.
         square: (3,) left, top, side of the portrait square, as fractions of the picture's longer side.
-        frames_without_face: their indices.
+        frames_without_face: their numbers in what was captured.
+        skipped: those of them that were left out of the parameters.
         note: one or two sentences for people.
         appearance: texture and light (frames), from networks that tell them.
     """
@@ -121,7 +123,13 @@ class Captured:
     square: Tensor
     frames_without_face: list[int]
     note: str
+    skipped: tuple[int, ...] = ()
     appearance: Appearance | None = None
+
+    @property
+    def kept(self) -> list[int]:
+        """Numbers of the captured frames that the parameters are of."""
+        return remaining(len(self.parameters), self.skipped)
 
 
 @torch.no_grad()
@@ -132,6 +140,7 @@ def capture(
     *,
     face: int = 0,
     smoothing: float = SMOOTHING,
+    missing: str = "interpolate",
     what: str = "the picture",
     faces: list[list[Detection]] | None = None,
     total: int | None = None,
@@ -146,6 +155,7 @@ def capture(
         mode: which part of the pictures is the portrait, see :func:`.tracker.portrait_square`.
         face: 0 for the most prominent one, 1 for the first from the left, and so on.
         smoothing: 0 to 1, see :func:`.tracker.smooth_parameters`; has no effect on a single frame.
+        missing: what becomes of frames without a face, one of :data:`.missing.MISSING`.
         what: name of the input in messages, for example "the driving video".
         faces: of every frame, where they are known already; see :mod:`.locate`. By default the models look
             for them.
@@ -153,7 +163,8 @@ def capture(
         progress: called with frames (done, total).
 
     Raises:
-        InputError: no face at all, or pictures that cannot be read.
+        InputError: no face at all, or not in every frame where that is to stop the run, or pictures that
+            cannot be read.
     """
     if mode not in MODES:
         raise InputError(f"The capture mode '{mode}' is unknown; choose one of {', '.join(MODES)}.")
@@ -162,7 +173,7 @@ def capture(
     readings: list[FaceParameters] = []
     looks: list[Appearance | None] = []
     done, size = 0, (0, 0)
-    for chunk in _chunks(frames, what):
+    for chunk in chunks(frames, what):
         if readings and chunk.shape[-2:] != size:
             raise InputError(f"The frames of {what} differ in size; scale them to one size first.")
         size = (int(chunk.shape[-2]), int(chunk.shape[-1]))
@@ -177,22 +188,32 @@ def capture(
         raise InputError(f"{what[:1].upper()}{what[1:]} has no frame; give at least one picture.")
     raw = FaceParameters.concatenate(readings)
     if not raw.valid.any():
-        which = (
-            f"face number {face} from the left was not found"
-            if face and tracker.most
-            else "no face was found"
-        )
-        raise InputError(
-            f"In {what} {which}; use pictures that show a face from the front, large and well lit."
-        )
-    params = smooth_parameters(raw, models.head.expression_names, smoothing)
-    notes = _notes(raw.valid, tracker, what) + models.remarks()
-    captured = in_portrait(params, models.head, size, mode, notes)
-    return replace(captured, appearance=_all_frames(looks, raw.valid))
+        raise tracker.nobody(what)
+    params = calmed(raw, models.head, smoothing, missing, what)
+    notes = told(raw.valid, missing, what) + tracker.told() + models.remarks()
+    captured = in_portrait(params, models.head, size, mode, notes, missing)
+    look = _all_frames(looks, raw.valid, missing)
+    return replace(captured, appearance=None if look is None else look[captured.kept])
+
+
+def calmed(raw: FaceParameters, head: HeadModel, smoothing: float, missing: str, what: str) -> FaceParameters:
+    """Readings frame by frame to smooth ones without gaps; ``valid`` stays.
+
+    Raises:
+        InputError: see :func:`.missing.require_faces`.
+    """
+    require_faces(raw.valid, missing, what)
+    readings = raw[held(raw.valid)] if missing == "hold" else raw
+    return replace(smooth_parameters(readings, head.expression_names, smoothing), valid=raw.valid)
 
 
 def in_portrait(
-    params: FaceParameters, head: HeadModel, size: tuple[int, int], mode: str, notes: list[str]
+    params: FaceParameters,
+    head: HeadModel,
+    size: tuple[int, int],
+    mode: str,
+    notes: list[str],
+    missing: str = "interpolate",
 ) -> Captured:
     """Choose the portrait square of a clip and express its cameras in it.
 
@@ -200,31 +221,68 @@ def in_portrait(
         params: camera of the picture, made square at its right or bottom.
         size: height and width of the pictures in pixels.
         notes: sentences to tell.
+        missing: "skip" leaves out the frames that are not valid.
     """
     params = look_along(params, head.expression_names).to("cpu")
     longer = max(size)
     squares = face_square(head, params).cpu()
     square = portrait_square(squares, params.valid, size[1] / longer, size[0] / longer, mode)
     params = replace(params, camera=crop_camera(params.camera, square))
-    missing = torch.nonzero(~params.valid).squeeze(1).tolist()
-    return Captured(params, square, missing, " ".join(notes))
+    empty = without(params.valid)
+    skipped = tuple(empty) if missing == "skip" else ()
+    if skipped:
+        params = params[params.valid]
+    return Captured(params, square, empty, " ".join(notes), skipped)
 
 
-def crop_portrait(frames: Tensor, square: Tensor, size: int) -> Tensor:
-    """The portrait's pixels.
+def remaining(count: int, skipped: Sequence[int]) -> list[int]:
+    """Numbers of the `count` frames that remain where those of `skipped` were left out."""
+    gone = set(skipped)
+    return [number for number in range(count + len(gone)) if number not in gone]
+
+
+def crop_portrait(
+    frames: Tensor,
+    square: Tensor,
+    size: int,
+    kept: Sequence[int] | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The portrait's pixels. Nothing but the result grows with the length of the video.
 
     Args:
-        frames: (frames, 3, height, width).
-        square: (3,) or (frames, 3), as fractions of the longer side; what lies outside repeats the border.
+        frames: (frames, 1 to 4, height, width), see :func:`rgb`.
+        square: (3,) or one for each of the result's frames (frames, 3), as fractions of the longer side; what
+            lies outside repeats the border.
         size: side of the result in pixels.
+        kept: numbers of the frames to cut from, by default all.
+        progress: called with frames (done, total).
 
     Returns:
-        (frames, 3, size, size) in [0, 1].
+        (frames, 3, size, size) in [0, 1]; in memory channels come last, as pictures are kept outside.
     """
-    squares = square.to(frames).expand(len(frames), 3)
-    per_frame = max(1, PIXELS_AT_ONCE // (frames.shape[-1] * frames.shape[-2]))
-    parts = zip(frames.split(per_frame), squares.split(per_frame), strict=True)
-    return torch.cat([sample(part, where, size, "bicubic").clamp(0, 1) for part, where in parts])
+    numbers = list(range(len(frames)) if kept is None else kept)
+    squares = square.to(frames.device, torch.float32).expand(len(numbers), 3)
+    result = torch.empty(len(numbers), size, size, 3, device=frames.device).movedim(-1, 1)
+    count = _at_once(frames)
+    for start in range(0, len(numbers), count):
+        part = rgb(frames[numbers[start : start + count]].float())
+        where = squares[start : start + count]
+        result[start : start + count] = sample(part, where, size, "bicubic").clamp(0, 1)
+        if progress is not None:
+            progress(start + len(part), len(numbers))
+    return result
+
+
+def rgb(frames: Tensor) -> Tensor:
+    """Pictures (frames, 1 to 4, height, width) as RGB in [0, 1]: gray is repeated, transparency laid over
+    middle gray.
+    """
+    frames = frames.clamp(0, 1)
+    if frames.shape[1] in (2, 4):
+        color, alpha = frames[:, :-1], frames[:, -1:]
+        frames = color * alpha + BACKGROUND * (1 - alpha)
+    return frames.expand(-1, 3, -1, -1)
 
 
 def prepare(frames: Tensor, what: str) -> Tensor:
@@ -247,13 +305,10 @@ def prepare(frames: Tensor, what: str) -> Tensor:
     frames = frames.float()
     if not torch.isfinite(frames).all():
         raise InputError(f"{name} contains NaN or infinite pixels; check the node that made it.")
-    if frames.shape[1] in (2, 4):
-        color, alpha = frames[:, :-1], frames[:, -1:].clamp(0, 1)
-        frames = color * alpha + BACKGROUND * (1 - alpha)
-    return frames.expand(-1, 3, -1, -1).clamp(0, 1)
+    return rgb(frames)
 
 
-def _chunks(frames: Tensor | Iterable[Tensor], what: str) -> Iterator[Tensor]:
+def chunks(frames: Tensor | Iterable[Tensor], what: str) -> Iterator[Tensor]:
     """Prepared frames in pieces of bounded memory. Single frames of an iterator are gathered."""
     if isinstance(frames, Tensor):
         if frames.dim() == 3:
@@ -265,7 +320,7 @@ def _chunks(frames: Tensor | Iterable[Tensor], what: str) -> Iterator[Tensor]:
     waiting: list[Tensor] = []
     for frame in frames:
         if frame.dim() == 4:
-            yield from _chunks(frame, what)
+            yield from chunks(frame, what)
             continue
         if waiting and (len(waiting) >= _at_once(frame) or frame.shape != waiting[0].shape):
             yield prepare(torch.stack(waiting), what)
@@ -307,8 +362,8 @@ def _read(
     return result, look
 
 
-def _all_frames(looks: list[Appearance | None], valid: Tensor) -> Appearance | None:
-    """The appearance of all frames from that of the valid ones."""
+def _all_frames(looks: list[Appearance | None], valid: Tensor, missing: str) -> Appearance | None:
+    """The appearance of all frames from that of the valid ones, held or interpolated between them."""
     known = [look for look in looks if look is not None]
     if not known:
         return None
@@ -317,7 +372,8 @@ def _all_frames(looks: list[Appearance | None], valid: Tensor) -> Appearance | N
         seen = torch.cat([getattr(look, name).cpu() for look in known])
         whole = seen.new_zeros(len(valid), *seen.shape[1:])
         whole[valid] = seen
-        parts.append(fill_gaps(whole.flatten(1), valid).view_as(whole))
+        filled = whole[held(valid)] if missing == "hold" else fill_gaps(whole.flatten(1), valid)
+        parts.append(filled.view_as(whole))
     return Appearance(*parts)
 
 
@@ -364,28 +420,6 @@ def _overlap(first: Tensor, second: Tensor) -> Tensor:
     return shared / (first[:, 2].square() + second[:, 2].square() - shared)
 
 
-def _notes(valid: Tensor, tracker: Tracker, what: str) -> list[str]:
-    frames, missing = len(valid), torch.nonzero(~valid).squeeze(1).tolist()
-    notes = [f"A face was found in {frames - len(missing)} of {frames} frames of {what}."]
-    if missing:
-        notes.append(f"It was filled in from the neighbors at frame {listed(missing)}.")
-    if tracker.crowded:
-        taken = f"number {tracker.face} from the left" if tracker.face else "the most prominent one"
-        notes.append(f"There are up to {tracker.most} faces; {taken} is followed.")
-    return notes
-
-
 def moved(part: Part, device: torch.device) -> Part:
     """A network on a device; what is no network stays where it is."""
     return part.to(device) if isinstance(part, nn.Module) else part
-
-
-def listed(numbers: list[int]) -> str:
-    """Ascending numbers with runs shortened: "3-7, 12"."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

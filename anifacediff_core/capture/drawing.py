@@ -21,9 +21,9 @@ from torch import Tensor
 from ..errors import InputError
 from ..progress import Progress
 from .arkit import expression_coefficients, follow, mesh_points, unpack
-from .capture import listed
 from .geometry import FaceGeometry, face_geometry, project
 from .mesh import MESH_POINTS
+from .missing import listed
 from .tracker import Tracker
 
 CANVAS = 512  # side at which the lines are drawn

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from anifacediff_core.capture import mediapipe, mesh
 from anifacediff_core.capture.arkit import from_arkit, from_face_landmarks
-from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait, listed, prepare
+from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait, prepare
 from anifacediff_core.capture.detector import (
     CANVAS,
     Detection,
@@ -23,7 +23,8 @@ from anifacediff_core.capture.detector import (
     letterbox,
 )
 from anifacediff_core.capture.encoder import CROP, FaceEncoder, Reading
-from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square, smooth, smooth_parameters
+from anifacediff_core.capture.missing import listed
+from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.camera import crop_camera, project
@@ -219,19 +220,6 @@ def test_gaps_are_filled_from_their_neighbors():
     values = torch.tensor([9.0, 1.0, 9.0, 9.0, 4.0, 9.0])[:, None]
     valid = torch.tensor([False, True, False, False, True, False])
     torch.testing.assert_close(fill_gaps(values, valid)[:, 0], torch.tensor([1.0, 1, 2, 3, 4, 4]))
-
-
-def test_smoothing_has_no_lag_and_keeps_lines():
-    time = torch.arange(80.0)
-    line = torch.stack([time, -2 * time], 1)
-    torch.testing.assert_close(smooth(line, 3.0), line, atol=1e-3, rtol=0)
-    wave = torch.sin(2 * math.pi * time / 40)[:, None]
-    calm = smooth(wave, 2.0)
-    lags = [(wave[20 + lag : 60 + lag] * calm[20:60]).sum() for lag in range(-4, 5)]
-    assert int(torch.tensor(lags).argmax()) == 4
-    noise = torch.randn(400, 1, generator=torch.Generator().manual_seed(0))
-    assert smooth(noise, 2.0).std() < 0.45 * noise.std()
-    assert smooth(noise[:1], 2.0).shape == (1, 1)
 
 
 def test_smoothing_parameters_calms_the_head_but_keeps_blinks(head):

@@ -1,0 +1,69 @@
+"""Frames that show no face: what becomes of them, and how people are told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+# Filled in from both neighbors, as the last frame with a face was, left out, or refused.
+MISSING = ("interpolate", "hold", "skip", "stop")
+TOLD = {
+    "interpolate": "It was filled in from the neighbors at frame {}.",
+    "hold": "It was held as last seen at frame {}.",
+    "skip": "Without a face and left out: frame {}.",
+}
+RUNS_IN_A_SENTENCE = 8
+
+
+def require_faces(valid: Tensor, missing: str, what: str) -> None:
+    """Refuse frames without a face where they are to stop the run.
+
+    Args:
+        valid: (frames,) bool, where a face was found.
+        missing: one of `MISSING`.
+        what: name of the input in messages.
+
+    Raises:
+        InputError: `missing` is "stop" and a frame shows no face, or it is unknown.
+    """
+    if missing not in MISSING:
+        raise InputError(f"The choice missing '{missing}' is unknown; choose one of {', '.join(MISSING)}.")
+    if missing == "stop" and not valid.all():
+        runs = listed(without(valid)).split(", ")
+        more = ", …" if len(runs) > RUNS_IN_A_SENTENCE else ""
+        raise InputError(
+            f"In {what} no face was found at frame {', '.join(runs[:RUNS_IN_A_SENTENCE])}{more}: cut these "
+            "frames out, or choose hold, interpolate or skip for missing."
+        )
+
+
+def held(valid: Tensor) -> Tensor:
+    """For each frame the number of the last one with a face (frames,); before the first, the first's."""
+    frames = torch.arange(len(valid), device=valid.device)
+    last = torch.where(valid, frames, -1).cummax(0).values
+    return torch.where(last < 0, valid.int().argmax(), last)
+
+
+def without(valid: Tensor) -> list[int]:
+    """Numbers of the frames that are not valid."""
+    return torch.nonzero(~valid).squeeze(1).tolist()
+
+
+def told(valid: Tensor, missing: str, what: str) -> list[str]:
+    """Sentences about how many frames show a face, and what became of the others."""
+    empty = without(valid)
+    notes = [f"A face was found in {len(valid) - len(empty)} of {len(valid)} frames of {what}."]
+    return [*notes, TOLD[missing].format(listed(empty))] if empty else notes
+
+
+def listed(numbers: list[int]) -> str:
+    """Ascending numbers with runs shortened: "3-7, 12"."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
