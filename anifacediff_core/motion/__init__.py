@@ -1,0 +1,1 @@
+"""Motion as material: what can be done to face parameters over time."""

@@ -1,0 +1,161 @@
+"""Smoothing without lag: calm when still, sharp when fast.
+
+The idea is the One-Euro filter's (Casiez, Roussel and Vogel 2012): the band that passes widens with the
+speed. But a clip is known as a whole. So it is not filtered forward in time, which lags, but fitted by
+Whittaker's smoother (Eilers 2003): the sequence that is nearest to the readings while it bends least. How
+stiff it is changes from frame to frame with the speed. It is symmetric in time and keeps straight lines up to
+the ends, which a One-Euro filter run forward and backward does not.
+
+Speeds count in multiples of the readings' own tremble, per frame: the same strength fits every head, every
+encoder and every frame rate, and readings without tremble stay what they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..head.motion import look_along
+from ..head.parameters import FaceParameters
+
+REST_SPAN, FAST_SPAN = 24.0, 1.5  # frames that the smoother spans with a strength of 1, at rest and at speed
+QUIET = 0.6  # speed, in trembles per frame, that noise alone makes
+WIDENING = 13.0  # how fast the span narrows with the speed above that
+SPIKE = 6.0  # trembles by which a single frame must stick out to be no motion
+SLOPE_FRAMES = 3  # on each side, for measuring the speed
+# Below these nobody sees a movement: radians, logarithm of the scale, half pictures, expression.
+LEAST_TURN, LEAST_ZOOM, LEAST_SHIFT, LEAST_EXPRESSION = 3e-4, 5e-4, 5e-4, 5e-3
+
+
+def tremble(values: Tensor, least: float) -> Tensor:
+    """Deviation of the noise of values (frames, quantities): (quantities,), at least ``least``.
+
+    From third differences, in which motion all but vanishes; the median does not mind blinks and turns.
+    """
+    if len(values) < 4:
+        return values.new_full(values.shape[1:], least)
+    rough = values.diff(n=3, dim=0).abs().median(dim=0).values
+    return (rough / (0.6745 * 20**0.5)).clamp(min=least)
+
+
+def without_spikes(values: Tensor, least: float) -> Tensor:
+    """Values (frames, quantities) whose single outliers lie where the four neighbors say.
+
+    An outlier sticks out by more than the noise does and by more than its neighbors are apart: neither the
+    tip of a nod nor the start of a turn is one.
+    """
+    if len(values) < 5:
+        return values
+    before, here, after = values[1:-3], values[2:-2], values[3:-1]
+    expected = (4 * (before + after) - values[:-4] - values[4:]) / 6
+    away = (here - expected).abs()
+    foremost = away >= F.max_pool1d(away.T[None], 5, stride=1, padding=2)[0].T
+    outlier = foremost & (away > SPIKE * tremble(values, least)) & (away > 2 * (after - before).abs())
+    return torch.cat([values[:2], torch.where(outlier, expected, here), values[-2:]])
+
+
+def calm(values: Tensor, strength: float, least: float, together: bool = False) -> Tensor:
+    """Smooth values (frames, quantities) over time.
+
+    Args:
+        strength: 0 changes nothing, 1 spans about a second when still.
+        least: noise that is always smoothed away, in the values' unit.
+        together: the quantities are axes of one thing, as fast as the whole.
+    """
+    if strength <= 0 or len(values) < 3:
+        return values
+    wide = values.detach().double().cpu()
+    noise, slope = tremble(wide, least), _slope(wide)
+    if together:
+        noise, slope = noise.norm(dim=0, keepdim=True), slope.norm(dim=1, keepdim=True)
+    # The fastest moment of the neighborhood: a movement stands still at its tip, and there it must be kept.
+    around = max(2, round(REST_SPAN * strength / 4))
+    speed = F.max_pool1d((slope.abs() / noise).T[None], 2 * around + 1, stride=1, padding=around)[0].T
+    narrowed = REST_SPAN / (1 + WIDENING * (speed - QUIET).clamp(min=0))
+    span = strength * narrowed.clamp(min=FAST_SPAN)
+    return _whittaker(wide, span[1:-1] ** 4).to(values)
+
+
+def smooth_motion(
+    params: FaceParameters, names: Sequence[str], head: float, expression: float
+) -> FaceParameters:
+    """Calm the tremble of a clip. Lids and gaze get a third of what the rest of the face does.
+
+    Args:
+        params: frames in order.
+        names: ARKit's, of the expressions; empty for a head like FLAME, whose expressions each move lids and
+            mouth at once and know no limits.
+        head: strength for pose and place of the head, 0 to 1.
+        expression: strength for expression, jaw and gaze, 0 to 1.
+
+    Returns:
+        As many frames; the shape is untouched.
+    """
+    scale = params.camera[:, :1]
+    zoom = calm(without_spikes(scale.log(), LEAST_ZOOM), head, LEAST_ZOOM).exp()
+    # s·t is where the head is in the picture: it and the scale tremble for themselves.
+    shift = calm(without_spikes(scale * params.camera[:, 1:], LEAST_SHIFT), head, LEAST_SHIFT, together=True)
+    joints = [
+        calm(without_spikes(turn, LEAST_TURN), head, LEAST_TURN, together=True)
+        for turn in params.pose[:, :6].split(3, dim=1)
+    ]
+    joints += [
+        calm(turn, expression, LEAST_TURN, together=True) for turn in params.pose[:, 6:].split(3, dim=1)
+    ]
+    face = calm(params.expression, expression, LEAST_EXPRESSION)
+    if names:
+        quick = torch.tensor([name.startswith("eye") for name in names], device=face.device)
+        face = torch.where(quick, calm(params.expression, expression / 3, LEAST_EXPRESSION), face).clamp(0, 1)
+    camera, pose = torch.cat([zoom, shift / zoom], dim=1), torch.cat(joints, dim=1)
+    return look_along(replace(params, expression=face, pose=pose, camera=camera), names)
+
+
+def _slope(values: Tensor) -> Tensor:
+    """Change per frame of values (frames, quantities): slope of the line through the nearest neighbors."""
+    reach = min(SLOPE_FRAMES, len(values) - 1)
+    offsets = torch.arange(-reach, reach + 1, dtype=values.dtype)
+    # Turned about the end points, a line goes on beyond them.
+    head = 2 * values[:1] - values[1 : reach + 1].flip(0)
+    tail = 2 * values[-1:] - values[-reach - 1 : -1].flip(0)
+    padded = torch.cat([head, values, tail]).T[:, None]
+    return F.conv1d(padded, (offsets / offsets.square().sum())[None, None])[:, 0].T
+
+
+def _whittaker(values: Tensor, stiffness: Tensor) -> Tensor:
+    """The y that minimizes |y - values|² + Σ stiffness · (second difference of y)², frame by frame.
+
+    Args:
+        values: (frames, quantities) float64, three frames at least.
+        stiffness: (frames - 2, quantities or 1).
+    """
+    frames = len(values)
+    # The five bands of the symmetric matrix: the sum of the outer products of (1, -2, 1).
+    middle, first, second = (stiffness.new_zeros(frames, stiffness.shape[1]) for _ in range(3))
+    middle += 1
+    for offset, weight in enumerate((1, 4, 1)):
+        middle[offset : offset + frames - 2] += weight * stiffness
+    for offset in range(2):
+        first[offset : offset + frames - 2] -= 2 * stiffness
+    second[: frames - 2] = stiffness
+    # L D Lᵀ, then forward and backward substitution; a band of two, so a few numbers per frame.
+    rows, ones, twos, result = list(middle), list(first), list(second), list(values)
+    for now in range(frames):
+        for step, band in ((1, ones), (2, twos)):
+            if now + step < frames:
+                factor = band[now] / rows[now]
+                rows[now + step] = rows[now + step] - factor * band[now]
+                result[now + step] = result[now + step] - factor * result[now]
+                if step == 1:
+                    ones[now + 1] = ones[now + 1] - factor * twos[now]
+    for now in reversed(range(frames)):
+        rest = result[now]
+        if now + 1 < frames:
+            rest = rest - ones[now] * result[now + 1]
+        if now + 2 < frames:
+            rest = rest - twos[now] * result[now + 2]
+        result[now] = rest / rows[now]
+    return torch.stack(result)
