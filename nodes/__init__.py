@@ -31,6 +31,7 @@ from comfy_api.latest import ComfyExtension, io  # noqa: E402
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
+from .editor import ExpressionEditor  # noqa: E402
 from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
@@ -39,6 +40,7 @@ from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
 from .paste import PasteBack  # noqa: E402
+from .portrait import PortraitCrop  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
 from .speed import CompileForSpeed  # noqa: E402
 
@@ -47,8 +49,10 @@ NODES: list[type[io.ComfyNode]] = [
     ExpressionAdapterLoader,
     LoraLoader,
     LoadDECA,
+    PortraitCrop,
     DECAExtract,
     ParametersFromFaceLandmarks,
+    ExpressionEditor,
     FacialShapeAlign,
     RenderNormals,
     RenderGuidance,

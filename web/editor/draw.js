@@ -6,8 +6,8 @@ import { clamp } from "./head.js";
 
 const SKIN_LIGHT = [-0.38, 0.52, 0.76]; // from the upper left, before the face
 const FILL_LIGHT = [0.75, 0.1, 0.65];
-const IRIS = 0.0072; // meters from the middle of the pupil
-const PUPIL = 0.0031;
+const IRIS = 0.0084; // meters from the middle of the pupil
+const PUPIL = 0.0036;
 const IRIS_COLOR = [78, 106, 128];
 const LIP_COLOR = [178, 98, 94];
 const BROW_COLOR = [84, 64, 54];

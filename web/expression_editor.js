@@ -1,0 +1,93 @@
+// The Expression Editor's widget: its input `expression` is a text of JSON, shown as sliders and a head.
+
+import { app } from "../../scripts/app.js";
+import { Head } from "./editor/head.js";
+import { Panel } from "./editor/panel.js";
+import { translator } from "./editor/words.js";
+
+const NODE = "AniFaceDiffExpressionEditor";
+const WIDGET = "ANIFACEDIFF_EXPRESSION";
+const SIZE = [360, 800];
+const LEAST_HEIGHT = 520;
+
+const here = (file) => new URL(file, import.meta.url).href;
+const panels = new Map(); // the latest of each node, by its id
+let head; // a promise: one head for all nodes, loaded when the first of them appears
+
+function addStyle() {
+  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("editor/style.css") }));
+}
+
+function expressionWidget(node, name) {
+  let widget;
+  const panel = new Panel({
+    t: translator(app.extensionManager?.setting?.get("Comfy.Locale")),
+    onInput: () => {
+      widget?.callback?.(panel.value);
+      node.graph?.setDirtyCanvas(true, true);
+    },
+    onCommit: () => app.extensionManager?.workflow?.activeWorkflow?.changeTracker?.checkState(),
+  });
+  widget = node.addDOMWidget(name, WIDGET, panel.element, {
+    getValue: () => panel.value,
+    setValue: (value) => (panel.value = value),
+    getMinHeight: () => LEAST_HEIGHT,
+    hideOnZoom: false,
+  });
+  panel.element.classList.add("widget-expands"); // the new node renderer gives such a widget all free height
+  head ??= Head.load(here("editor/head.safetensors"));
+  head.then(
+    (loaded) => (panel.head = loaded),
+    (error) => (panel.note.textContent = String(error)),
+  );
+  follow(node, panel);
+  after(node, "onAdded", () => succeed(node.id, panel));
+  return { widget };
+}
+
+// What is connected decides which head the sliders start from, and whether they can take away.
+function follow(node, panel) {
+  const connected = () => node.inputs?.some((input) => input.name === "parameters" && input.link != null) ?? false;
+  const update = () => {
+    const apply = node.widgets?.find((widget) => widget.name === "apply")?.value;
+    panel.takesAway = connected() && apply === "add";
+    if (!connected()) panel.frame = null;
+  };
+  after(node, "onConnectionsChange", update);
+  after(node, "onWidgetChanged", update);
+  after(node, "onConfigure", update);
+  after(node, "onExecuted", ({ first_frame: frames }) => (panel.frame = frames?.[0] ?? null));
+}
+
+// Undoing makes the graph's nodes anew. The panel then goes on looking as it did, and takes the old one's place, which
+// the new node renderer leaves in the page.
+function succeed(id, panel) {
+  const before = panels.get(id);
+  panels.set(id, panel);
+  if (!before || before === panel) return;
+  panel.looks = before.looks;
+  requestAnimationFrame(() => {
+    if (before.element.isConnected && !panel.element.isConnected) before.element.replaceWith(panel.element);
+  });
+}
+
+function after(node, hook, action) {
+  const before = node[hook];
+  node[hook] = function (...values) {
+    before?.apply(this, values);
+    action(...values);
+  };
+}
+
+app.registerExtension({
+  name: "AniFaceDiff.ExpressionEditor",
+  setup: addStyle,
+  getCustomWidgets: () => ({ [WIDGET]: expressionWidget }),
+  beforeRegisterNodeDef(_type, definition) {
+    // Without this file the input is a plain text, as it is for the API.
+    if (definition.name === NODE) definition.input.required.expression[1].widgetType = WIDGET;
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE) node.setSize([Math.max(node.size[0], SIZE[0]), Math.max(node.size[1], SIZE[1])]);
+  },
+});
