@@ -53,9 +53,7 @@ class ExpressionEditor(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, apply: str, expression: str, parameters: FaceParameters | None = None
-    ) -> io.NodeOutput:
+    def execute(cls, apply: str, expression: str, parameters: FaceParameters | None = None) -> io.NodeOutput:
         head = HeadModel.bundled()
         edits = read_edits(expression, head)
         if parameters is None:

@@ -48,13 +48,13 @@ function expressionWidget(node, name) {
 // What is connected decides which head the sliders start from, and whether they can take away.
 function follow(node, panel) {
   const connected = () => node.inputs?.some((input) => input.name === "parameters" && input.link != null) ?? false;
+  const apply = node.widgets.find((widget) => widget.name === "apply");
   const update = () => {
-    const apply = node.widgets?.find((widget) => widget.name === "apply")?.value;
-    panel.takesAway = connected() && apply === "add";
+    panel.takesAway = connected() && apply.value === "add";
     if (!connected()) panel.frame = null;
   };
   after(node, "onConnectionsChange", update);
-  after(node, "onWidgetChanged", update);
+  after(apply, "callback", update);
   after(node, "onConfigure", update);
   after(node, "onExecuted", ({ first_frame: frames }) => (panel.frame = frames?.[0] ?? null));
 }

@@ -41,7 +41,7 @@ def read_edits(text: str, head: HeadModel) -> dict[str, float]:
     """
     try:
         values = json.loads(text.strip() or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_edits() from error
     if not isinstance(values, dict):
         raise _no_edits()
@@ -84,9 +84,7 @@ def edit(head: HeadModel, params: FaceParameters, edits: Mapping[str, float]) ->
 
 def without_motion(params: FaceParameters) -> FaceParameters:
     """The same faces in the same places, looking straight ahead without an expression."""
-    return replace(
-        params, expression=torch.zeros_like(params.expression), pose=torch.zeros_like(params.pose)
-    )
+    return replace(params, expression=torch.zeros_like(params.expression), pose=torch.zeros_like(params.pose))
 
 
 def _moved(camera: Tensor, edits: Mapping[str, float]) -> Tensor:
@@ -104,7 +102,9 @@ def _checked(name: str, value: object, head: HeadModel) -> float:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean '{near[0]}'" if near else "take a name from the node's help page"
-        raise InputError(f"The expression has a value for '{name}', which the head doesn't know: {hint}.")
+        raise InputError(
+            f"The expression has a value for '{name[:40]}', which the head doesn't know: {hint}."
+        )
     low, high, _ = PLACE.get(name, (*EXPRESSION_LIMITS, 0.0))
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise InputError(

@@ -160,14 +160,16 @@ export class Panel {
     const inner = create("div", "afd-group");
     inner.setAttribute("role", "group");
     inner.setAttribute("aria-label", this.t(label));
-    for (const row of rows) inner.append(...this.#row(row));
+    inner.append(...rows.map((row) => this.#row(row)));
     group.append(inner);
     return group;
   }
 
   #row({ label, targets }) {
-    if (targets.length === 1 || this.mirrored) return [this.#slider(this.t(label), targets)];
-    return targets.map((target) => this.#slider(`${this.t(label)} – ${this.t(target.side)}`, [target]));
+    if (targets.length === 1 || this.mirrored) return this.#slider(this.t(label), targets);
+    const both = create("div", "afd-pair");
+    both.append(...targets.map((target) => this.#slider(`${this.t(label)} ${this.t(target.side)}`, [target])));
+    return both;
   }
 
   #slider(label, targets) {

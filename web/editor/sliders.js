@@ -4,12 +4,17 @@
 
 const EXPRESSION = { min: 0, max: 1, step: 0.01, rest: 0, unit: "" };
 
+const SIDES = [
+  ["(left)", "Left"],
+  ["(right)", "Right"],
+];
+
 function one(label, plus) {
   return { label, targets: [{ ...EXPRESSION, plus }] };
 }
 
 function pair(label, plus) {
-  return { label, targets: ["Left", "Right"].map((side) => ({ ...EXPRESSION, side, plus: plus + side })) };
+  return { label, targets: SIDES.map(([side, ending]) => ({ ...EXPRESSION, side, plus: plus + ending })) };
 }
 
 function opposites(label, plus, minus) {
@@ -18,8 +23,11 @@ function opposites(label, plus, minus) {
 
 // Both eyes look the same way, so what is outward for one is inward for the other.
 function gaze(label, left, right) {
-  const targets = [["Left", ...left], ["Right", ...right]];
-  return { label, targets: targets.map(([side, plus, minus]) => ({ ...EXPRESSION, min: -1, side, plus, minus })) };
+  const eyes = [left, right];
+  return {
+    label,
+    targets: eyes.map(([plus, minus], i) => ({ ...EXPRESSION, min: -1, side: SIDES[i][0], plus, minus })),
+  };
 }
 
 // The limits are those of editing.py.
