@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,10 +79,13 @@ def _add_reenact(commands: Any) -> None:
         type=Path,
         metavar="FILE",
         help="a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
-        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames",
+        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames, segment",
     )
     add_windows(parser, "strength of the expression adapter")
     parser.add_argument("--max-frames", type=positive, help="use only the first frames of the driving video")
+    parser.add_argument(
+        "--segment", type=positive, default=96, help="frames that are finished, saved and freed together"
+    )
     add_sampling(parser)
     add_checkpoint(parser)
     add_device(parser)
@@ -409,12 +413,10 @@ def compare_avatars(options: argparse.Namespace) -> None:
 
 
 def reenact(options: argparse.Namespace) -> None:
-    from .sampling.jobs import Reenacting, ReenactJob, run_jobs
+    from .sampling.jobs import PATHS, Reenacting, ReenactJob, run_jobs
 
-    settings: dict[str, Any] = {
-        name: getattr(options, name)
-        for name in ("size", "seed", "window", "overlap", "expression_scale", "steps", "cfg", "max_frames")
-    }
+    names = [field.name for field in fields(ReenactJob) if field.name not in PATHS]
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     files = {name: getattr(options, name) for name in ("source", "driving", "out")}
     missing = [f"--{name}" for name, value in files.items() if value is None]
     checkpoint = checkpoint_path(options)

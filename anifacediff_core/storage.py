@@ -1,7 +1,8 @@
-"""Safetensors files that are never half written."""
+"""Files that are never half written, and what is in them as one number."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+CHUNK = 4 * 2**20  # bytes that are read at a time
 # Safetensors' names of the types.
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -93,3 +95,12 @@ def replacing(path: Path) -> Iterator[str]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while content := file.read(CHUNK):
+            digest.update(content)
+    return digest.hexdigest()

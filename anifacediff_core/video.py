@@ -8,9 +8,10 @@ PyAV is imported by what needs it: training writes pictures only and does withou
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,8 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 MICROSECONDS = 1_000_000  # the unit of a container's duration
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+TICK = Fraction(1, 90_000)  # the unit of times that follow no rate
+UNEVEN = 0.5  # frames: a video one of whose frames is further from where its rate has it has no constant rate
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,23 @@ def probe(path: str | Path) -> VideoInfo:
         if not frames and container.duration:
             frames = round(Fraction(container.duration, MICROSECONDS) * rate)
         return VideoInfo(stream.width, stream.height, Fraction(rate), frames, bool(container.streams.audio))
+
+
+def uneven_times(path: str | Path, rate: Fraction) -> list[float]:
+    """When each frame is shown, in seconds from the first one, if that follows no constant rate; else [].
+
+    The container tells it, nothing is decoded.
+    """
+    with _open(path) as container:
+        stream = container.streams.video[0]
+        stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+        if None in stamps:
+            return []
+        stamps.sort()
+        times = [float((stamp - stamps[0]) * stream.time_base) for stamp in stamps]
+    uneven = any(abs(time * rate - number) > UNEVEN for number, time in enumerate(times))
+    strict = all(first < second for first, second in pairwise(times))
+    return times if uneven and strict else []
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -131,6 +151,150 @@ def contact_sheet(columns: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.cat(list(strip), dim=1) for strip in strips], dim=2)
 
 
+class _Sound:
+    """The sound of a file on its way into an mp4: copied packet by packet if that may hold it, else as AAC.
+
+    Time counts from the first picture, where the file has pictures: that is where the new ones begin.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._container = _open(path, needs_video=False)
+        streams = self._container.streams
+        self._stream = streams.audio[0] if streams.audio else None
+        self._target: Any = None
+        self._start = Fraction(0)
+        if streams.video and streams.video[0].start_time:
+            self._start = streams.video[0].start_time * streams.video[0].time_base
+        self._packets: Iterator[Any] = iter(())
+        self._pending: Any = None
+
+    def add_to(self, output: Any) -> None:
+        """Give an output container a stream for the sound, if there is one."""
+        self._target = output
+        if self._stream is not None:
+            copied = self._stream.codec_context.name in MP4_AUDIO_CODECS
+            self._packets = self._copied(self._stream) if copied else self._encoded(self._stream)
+
+    def copy(self, until: float) -> None:
+        """Hand over what comes before `until` seconds: packets of which more than half does."""
+        while True:
+            if self._pending is None:
+                self._pending = next(self._packets, None)
+            packet = self._pending
+            if packet is None:
+                return
+            if packet.pts is not None:
+                middle = packet.pts + Fraction(packet.duration or 0, 2)
+                if float(middle * packet.time_base) > until:
+                    return
+            self._target.mux(packet)
+            self._pending = None
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _copied(self, source: Any) -> Iterator[Any]:
+        target = self._target.add_stream_from_template(source)
+
+        def packets() -> Iterator[Any]:
+            for packet in self._container.demux(source):
+                if packet.dts is not None and self._shift(packet):
+                    packet.stream = target
+                    yield packet
+
+        return packets()
+
+    def _encoded(self, source: Any) -> Iterator[Any]:
+        target = self._target.add_stream("aac", rate=source.codec_context.sample_rate)
+        target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
+
+        def packets() -> Iterator[Any]:
+            for frame in self._container.decode(source):
+                if self._shift(frame):
+                    yield from target.encode(frame)
+            yield from target.encode()
+
+        return packets()
+
+    def _shift(self, piece: Any) -> bool:
+        """Count a packet's or frame's time from the first picture; False if it is over by then."""
+        if not self._start or piece.pts is None:
+            return True
+        ticks = round(self._start / piece.time_base)
+        piece.pts -= ticks
+        piece.dts = piece.dts if piece.dts is None else piece.dts - ticks
+        return piece.pts + (getattr(piece, "duration", 0) or getattr(piece, "samples", 0)) > 0
+
+
+def join_videos(
+    parts: Sequence[Path],
+    path: str | Path,
+    rate: Fraction,
+    times: Sequence[float] = (),
+    audio_from: str | Path | None = None,
+) -> int:
+    """Join videos of :class:`VideoWriter` into one, packet by packet: nothing is encoded again.
+
+    Args:
+        parts: of one rate, size and encoder; see :func:`codec_parameters`.
+        path: mp4 to write.
+        times: of every frame, in seconds, for a video without a constant rate; see :func:`uneven_times`.
+        audio_from: video or sound file whose sound goes along, as far as there are pictures.
+
+    Returns:
+        the number of frames.
+    """
+    import av
+
+    unit = TICK if times else 1 / rate
+
+    def tick(number: int) -> int:
+        """When a frame is shown; decoding begins some frames earlier than the first one."""
+        if not times:
+            return number
+        if 0 <= number < len(times):
+            return round(times[number] / unit)
+        over = number if number < 0 else number - len(times) + 1
+        return round((times[0 if number < 0 else -1] + over / rate) / unit)
+
+    sound = None if audio_from is None else _Sound(audio_from)
+    done, video = 0, None
+    try:
+        with av.open(str(path), "w", format="mp4") as output:
+            for part in parts:
+                first = done
+                with _open(part) as container:
+                    source = container.streams.video[0]
+                    if video is None:
+                        video = output.add_stream_from_template(source)
+                        video.time_base = unit
+                        if sound is not None:
+                            sound.add_to(output)
+                    for packet in container.demux(source):
+                        if packet.dts is None:
+                            continue
+                        frames = packet.time_base * rate  # in a unit of the part's time
+                        shown, decoded = (first + round(stamp * frames) for stamp in (packet.pts, packet.dts))
+                        packet.stream, packet.time_base = video, unit
+                        packet.pts, packet.dts = tick(shown), tick(decoded)
+                        packet.duration = tick(shown + 1) - packet.pts
+                        output.mux(packet)
+                        done += 1
+                        if sound is not None:
+                            sound.copy(float(tick(done) * unit))
+    finally:
+        if sound is not None:
+            sound.close()
+    return done
+
+
+def codec_parameters(path: str | Path) -> tuple[bytes, int, int]:
+    """What the videos that :func:`join_videos` joins have in common: the encoder's header and the size."""
+    with _open(path) as container:
+        codec = container.streams.video[0].codec_context
+        return codec.extradata or b"", codec.width, codec.height
+
+
 class VideoWriter:
     """Writes an H.264 mp4; with `audio_from`, the sound of that video or sound file is copied beside
     the pictures, with `cut_sound` only as far as there are pictures.
@@ -156,9 +320,7 @@ class VideoWriter:
         self.frames = 0
         self._stream: Any = None
         self._container: Any = av.open(str(path), "w", format="mp4")
-        self._sound = _open(audio_from, needs_video=False) if audio_from is not None else None
-        self._sound_packets: Iterator[Any] = iter(())
-        self._pending: Any = None
+        self._sound = _Sound(audio_from) if audio_from is not None else None
 
     def __enter__(self) -> VideoWriter:
         return self
@@ -188,12 +350,13 @@ class VideoWriter:
             picture.time_base = 1 / self.rate
             self._container.mux(self._stream.encode(picture))
             self.frames += 1
-            self._copy_sound(float(self.frames / self.rate))
+            if self._sound is not None:
+                self._sound.copy(float(self.frames / self.rate))
 
     def close(self) -> None:
         self._container.mux(self._stream.encode())
-        if not self.cut_sound:
-            self._copy_sound(float("inf"))
+        if self._sound is not None and not self.cut_sound:
+            self._sound.copy(float("inf"))
         self._container.close()
         if self._sound is not None:
             self._sound.close()
@@ -202,42 +365,5 @@ class VideoWriter:
         self._stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self.crf)})
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
-        if self._sound is not None and self._sound.streams.audio:
-            source = self._sound.streams.audio[0]
-            if source.codec_context.name in MP4_AUDIO_CODECS:
-                self._sound_packets = self._copied_packets(self._sound, source)
-            else:
-                self._sound_packets = self._encoded_packets(self._sound, source)
-
-    def _copied_packets(self, container: Any, source: Any) -> Iterator[Any]:
-        target = self._container.add_stream_from_template(source)
-
-        def packets() -> Iterator[Any]:
-            for packet in container.demux(source):
-                if packet.dts is not None:
-                    packet.stream = target
-                    yield packet
-
-        return packets()
-
-    def _encoded_packets(self, container: Any, source: Any) -> Iterator[Any]:
-        target = self._container.add_stream("aac", rate=source.codec_context.sample_rate)
-        target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
-
-        def packets() -> Iterator[Any]:
-            for frame in container.decode(source):
-                yield from target.encode(frame)
-            yield from target.encode()
-
-        return packets()
-
-    def _copy_sound(self, until: float) -> None:
-        """Interleave: hand over the sound up to `until` seconds."""
-        while True:
-            if self._pending is None:
-                self._pending = next(self._sound_packets, None)
-            packet = self._pending
-            if packet is None or (packet.pts is not None and float(packet.pts * packet.time_base) > until):
-                return
-            self._container.mux(packet)
-            self._pending = None
+        if self._sound is not None:
+            self._sound.add_to(self._container)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
@@ -13,17 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..capture.capture import CaptureModels, crop_portrait
 from ..capture.capture import capture as read
 from ..device import pick_device
 from ..errors import InputError
+from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..scale import Scale, run
 from ..storage import replacing
-from ..video import VideoWriter, probe, read_frames, read_image
+from ..video import probe, read_frames, read_image
 from ..weights.checkpoint import load_checkpoint
+from .fingerprint import fingerprint
 from .pipeline import Pipeline
+from .segments import SEGMENT, Carried, Footage, Segment, Work, plan_segments
 
 PATHS = ("source", "driving", "out")
 NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "int | None": int}
@@ -39,6 +43,7 @@ class ReenactJob:
         out: mp4 to write; rate and sound are the driver's.
         size: side of the result in pixels.
         max_frames: use only the first frames of the driving video.
+        segment: frames that are finished, saved and freed together.
     """
 
     source: str
@@ -52,6 +57,7 @@ class ReenactJob:
     steps: int = 10
     cfg: float = 1.5
     max_frames: int | None = None
+    segment: int = SEGMENT
 
 
 def no_bars(text: str) -> Progress | None:
@@ -75,6 +81,7 @@ class Reenacting:
         say: Callable[[str], None] = lambda text: None,
         bars: Callable[[str], Progress | None] = no_bars,
     ) -> None:
+        self.checkpoint = Path(checkpoint)
         self.pipeline = Pipeline.from_checkpoint(checkpoint, pick_device(str(device)))
         self.models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint), self.pipeline.head)
         self.say, self.bars = say, bars
@@ -94,39 +101,58 @@ class Reenacting:
         return {"out": job["out"]}
 
     def reenact(self, job: ReenactJob) -> int:
-        """Write the result, which appears when it is whole; returns its number of frames."""
+        """Write the result, which appears when it is whole; returns its number of frames.
+
+        Memory does not grow with the video. What was stopped goes on from its work folder, see `segments`.
+        """
         picture = read_image(job.source)
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
         info = probe(job.driving)
-        count = min(info.frames, job.max_frames) if job.max_frames else info.frames
-        frames = islice(read_frames(job.driving), job.max_frames)
-        driving = read(
-            frames, self.models, what="the driving video", total=count, progress=self.bars("capture")
+        work = self._work(job, Footage.of(job.driving, info, job.max_frames))
+        decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint)
+        driving, note = work.parameters(decisive, partial(self._capture, job, info.frames))
+        self.say(note)
+        portrait = crop_portrait(picture, source.square, job.size)
+        frames, bar = len(driving), self.bars("frames")
+
+        def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+            conditioning = self.pipeline.conditioning(portrait, source.parameters, driving[segment.sampled])
+            latents = self.pipeline.sample(
+                conditioning,
+                steps=job.steps,
+                cfg=job.cfg,
+                seed=job.seed,
+                window=job.window,
+                overlap=job.overlap,
+                expression_scale=job.expression_scale,
+                first=segment.start,
+                finished=carried.get("latents"),
+                progress=segment.progress(bar, frames),
+            )
+            written = segment.stop - segment.start
+            return self.pipeline.decode(latents[:written]), {"latents": latents[written:]}
+
+        work.run(Path(job.out), plan_segments(frames, job.segment, job.overlap), make, bar)
+        self.say(f"{job.out}: {frames} frames at {float(info.rate):g} frames a second.")
+        return frames
+
+    def _work(self, job: ReenactJob, footage: Footage) -> Work:
+        out = Path(job.out)
+        settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
+        decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint)
+        partial_video = out.with_name(f"{out.stem}.partial{out.suffix}")
+        return Work.begin(out.with_name(f"{out.name}.work"), partial_video, decisive, footage, self.say)
+
+    def _capture(self, job: ReenactJob, frames: int) -> tuple[FaceParameters, str]:
+        found = read(
+            islice(read_frames(job.driving), job.max_frames),
+            self.models,
+            what="the driving video",
+            total=min(frames, job.max_frames) if job.max_frames else frames,
+            progress=self.bars("capture"),
         )
-        self.say(driving.note)
-        result = self.pipeline.reenact(
-            crop_portrait(picture, source.square, job.size),
-            source.parameters,
-            driving.parameters,
-            steps=job.steps,
-            cfg=job.cfg,
-            seed=job.seed,
-            window=job.window,
-            overlap=job.overlap,
-            expression_scale=job.expression_scale,
-            progress=self.bars("sampling"),
-        )
-        sound = job.driving if info.has_audio else None
-        cut = job.max_frames is not None
-        with (
-            replacing(Path(job.out)) as temporary,
-            VideoWriter(temporary, info.rate, audio_from=sound, cut_sound=cut) as video,
-        ):
-            for pictures in result:
-                video.write(pictures)
-        self.say(f"{job.out}: {video.frames} frames at {float(info.rate):g} frames a second.")
-        return video.frames
+        return found.parameters, found.note
 
 
 # ---- lists

@@ -19,7 +19,12 @@ from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
-from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
+from anifacediff_core.sampling.windows import (
+    blend_finished,
+    context_windows,
+    fuse_weights,
+    initial_noise,
+)
 from anifacediff_core.weights.checkpoint import load_autoencoder, load_checkpoint, load_network
 
 
@@ -131,6 +136,8 @@ class Pipeline:
         expression_scale: float = 1.0,
         shared_noise: float = 1.0,
         noise: Tensor | None = None,
+        first: int = 0,
+        finished: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Sample the latents of all frames of `conditioning`.
@@ -142,6 +149,9 @@ class Pipeline:
             expression_scale: λ of eq. 3.
             shared_noise: see `initial_noise`.
             noise: (frames, 4, h, w) instead of that from `seed`.
+            first: number of the first frame within its video, for the noise.
+            finished: latents (some, 4, h, w) of the first frames as they were sampled before, together with
+                the frames before them; the result fades over from them, see `blend_finished`.
             progress: called after every window of every step.
 
         Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
@@ -157,7 +167,7 @@ class Pipeline:
         if noise is None:
             height, width = conditioning.pose[0].shape[-2:]
             channels = config.latent_channels
-            noise = initial_noise(len(conditioning), channels, height, width, seed, shared_noise)
+            noise = initial_noise(len(conditioning), channels, height, width, seed, shared_noise, first)
         store = self.device if len(windows) == 1 else torch.device("cpu")
         whole = conditioning.window(windows[0], self.device, self.dtype) if len(windows) == 1 else None
 
@@ -176,7 +186,10 @@ class Pipeline:
                 total[frames] += weight
                 if progress is not None:
                     progress(step * len(windows) + index + 1, steps * len(windows))
-            latents = euler_step(latents, denoised / total, sigma, sigmas[step + 1].to(store))
+            denoised = denoised / total
+            if finished is not None:
+                denoised = blend_finished(denoised, finished)
+            latents = euler_step(latents, denoised, sigma, sigmas[step + 1].to(store))
         return latents
 
     def reenact(

@@ -42,14 +42,25 @@ def fuse_weights(length: int, overlap: int) -> Tensor:
     return torch.minimum(position, length + 1 - position).div(overlap + 1).clamp(max=1)
 
 
+def blend_finished(denoised: Tensor, finished: Tensor) -> Tensor:
+    """Frames (frames, channels, height, width) whose first ones fade over from finished ones.
+
+    As between two windows: of n finished frames the first is theirs but for 1 / (n + 1), the last the new.
+    """
+    count = len(finished)
+    weight = fuse_weights(2 * count + 1, count)[:count].view(-1, 1, 1, 1).to(denoised)
+    return torch.cat([torch.lerp(finished.to(denoised), denoised[:count], weight), denoised[count:]])
+
+
 def initial_noise(
-    frames: int, channels: int, height: int, width: int, seed: int, shared: float = 1.0
+    frames: int, channels: int, height: int, width: int, seed: int, shared: float = 1.0, first: int = 0
 ) -> Tensor:
     """Unit noise (frames, channels, height, width) on the CPU.
 
     Arguments:
         shared: share a of the variance that all frames have in common, √a common + √(1 - a) own: common noise
             calms the video, own noise is what other samplers start from.
+        first: number of the first frame within its video.
 
     A frame's noise depends on the seed and its number only, not on the length of the video or the machine.
     """
@@ -60,6 +71,8 @@ def initial_noise(
     common = torch.randn(size, generator=generator) * shared**0.5
     noise = common.expand(frames, *size).clone()
     if shared < 1:
+        for _ in range(first):
+            torch.randn(size, generator=generator)
         for frame in noise:
             frame += torch.randn(size, generator=generator) * (1 - shared) ** 0.5
     return noise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import write_tensors
+from anifacediff_core.storage import file_digest, write_tensors
 from anifacediff_core.weights.checkpoint import TensorStream, stream_checkpoint
 from anifacediff_core.weights.importers import Recognition, recognize_file
 from anifacediff_core.weights.importers.diffusers_unet import as_reference
@@ -43,7 +42,6 @@ from anifacediff_core.weights.sources import (
 
 BUNDLED = "bundled"
 NORMALS = ("normals",)
-_CHUNK = 4 * 2**20  # bytes
 
 
 def convert(
@@ -274,12 +272,3 @@ def _provenance(parts: Mapping[str, Iterable[Recognition]]) -> dict[str, list[di
             if recognition.provenance:
                 entry["made"] = recognition.provenance
     return told
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file of any size."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while content := file.read(_CHUNK):
-            digest.update(content)
-    return digest.hexdigest()

@@ -1,0 +1,298 @@
+"""Videos of any length in bounded memory: made in segments that are finished, saved and freed one by one.
+
+A segment is some windows long and is denoised as one video. It samples `overlap` frames more than it writes.
+Their finished latents go to the next segment, which begins with the same frames: at every step its own
+estimate of them is blended into the finished one, from the old to the new, as the windows of one segment are
+blended. So there is no seam, and nothing but these latents, and the parameters of the driver, is carried
+along.
+
+In the work folder beside the result lie, each written whole or not at all:
+
+    manifest.json        what the frames depend on (a fingerprint), and the pace and the sound of the result
+    driving.safetensors  the driver's face parameters
+    0000.mp4, ...        finished segments
+    0000.safetensors     what a segment hands to the next one, and the digest of its mp4; it is written
+                         last and says that the segment is finished
+
+The end joins the segments packet by packet. The folder does not outlive the result.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from itertools import pairwise
+from math import ceil
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..errors import InputError
+from ..head.parameters import FORMAT as PARAMETERS
+from ..head.parameters import FaceParameters
+from ..progress import Progress
+from ..storage import file_digest, replacing, write_tensors
+from ..video import VideoInfo, VideoWriter, codec_parameters, join_videos, uneven_times
+
+SEGMENT = 96  # frames
+VERSION = 1
+MANIFEST, DRIVING = "manifest.json", "driving.safetensors"
+OURS = (MANIFEST, DRIVING, "[0-9]*.mp4", "[0-9]*.safetensors", ".*.mp4.*", ".*.safetensors.*", ".*.json.*")
+
+Carried = Mapping[str, Tensor]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames `start` to `stop` of the video.
+
+    Attributes:
+        ahead: further frames that are sampled with them, for the next segment to begin with.
+    """
+
+    number: int
+    start: int
+    stop: int
+    ahead: int
+
+    @property
+    def sampled(self) -> slice:
+        return slice(self.start, self.stop + self.ahead)
+
+    def progress(self, progress: Progress | None, frames: int) -> Progress | None:
+        """The progress within the segment, told as that of a video of so many frames."""
+        if progress is None:
+            return None
+
+        def within(done: int, total: int) -> None:
+            progress(self.start + (self.stop - self.start) * done // total, frames)
+
+        return within
+
+
+# Makes the pictures of a segment, in parts (frames, 3, height, width), from what the one before has handed
+# on; and says what to hand on.
+Make = Callable[[Segment, Carried], tuple[Iterable[Tensor], Carried]]
+
+
+def plan_segments(frames: int, length: int, overlap: int) -> list[Segment]:
+    """As few segments of at most `length` frames as possible, of equal length."""
+    if length < 1:
+        raise InputError(f"Segments of {length} frames hold nothing: give a positive number.")
+    count = ceil(frames / length)
+    bounds = [frames * number // count for number in range(count + 1)]
+    return [
+        Segment(number, start, stop, min(overlap, frames - stop))
+        for number, (start, stop) in enumerate(pairwise(bounds))
+    ]
+
+
+@dataclass(frozen=True)
+class Footage:
+    """What the result takes from the driver besides its motion.
+
+    Attributes:
+        rate: frames a second; the mean where there is no constant one.
+        sound: video or sound file whose sound goes along.
+        times: of every frame in seconds, if they follow no constant rate.
+    """
+
+    rate: Fraction
+    sound: str | None = None
+    times: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, path: str | Path, info: VideoInfo, most: int | None = None) -> Footage:
+        """That of a video file, or of its first frames."""
+        sound = str(Path(path).resolve()) if info.has_audio else None
+        rate = info.rate.limit_denominator(1_000_000)
+        return cls(rate, sound, tuple(uneven_times(path, info.rate)[:most]))
+
+
+class Work:
+    """An unfinished video and its folder; :meth:`begin` opens one.
+
+    Args:
+        folder: where the segments are.
+        partial: mp4 for what is finished, should the work be stopped.
+    """
+
+    def __init__(self, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say) -> None:
+        self.folder, self.partial = folder, partial
+        self.fingerprint, self.footage, self.say = fingerprint, footage, say
+
+    @classmethod
+    def begin(cls, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say) -> Work:
+        """Go on with what is in the folder if it has the same fingerprint, or start anew.
+
+        Of other settings the finished frames are kept as the partial video.
+        """
+        work = cls(folder, partial, fingerprint, footage, say)
+        found = work._former()
+        if found is None or found.fingerprint != fingerprint:
+            if found is not None:
+                kept = found.join_partial()
+                rest = f"; its first {kept} frames are {partial.name}" if kept else ""
+                say(f"The run in {folder.name} had other settings or files: starting anew{rest}.")
+            elif any(folder.glob("*.mp4")):
+                say(f"The notes in {folder.name} are missing or damaged: starting anew.")
+            work.clear(DRIVING)
+            with _told_of_full_disk(folder), replacing(folder / MANIFEST) as temporary:
+                Path(temporary).write_text(json.dumps(work._manifest()))
+        return work
+
+    def parameters(
+        self, decisive: str, read: Callable[[], tuple[FaceParameters, str]]
+    ) -> tuple[FaceParameters, str]:
+        """The driver's face parameters and a note about them, read once, whatever is changed later.
+
+        Args:
+            decisive: fingerprint of what they depend on.
+        """
+        path = self.folder / DRIVING
+        with suppress(InputError, OSError, SafetensorError, KeyError, TypeError):
+            with safe_open(str(path), framework="pt") as file:
+                header = json.loads(file.metadata()[PARAMETERS])
+            if header["fingerprint"] == decisive:
+                return FaceParameters.load(path), header["note"]
+        try:
+            parameters, note = read()
+        except BaseException:
+            if not any(self.folder.glob("[0-9]*.mp4")):
+                self.clear()
+            raise
+        with _told_of_full_disk(self.folder):
+            parameters.save(path, {"note": note, "fingerprint": decisive})
+        return parameters, note
+
+    def run(self, out: Path, segments: Sequence[Segment], make: Make, progress: Progress | None) -> int:
+        """Make the missing segments and join all of them; returns the number of frames.
+
+        Whatever stops it, also a progress that raises, what is finished becomes the partial video.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        frames = segments[-1].stop
+        if len(self.footage.times) != frames:  # the container told something else than its frames
+            self.footage = replace(self.footage, times=())
+        missing = self._missing(segments)
+        there = frames - sum(segment.stop - segment.start for segment in missing)
+        if there:
+            self.say(f"{there} of {frames} frames are there already: going on with the others.")
+        try:
+            with _told_of_full_disk(self.folder):
+                for segment in missing:
+                    if progress is not None:
+                        progress(segment.start, frames)
+                    before = self._carried(segment.number - 1) if segment.number else {}
+                    assert before is not None
+                    self._write(segment.number, *make(segment, before))
+                with replacing(out) as temporary:
+                    self._join(len(segments), Path(temporary))
+        except BaseException:
+            with suppress(OSError, InputError):  # what is to be told is why it stopped
+                if kept := self.join_partial():
+                    self.say(
+                        f"The first {kept} of {frames} frames are {self.partial}; the same run again goes on "
+                        "behind them."
+                    )
+            raise
+        if progress is not None:
+            progress(frames, frames)
+        self.clear()
+        self.partial.unlink(missing_ok=True)
+        return frames
+
+    def join_partial(self) -> int:
+        """Join what is finished into the partial video, if anything is; returns its number of frames."""
+        done = 0
+        while self._carried(done) is not None:
+            done += 1
+        if not done:
+            return 0
+        with replacing(self.partial) as temporary:
+            return self._join(done, Path(temporary))
+
+    def clear(self, *keep: str) -> None:
+        """Remove the folder, but nothing in it that is not ours, and no file whose name is to be kept."""
+        for path in (path for pattern in OURS for path in self.folder.glob(pattern)):
+            if path.name not in keep:
+                path.unlink()
+        with suppress(OSError):  # it is not there, or holds something else
+            self.folder.rmdir()
+
+    def _missing(self, segments: Sequence[Segment]) -> list[Segment]:
+        """Those that are not finished, or damaged, or of another encoder than the first one."""
+        missing, header = [], None
+        for segment in segments:
+            if self._carried(segment.number) is None:
+                missing.append(segment)
+                continue
+            found = codec_parameters(self._video(segment.number))
+            header = header or found
+            if found != header:
+                missing.append(segment)
+        return missing
+
+    def _write(self, number: int, pictures: Iterable[Tensor], carried: Carried) -> None:
+        path = self._video(number)
+        with replacing(path) as temporary, VideoWriter(temporary, self.footage.rate) as video:
+            for part in pictures:
+                video.write(part)
+        write_tensors(path.with_suffix(".safetensors"), carried, {"sha256": file_digest(path)})
+
+    def _join(self, count: int, path: Path) -> int:
+        footage = self.footage
+        sound = footage.sound if footage.sound is not None and Path(footage.sound).is_file() else None
+        parts = [self._video(number) for number in range(count)]
+        return join_videos(parts, path, footage.rate, footage.times, sound)
+
+    def _video(self, number: int) -> Path:
+        return self.folder / f"{number:04d}.mp4"
+
+    def _carried(self, number: int) -> Carried | None:
+        """What a segment hands on; None if it is not finished or damaged."""
+        path = self._video(number)
+        try:
+            with safe_open(str(path.with_suffix(".safetensors")), framework="pt") as file:
+                if file.metadata()["sha256"] != file_digest(path):
+                    return None
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError):
+            return None
+
+    def _manifest(self) -> dict[str, object]:
+        footage = {**asdict(self.footage), "rate": str(self.footage.rate)}
+        return {"version": VERSION, "fingerprint": self.fingerprint, "footage": footage}
+
+    def _former(self) -> Work | None:
+        """The work that the folder's manifest tells of, if there is one that can be read."""
+        try:
+            found = json.loads((self.folder / MANIFEST).read_text())
+            footage = found["footage"]
+            former = Footage(Fraction(footage["rate"]), footage["sound"], tuple(footage["times"]))
+            if found["version"] != VERSION:
+                return None
+            return Work(self.folder, self.partial, found["fingerprint"], former, self.say)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+@contextmanager
+def _told_of_full_disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"The disk of {folder.parent} is full: free some of it and run the same again, which goes on "
+            "with what is finished."
+        ) from error
