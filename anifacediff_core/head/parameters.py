@@ -15,7 +15,8 @@ from safetensors.torch import save as save_bytes
 from torch import Tensor
 
 from ..errors import InputError
-from ..storage import write_tensors
+from ..storage import replacing, write_tensors
+from .parameters_json import from_json, to_json
 
 POSE_JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
 POSE_SIZE = 3 * len(POSE_JOINTS)
@@ -168,8 +169,14 @@ class FaceParameters:
         return self
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """Write a safetensors file atomically."""
-        write_tensors(Path(path), self._tensors(), self._header(metadata))
+        """Write a file atomically: JSON where the name ends in .json, safetensors otherwise."""
+        path = Path(path)
+        if path.suffix.lower() != ".json":
+            write_tensors(path, self._tensors(), self._header(metadata))
+            return
+        text = to_json(self._tensors(), {"format": FORMAT, "head": self.head, **(metadata or {})})
+        with replacing(path) as temporary:
+            Path(temporary).write_text(text, encoding="utf-8")
 
     def to_bytes(self, metadata: dict[str, str] | None = None) -> bytes:
         """The bytes of the file that :meth:`save` writes."""
@@ -183,13 +190,18 @@ class FaceParameters:
         Raises:
             InputError: the file is missing, damaged, or holds something else.
         """
-        what = f"'{Path(path).name}'"
+        path = Path(path)
+        what = f"'{path.name}'"
         try:
+            if path.suffix.lower() == ".json":
+                return cls._of(*from_json(path.read_text(encoding="utf-8"), TENSORS), what)
             with safe_open(str(path), framework="pt") as file:
                 names = set(file.keys())
                 tensors = {name: file.get_tensor(name) for name in TENSORS if name in names}
-                return cls._of(tensors, file.metadata(), what)
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+                return cls._of(tensors, _header(file.metadata()), what)
+        except (OSError, SafetensorError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{what} cannot be read as face parameters; the file is missing or damaged."
             ) from error
@@ -207,7 +219,7 @@ class FaceParameters:
         try:
             tensors = load_bytes(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-            return cls._of(tensors, header.get("__metadata__"), what)
+            return cls._of(tensors, _header(header.get("__metadata__")), what)
         except (SafetensorError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -220,16 +232,23 @@ class FaceParameters:
         return {FORMAT: json.dumps({"format": FORMAT, "version": "1", "head": self.head, **(metadata or {})})}
 
     @classmethod
-    def _of(cls, tensors: dict[str, Tensor], metadata: dict[str, str] | None, what: str) -> FaceParameters:
-        header = json.loads((metadata or {}).get(FORMAT, "null"))
-        if header is None or not set(TENSORS) <= tensors.keys():
+    def _of(cls, tensors: dict[str, Tensor], header: Any, what: str) -> FaceParameters:
+        known = isinstance(header, dict) and header.get("format") == FORMAT
+        if not known or not set(TENSORS) <= tensors.keys():
             raise InputError(
                 f"{what} holds no face parameters; choose a file written by Save Face Parameters."
             )
         parameters = {
             name: tensors[name].bool() if name == "valid" else tensors[name].float() for name in TENSORS
         }
-        return cls(**parameters, head=str(header["head"])).require_finite(what)
+        if any(parameters[name].dim() != 2 for name in TENSORS[:-1]):
+            raise InputError(f"The face parameters in {what} are not one row per frame; save them again.")
+        return cls(**parameters, head=str(header.get("head"))).require_finite(what)
+
+
+def _header(metadata: dict[str, str] | None) -> Any:
+    """What a safetensors file says about its face parameters; None if it holds none."""
+    return json.loads((metadata or {}).get(FORMAT, "null"))
 
 
 assert {field.name for field in fields(FaceParameters)} == {*TENSORS, "head"}

@@ -62,6 +62,15 @@ def from_euler(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
     return axis_angle(turn @ nod @ tilt)
 
 
+def to_euler(axis_angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Yaw, pitch and roll (...) in radians of axis-angle (..., 3): the inverse of :func:`from_euler`."""
+    turn = matrix(axis_angle)
+    yaw = torch.atan2(turn[..., 0, 2], turn[..., 2, 2])
+    pitch = torch.asin(-turn[..., 1, 2].clamp(-1, 1))
+    roll = torch.atan2(turn[..., 1, 0], turn[..., 1, 1])
+    return yaw, pitch, roll
+
+
 def _quaternion(matrix: Tensor) -> Tensor:
     """(..., 4) w, x, y, z with w >= 0, from the best conditioned of the four classical formulas."""
     (m00, m01, m02), (m10, m11, m12), (m20, m21, m22) = (row.unbind(-1) for row in matrix.unbind(-2))

@@ -12,6 +12,7 @@ encoder and every frame rate, and readings without tremble stay what they are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,10 +24,12 @@ from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 
 REST_SPAN, FAST_SPAN = 24.0, 1.5  # frames that the smoother spans with a strength of 1, at rest and at speed
-QUIET = 0.6  # speed, in trembles per frame, that noise alone makes
-WIDENING = 13.0  # how fast the span narrows with the speed above that
+QUIET = 3.0  # deviations of the speed that noise alone makes
+WIDENING = 2.5  # how fast the span narrows with the speed above that
 SPIKE = 6.0  # trembles by which a single frame must stick out to be no motion
-SLOPE_FRAMES = 3  # on each side, for measuring the speed
+# Frames on each side for measuring the speed: heads are slow, syllables last three frames.
+HEAD_REACH, FACE_REACH = 3, 1
+ORDER = 5  # of the differences that show the noise
 # Below these nobody sees a movement: radians, logarithm of the scale, half pictures, expression.
 LEAST_TURN, LEAST_ZOOM, LEAST_SHIFT, LEAST_EXPRESSION = 3e-4, 5e-4, 5e-4, 5e-3
 
@@ -34,12 +37,12 @@ LEAST_TURN, LEAST_ZOOM, LEAST_SHIFT, LEAST_EXPRESSION = 3e-4, 5e-4, 5e-4, 5e-3
 def tremble(values: Tensor, least: float) -> Tensor:
     """Deviation of the noise of values (frames, quantities): (quantities,), at least ``least``.
 
-    From third differences, in which motion all but vanishes; the median does not mind blinks and turns.
+    From fifth differences, in which even speech all but vanishes; the median does not mind blinks and turns.
     """
-    if len(values) < 4:
+    if len(values) <= ORDER:
         return values.new_full(values.shape[1:], least)
-    rough = values.diff(n=3, dim=0).abs().median(dim=0).values
-    return (rough / (0.6745 * 20**0.5)).clamp(min=least)
+    rough = values.diff(n=ORDER, dim=0).abs().median(dim=0).values
+    return (rough / (0.6745 * math.comb(2 * ORDER, ORDER) ** 0.5)).clamp(min=least)
 
 
 def without_spikes(values: Tensor, least: float) -> Tensor:
@@ -58,18 +61,20 @@ def without_spikes(values: Tensor, least: float) -> Tensor:
     return torch.cat([values[:2], torch.where(outlier, expected, here), values[-2:]])
 
 
-def calm(values: Tensor, strength: float, least: float, together: bool = False) -> Tensor:
+def calm(values: Tensor, strength: float, least: float, reach: int, together: bool = False) -> Tensor:
     """Smooth values (frames, quantities) over time.
 
     Args:
         strength: 0 changes nothing, 1 spans about a second when still.
         least: noise that is always smoothed away, in the values' unit.
+        reach: frames on each side that tell the speed.
         together: the quantities are axes of one thing, as fast as the whole.
     """
     if strength <= 0 or len(values) < 3:
         return values
     wide = values.detach().double().cpu()
-    noise, slope = tremble(wide, least), _slope(wide)
+    slope, steadied = _slope(wide, reach)
+    noise = steadied * tremble(wide, least)
     if together:
         noise, slope = noise.norm(dim=0, keepdim=True), slope.norm(dim=1, keepdim=True)
     # The fastest moment of the neighborhood: a movement stands still at its tip, and there it must be kept.
@@ -96,33 +101,40 @@ def smooth_motion(
         As many frames; the shape is untouched.
     """
     scale = params.camera[:, :1]
-    zoom = calm(without_spikes(scale.log(), LEAST_ZOOM), head, LEAST_ZOOM).exp()
     # s·t is where the head is in the picture: it and the scale tremble for themselves.
-    shift = calm(without_spikes(scale * params.camera[:, 1:], LEAST_SHIFT), head, LEAST_SHIFT, together=True)
-    joints = [
-        calm(without_spikes(turn, LEAST_TURN), head, LEAST_TURN, together=True)
-        for turn in params.pose[:, :6].split(3, dim=1)
-    ]
-    joints += [
-        calm(turn, expression, LEAST_TURN, together=True) for turn in params.pose[:, 6:].split(3, dim=1)
-    ]
-    face = calm(params.expression, expression, LEAST_EXPRESSION)
+    zoom = _calm_head(scale.log(), head, LEAST_ZOOM).exp()
+    shift = _calm_head(scale * params.camera[:, 1:], head, LEAST_SHIFT)
+    turns = params.pose.split(3, dim=1)
+    joints = [_calm_head(turn, head, LEAST_TURN) for turn in turns[:2]]
+    joints += [calm(turn, expression, LEAST_TURN, FACE_REACH, together=True) for turn in turns[2:]]
+    face = calm(params.expression, expression, LEAST_EXPRESSION, FACE_REACH)
     if names:
         quick = torch.tensor([name.startswith("eye") for name in names], device=face.device)
-        face = torch.where(quick, calm(params.expression, expression / 3, LEAST_EXPRESSION), face).clamp(0, 1)
+        lids = calm(params.expression, expression / 3, LEAST_EXPRESSION, FACE_REACH)
+        face = torch.where(quick, lids, face).clamp(0, 1)
     camera, pose = torch.cat([zoom, shift / zoom], dim=1), torch.cat(joints, dim=1)
     return look_along(replace(params, expression=face, pose=pose, camera=camera), names)
 
 
-def _slope(values: Tensor) -> Tensor:
-    """Change per frame of values (frames, quantities): slope of the line through the nearest neighbors."""
-    reach = min(SLOPE_FRAMES, len(values) - 1)
+def _calm_head(values: Tensor, strength: float, least: float) -> Tensor:
+    if strength <= 0:
+        return values
+    return calm(without_spikes(values, least), strength, least, HEAD_REACH, together=True)
+
+
+def _slope(values: Tensor, reach: int) -> tuple[Tensor, float]:
+    """Change per frame of values (frames, quantities): slope of the line through the nearest neighbors.
+
+    Also what a deviation of 1 becomes in it.
+    """
+    reach = min(reach, len(values) - 1)
     offsets = torch.arange(-reach, reach + 1, dtype=values.dtype)
     # Turned about the end points, a line goes on beyond them.
     head = 2 * values[:1] - values[1 : reach + 1].flip(0)
     tail = 2 * values[-1:] - values[-reach - 1 : -1].flip(0)
     padded = torch.cat([head, values, tail]).T[:, None]
-    return F.conv1d(padded, (offsets / offsets.square().sum())[None, None])[:, 0].T
+    energy = float(offsets.square().sum())
+    return F.conv1d(padded, (offsets / energy)[None, None])[:, 0].T, energy**-0.5
 
 
 def _whittaker(values: Tensor, stiffness: Tensor) -> Tensor:

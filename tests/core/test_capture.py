@@ -231,7 +231,7 @@ def test_smoothing_parameters_calms_the_head_but_keeps_blinks(head):
         params, pose=torch.cat([params.pose[:, :3], params.pose[:, 3:6] + noise, params.pose[:, 6:]], 1)
     )
     calm = smooth_parameters(noisy, head.expression_names, 0.6)
-    assert (calm.pose - params.pose).std() < 0.6 * (noisy.pose - params.pose).std()
+    assert (calm.pose - params.pose).std() < 0.75 * (noisy.pose - params.pose).std()
     assert calm.expression[21, blink] > 0.85
     untouched = smooth_parameters(noisy, head.expression_names, 0.0)
     assert torch.equal(untouched.pose, noisy.pose) and torch.equal(untouched.camera, noisy.camera)

@@ -1,0 +1,62 @@
+"""Face parameters as JSON, for people and for other programs; each value comes back as the same float32."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+VERSION = 1
+
+
+def to_json(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> str:
+    """A JSON object: the header, then each tensor, frame by frame, one line per frame.
+
+    Args:
+        tensors: (frames, quantities) float or (frames,) bool.
+        header: what stands before them; ``version`` is added.
+    """
+    lines = [f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in header.items()]
+    lines.append(f'  "version": {VERSION}')
+    for name, tensor in tensors.items():
+        rows = [f"    {json.dumps(_plain(row))}" for row in tensor.detach().cpu()]
+        lines.append(f"  {json.dumps(name)}: [\n" + ",\n".join(rows) + "\n  ]")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def from_json(text: str, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of these names, and everything else.
+
+    Raises:
+        ValueError: it is no such JSON, or of a later version.
+    """
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.get("version") != VERSION:
+            raise ValueError(f"the version is not {VERSION}")
+        header = {name: value for name, value in content.items() if name not in names}
+        tensors = {name: _tensor(content[name]) for name in names}
+    except (RecursionError, TypeError, KeyError, OverflowError) as error:
+        raise ValueError("it is of another form") from error
+    return tensors, header
+
+
+def _plain(row: Tensor) -> Any:
+    """Numbers with the fewest digits that give the same float32."""
+    if row.dtype == torch.bool:
+        return row.tolist()
+    return [float(str(value)) for value in row.float().numpy()]
+
+
+def _tensor(rows: Any) -> Tensor:
+    """Rows of numbers, or a row of truths; nothing else that PyTorch would take for one."""
+    if not isinstance(rows, list):
+        raise TypeError
+    if all(isinstance(row, bool) for row in rows):
+        return torch.tensor(rows, dtype=torch.bool)
+    if any(isinstance(value, bool) or not isinstance(value, (int, float)) for row in rows for value in row):
+        raise TypeError
+    return torch.tensor([[float(value) for value in row] for row in rows], dtype=torch.float32)
