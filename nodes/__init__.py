@@ -32,13 +32,15 @@ from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
-from .files import LoadFaceParameters, SaveFaceParameters  # noqa: E402
+from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
+from .motion import BlendMotion, CombineMotion, EditMotion, RetimeMotion, SmoothMotion  # noqa: E402
+from .motion_preview import MotionPreview  # noqa: E402
 from .paste import PasteBack  # noqa: E402
 from .portrait import PortraitCrop  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
@@ -65,6 +67,13 @@ NODES: list[type[io.ComfyNode]] = [
     PasteBack,
     SaveFaceParameters,
     LoadFaceParameters,
+    LoadLiveLink,
+    EditMotion,
+    CombineMotion,
+    BlendMotion,
+    SmoothMotion,
+    RetimeMotion,
+    MotionPreview,
 ]
 
 

@@ -1,16 +1,19 @@
-"""Face parameters on disk: Save Face Parameters and Load Face Parameters."""
+"""Face parameters on disk: Save and Load Face Parameters, Load Live Link Face."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io, ui
 
+from anifacediff_core.capture.live_link import TIMECODE_RATES, load_live_link
 from anifacediff_core.errors import InputError
+from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.motion.retime import exact_rate
 
 from .host.files import input_file, input_names, output_file, workflow_metadata
 from .sockets import FaceParametersSocket, make_schema
 
-SUFFIX = ".safetensors"
+SUFFIX, JSON_SUFFIX, CSV_SUFFIX = ".safetensors", ".json", ".csv"
 
 
 class SaveFaceParameters(io.ComfyNode):
@@ -20,13 +23,21 @@ class SaveFaceParameters(io.ComfyNode):
             node_id="AniFaceDiffSaveFaceParameters",
             display_name="Save Face Parameters",
             description="Write face parameters into the output folder, to use them again without the video.",
-            search_aliases=["export motion", "write face parameters"],
+            search_aliases=["export motion", "write face parameters", "json"],
             inputs=[
                 FaceParametersSocket.Input("parameters", tooltip="Face parameters to save."),
                 io.String.Input(
                     "filename_prefix",
                     default="face_parameters/motion",
                     tooltip="Folder below output, and the start of the file's name; a number is added.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=["safetensors", "json"],
+                    default="safetensors",
+                    optional=True,
+                    tooltip="safetensors: small and fast. json: text, to read or to use in other programs; "
+                    "larger, but just as exact.",
                 ),
             ],
             outputs=[
@@ -40,8 +51,10 @@ class SaveFaceParameters(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, parameters: FaceParameters, filename_prefix: str) -> io.NodeOutput:
-        path, name = output_file(filename_prefix, SUFFIX)
+    def execute(
+        cls, parameters: FaceParameters, filename_prefix: str, format: str = "safetensors"
+    ) -> io.NodeOutput:
+        path, name = output_file(filename_prefix, JSON_SUFFIX if format == "json" else SUFFIX)
         parameters.save(path, workflow_metadata(cls.hidden))
         return io.NodeOutput(parameters, name, ui=ui.PreviewText(f"{name}: {len(parameters)} frames"))
 
@@ -54,11 +67,11 @@ class LoadFaceParameters(io.ComfyNode):
             display_name="Load Face Parameters",
             description="Read face parameters that Save Face Parameters has written, from the input or the "
             "output folder.",
-            search_aliases=["import motion", "read face parameters"],
+            search_aliases=["import motion", "read face parameters", "json"],
             inputs=[
                 io.Combo.Input(
                     "file",
-                    options=input_names(SUFFIX),
+                    options=[*input_names(SUFFIX), *input_names(JSON_SUFFIX)],
                     tooltip="A file in the input folder, or in the output folder, where Save Face Parameters "
                     "puts it.",
                 )
@@ -80,8 +93,94 @@ class LoadFaceParameters(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, file: str) -> bool | str:
-        try:
-            input_file(file)
-        except InputError as error:
-            return str(error)
-        return True
+        return _exists(file)
+
+
+class LoadLiveLink(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffLoadLiveLink",
+            display_name="Load Live Link Face",
+            description="Read a recording of Epic's Live Link Face app, the CSV file of a take: an iPhone's "
+            "face capture drives the bundled head, without a video.",
+            search_aliases=["live link face", "arkit", "iphone", "csv", "blendshapes", "unreal"],
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=input_names(CSV_SUFFIX),
+                    tooltip="The take's CSV file, in the input folder.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=30.0,
+                    min=1.0,
+                    max=240.0,
+                    step=0.001,
+                    round=0.00001,
+                    tooltip="Frames a second to bring it to, by its timecode. 29.97 means 30000/1001.",
+                ),
+                io.Combo.Input(
+                    "timecode_fps",
+                    options=["auto", *map(str, TIMECODE_RATES)],
+                    default="auto",
+                    optional=True,
+                    tooltip="Frames a second that the timecode counts in. auto tells it from the highest "
+                    "frame number; the app's own default is 60.",
+                ),
+                *[
+                    io.Boolean.Input(
+                        f"flip_{angle}",
+                        default=False,
+                        optional=True,
+                        tooltip=f"Turn the {angle} of the head the other way, should it be mirrored.",
+                    )
+                    for angle in ("yaw", "pitch", "roll")
+                ],
+            ],
+            outputs=[
+                FaceParametersSocket.Output(
+                    display_name="parameters",
+                    tooltip="Expression, gaze and head rotation of every frame; the shape is neutral.",
+                ),
+                io.Int.Output(display_name="frames", tooltip="How many frames there are."),
+                io.Float.Output(display_name="fps", tooltip="Frames a second, for Create Video."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        file: str,
+        fps: float,
+        timecode_fps: str = "auto",
+        flip_yaw: bool = False,
+        flip_pitch: bool = False,
+        flip_roll: bool = False,
+    ) -> io.NodeOutput:
+        rate = exact_rate(fps)
+        parameters = load_live_link(
+            input_file(file),
+            HeadModel.bundled(),
+            rate,
+            timecode_rate=0 if timecode_fps == "auto" else int(timecode_fps),
+            flip=(flip_yaw, flip_pitch, flip_roll),
+        )
+        return io.NodeOutput(parameters, len(parameters), float(rate))
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: object) -> float:
+        return input_file(file).stat().st_mtime
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        return _exists(file)
+
+
+def _exists(file: str) -> bool | str:
+    """Whether there is such a file, or the sentence that says so."""
+    try:
+        input_file(file)
+    except InputError as error:
+        return str(error)
+    return True
