@@ -20,8 +20,8 @@ class ExpressionEditor(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffExpressionEditor",
             display_name="Expression Editor",
-            description="Dial an expression, gaze and head pose with sliders while a 3D head shows them, from "
-            "nothing or on top of a captured motion.",
+            description="Dial an expression, gaze and head pose with sliders while a 3D head shows them, "
+            "from nothing or on top of a captured motion.",
             search_aliases=["face pose", "blendshapes", "ARKit", "puppet", "smile", "gaze", "head rotation"],
             inputs=[
                 io.Combo.Input(
@@ -34,8 +34,8 @@ class ExpressionEditor(io.ComfyNode):
                 io.String.Input(
                     "expression",
                     default="{}",
-                    tooltip="The sliders that are not at rest, as JSON: ARKit's names from 0 to 1 (down to -1 "
-                    "to take away), headYaw, headPitch, headRoll in degrees, zoom, shiftX, shiftY.",
+                    tooltip="The sliders that are not at rest, as JSON: ARKit's names from 0 to 1 (down to "
+                    "-1 to take away), headYaw, headPitch, headRoll in degrees, zoom, shiftX, shiftY.",
                 ),
                 FaceParametersSocket.Input(
                     "parameters",

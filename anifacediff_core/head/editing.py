@@ -17,8 +17,8 @@ from .model import HeadModel
 from .motion import gaze_pose
 from .parameters import FaceParameters
 
-# Where the head is, by name: lowest, highest and neutral value. Degrees as in `rotation.from_euler`; zoom is a
-# factor around the middle of the picture; shifts are parts of its side, to the right and up.
+# Where the head is, by name: lowest, highest and neutral value. Degrees as in `rotation.from_euler`; zoom is
+# a factor around the middle of the picture; shifts are parts of its side, to the right and up.
 PLACE = {
     "headYaw": (-60.0, 60.0, 0.0),
     "headPitch": (-45.0, 45.0, 0.0),
@@ -115,5 +115,6 @@ def _checked(name: str, value: object, head: HeadModel) -> float:
 
 def _no_edits() -> InputError:
     return InputError(
-        'The expression is not a JSON object of numbers by name: write it like {"jawOpen": 0.4, "headYaw": 10}.'
+        "The expression is not a JSON object of numbers by name: "
+        'write it like {"jawOpen": 0.4, "headYaw": 10}.'
     )

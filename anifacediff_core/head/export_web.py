@@ -1,7 +1,7 @@
-"""The bundled head as the Expression Editor's page draws it: ``python -m anifacediff_core.head.export_web FILE``.
+"""The bundled head as the Expression Editor's page draws it.
 
-A safetensors file with what the page needs: the average face, its expressions without the zeros in 16 bits,
-joints and weights, and a color for every vertex.
+``python -m anifacediff_core.head.export_web FILE`` writes a safetensors file with what the page needs: the
+average face, its expressions without the zeros in 16 bits, joints and weights, and a color for every vertex.
 """
 
 from __future__ import annotations

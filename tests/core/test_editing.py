@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -165,7 +166,7 @@ def test_the_pages_expressions_are_the_heads(head: HeadModel) -> None:
     tensors = web_tensors(head)
     basis = torch.zeros(head.n_expression, *head.template.shape)
     starts = tensors["delta_start"].tolist()
-    for number, (start, end) in enumerate(zip(starts, starts[1:], strict=False)):
+    for number, (start, end) in enumerate(pairwise(starts)):
         moved = tensors["delta"][start:end].float() * tensors["delta_unit"][number]
         basis[number, tensors["delta_vertex"][start:end].long()] = moved
     assert torch.allclose(basis, head.expression_basis.permute(2, 0, 1), atol=1e-6)  # a micrometer

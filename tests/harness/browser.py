@@ -14,7 +14,7 @@ from typing import Any
 import install
 
 PLAYWRIGHT = "1.64.1"
-DRIVER = Path(__file__).with_name("drive.mjs")
+HARNESS = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -74,21 +74,26 @@ def load_workflows(
     Those named in `running` are also queued, and their end is waited for.
     """
     task = {
-        "address": f"http://{server.address}",
-        "chromium": chromium(),
         "extension": "ComfyUI-AniFaceDiff",
         "names": names,
         "running": list(running),
         "screenshots": str(screenshots),
         "timeout": timeout * 1000,
     }
+    pages = drive("drive.mjs", server, driver, task, timeout * max(1, len(names)))
+    return {name: Page(**{**page, "screenshot": Path(page["screenshot"])}) for name, page in pages.items()}
+
+
+def drive(script: str, server: install.Server, driver: Path, task: dict[str, Any], timeout: float) -> Any:
+    """What a driver of this folder prints last, for a task to which the server and the browser are added."""
+    task = {"address": f"http://{server.address}", "chromium": chromium(), **task}
     # Node.js looks for packages beside the script, not in the current folder.
-    script = shutil.copy(DRIVER, driver / DRIVER.name)
+    for file in HARNESS.glob("*.mjs"):
+        shutil.copy(file, driver / file.name)
     result = subprocess.run(
-        ["node", str(script), json.dumps(task)],
-        capture_output=True, text=True, timeout=timeout * max(1, len(names)), check=False,
+        ["node", str(driver / script), json.dumps(task)],
+        capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     if result.returncode:
         raise RuntimeError(f"the browser driver failed:\n{result.stderr[-3000:]}")
-    pages = json.loads(result.stdout.splitlines()[-1])
-    return {name: Page(**{**page, "screenshot": Path(page["screenshot"])}) for name, page in pages.items()}
+    return json.loads(result.stdout.splitlines()[-1])

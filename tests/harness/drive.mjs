@@ -2,22 +2,10 @@
 // shall run and waits for their end. Takes one JSON argument, prints one line of JSON; tests/harness/browser.py says
 // what is in it.
 import { join } from "node:path";
-import { chromium } from "playwright-core";
+import { openBrowser, openPage, run } from "./page.mjs";
 
 const task = JSON.parse(process.argv[2]);
-const browser = await chromium.launch({
-  executablePath: task.chromium,
-  headless: true,
-  args: [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-  ],
-});
+const browser = await openBrowser(task.chromium);
 
 async function inspect(page, name, errors) {
   const found = await page.evaluate(
@@ -31,7 +19,7 @@ async function inspect(page, name, errors) {
     },
     [task.extension, name],
   );
-  const outcome = task.running.includes(name) ? await run(page) : "not queued";
+  const outcome = task.running.includes(name) ? await run(page, task.timeout) : "not queued";
   const screenshot = join(task.screenshots, `${name}.png`);
   await page.evaluate(() => {
     window.app.canvas.pause_rendering = false;
@@ -42,35 +30,11 @@ async function inspect(page, name, errors) {
   return { ...found, outcome, errors: errors.splice(0), screenshot };
 }
 
-function run(page) {
-  return page.evaluate(async (timeout) => {
-    const ended = new Promise((resolve) => {
-      const api = window.app.api;
-      api.addEventListener("execution_success", () => resolve("execution_success"));
-      api.addEventListener("execution_error", ({ detail }) => resolve(`${detail.node_type}: ${detail.exception_message}`));
-      api.addEventListener("execution_interrupted", () => resolve("interrupted"));
-      setTimeout(() => resolve("no end in time"), timeout);
-    });
-    // Drawing the graph in software would take the time that the host needs.
-    window.app.canvas.pause_rendering = true;
-    await window.app.queuePrompt(0, 1);
-    const refused = window.app.lastNodeErrors ?? {};
-    return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
-  }, task.timeout);
-}
-
 try {
   const results = {};
   for (const name of task.names) {
-    const page = await browser.newPage({ viewport: { width: 1920, height: 1080 } });
     const errors = [];
-    page.on("pageerror", (error) => errors.push(String(error.message)));
-    await page.goto(task.address);
-    await page.waitForFunction(
-      () => window.app?.extensionManager && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
-      undefined,
-      { timeout: 120_000 },
-    );
+    const page = await openPage(browser, task.address, errors);
     results[name] = await inspect(page, name, errors);
     await page.close();
   }

@@ -19,7 +19,7 @@ const MOUTH_Y = 0.695;
 export class Painter {
   constructor(head) {
     this.head = head;
-    this.ndc = new Float32Array(head.template.length);
+    this.pixels = new Float32Array(head.template.length);
     this.turned = new Float32Array(head.template.length);
     this.normals = new Float32Array(head.template.length);
     this.eyes = eyeOffsets(head);
@@ -65,14 +65,14 @@ export class Painter {
     }
   }
 
-  // To pixels; the square picture is as high as the canvas and in its middle.
+  // To pixels; the square picture is as large as fits, in the middle.
   #project([scale, tx, ty], width, height) {
-    const { turned, ndc } = this;
-    const half = height / 2;
+    const { turned, pixels } = this;
+    const half = Math.min(width, height) / 2;
     for (let o = 0; o < turned.length; o += 3) {
-      ndc[o] = scale * (turned[o] + tx) * half + width / 2;
-      ndc[o + 1] = (1 - scale * (turned[o + 1] + ty)) * half;
-      ndc[o + 2] = -scale * turned[o + 2] * half;
+      pixels[o] = scale * (turned[o] + tx) * half + width / 2;
+      pixels[o + 1] = height / 2 - scale * (turned[o + 1] + ty) * half;
+      pixels[o + 2] = -scale * turned[o + 2] * half;
     }
   }
 
@@ -82,7 +82,7 @@ export class Painter {
       this.depth = new Float32Array(width * height);
       this.weights = new Float32Array(2 * width * height);
     }
-    const { triangle, depth, weights, ndc: p } = this;
+    const { triangle, depth, weights, pixels: p } = this;
     const { faces } = this.head;
     triangle.fill(-1);
     depth.fill(Infinity);

@@ -4,7 +4,7 @@ import { Painter } from "./draw.js";
 import { clamp, fromEuler } from "./head.js";
 
 const SHARPNESS = 2; // pixels drawn per pixel shown: the edges come out smooth
-const MOST_PIXELS = 720; // in height
+const MOST_PIXELS = 720; // along the shorter side
 const DEGREES_PER_PIXEL = 0.6;
 const KEY_DEGREES = 5;
 const FRONT = [0, 0];
@@ -49,8 +49,9 @@ export class View {
   #draw() {
     const { clientWidth, clientHeight } = this.element;
     if (!this.head || !clientWidth || !clientHeight) return;
-    const scale = Math.min(SHARPNESS, MOST_PIXELS / clientHeight);
-    const [width, height] = [Math.round(clientWidth * scale), Math.round(clientHeight * scale)];
+    const scale = Math.min(SHARPNESS, MOST_PIXELS / Math.min(clientWidth, clientHeight));
+    // even numbers: the square in the middle then begins at whole pixels
+    const [width, height] = [clientWidth, clientHeight].map((side) => 2 * Math.round((side * scale) / 2));
     if (this.canvas.width !== width || this.canvas.height !== height || !this.image) {
       Object.assign(this.canvas, { width, height });
       this.image = new ImageData(width, height);

@@ -1,0 +1,264 @@
+// Works with the Expression Editor in ComfyUI's front-end as an artist would, in one renderer of nodes; takes one JSON
+// argument, prints one line of JSON. tests/browser/test_editor.py says what is expected.
+import { writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { openBrowser, openPage, run } from "./page.mjs";
+
+const task = JSON.parse(process.argv[2]);
+const browser = await openBrowser(task.chromium);
+const errors = [];
+const page = await openPage(browser, task.address, errors, { width: 1280, height: 1000 });
+
+async function prepare() {
+  await page.evaluate(async ({ vue, size, prefix }) => {
+    window.editors = () =>
+      app.graph._nodes.filter((node) => node.type === "AniFaceDiffExpressionEditor").sort((a, b) => a.id - b.id);
+    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue);
+    app.graph.clear();
+    const add = (type, x, values = {}) => {
+      const node = LiteGraph.createNode(type);
+      node.pos = [x, 40];
+      app.graph.add(node);
+      for (const [name, value] of Object.entries(values)) node.widgets.find((each) => each.name === name).value = value;
+      return node;
+    };
+    const editor = add("AniFaceDiffExpressionEditor", 60);
+    const normals = add("AniFaceDiffRenderNormals", 460, { size });
+    const save = add("SaveImage", 780, { filename_prefix: prefix });
+    editor.connect(0, normals, "parameters");
+    normals.connect(0, save, "images");
+    app.canvas.ds.scale = 1;
+    app.canvas.ds.offset = [20, 40];
+    app.graph.setDirtyCanvas(true, true);
+    app.extensionManager.workflow.activeWorkflow.changeTracker.checkState();
+  }, task);
+  await page.waitForFunction(() => document.querySelector(".afd-view canvas")?.width > 300);
+  await settle();
+}
+
+// Until what is to be drawn has been drawn.
+function settle() {
+  return page.evaluate(async () => {
+    for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame);
+  });
+}
+
+const panel = page.locator(".afd-editor").first();
+const slider = (name) => panel.locator(`[data-name^="${name}"]`).first();
+const view = panel.locator("canvas");
+const button = (icon) => panel.locator(`button:has(.${icon})`);
+
+function value(at = 0) {
+  return page.evaluate((at) => editors().at(at).widgets.find((widget) => widget.name === "expression").value, at);
+}
+
+// The pixels of the head in the first panel, as a text to compare.
+async function picture(at = 0) {
+  await settle();
+  return page.locator(".afd-view canvas").nth(at).evaluate((canvas) => canvas.toDataURL());
+}
+
+async function drag(locator, from, to) {
+  const { x, y, width, height } = await locator.boundingBox();
+  await page.mouse.move(x + from[0] * width, y + from[1] * height);
+  await page.mouse.down();
+  await page.mouse.move(x + to[0] * width, y + to[1] * height, { steps: 4 });
+  await page.mouse.up();
+}
+
+async function press(...keys) {
+  for (const key of keys) await page.keyboard.press(key);
+}
+
+async function mouseAndKeys() {
+  const found = { positions: await positions(), rest: await picture() };
+  await drag(slider("headYaw"), [0.5, 0.5], [0.25, 0.5]);
+  found.dragged = { value: await value(), picture: await picture() };
+  await slider("eyeBlinkLeft").focus();
+  await press("End", "ArrowLeft", "ArrowDown", "Shift+ArrowLeft");
+  found.arrows = await value();
+  await press("Home");
+  found.home = await value();
+  await press("0", ".", "3", "Enter");
+  found.typed = await value();
+  await press("Tab");
+  found.tabbed = await page.evaluate(() => document.activeElement.dataset.name);
+  await press("End", "Escape");
+  found.escaped = await value();
+  await slider("eyeBlinkLeft").focus();
+  await press("Delete");
+  found.deleted = await value();
+  await slider("headYaw").dblclick();
+  found.reset = await value();
+  found.positionsAfter = await positions();
+  return found;
+}
+
+function positions() {
+  return page.evaluate(() => Object.fromEntries(app.graph._nodes.map((node) => [node.id, [...node.pos]])));
+}
+
+async function presetsAndMirror() {
+  const found = {};
+  await panel.locator("select").selectOption("Wink");
+  found.wink = { value: await value(), mirrored: await button("pi-link").getAttribute("aria-pressed") };
+  await button("pi-link").click();
+  found.mirrored = await value();
+  await button("pi-link").click();
+  await slider("browDownRight").focus();
+  await press("End");
+  found.oneSide = await value();
+  found.limits = await panel.locator("[role=slider]").evaluateAll((all) =>
+    all.map((each) => [each.dataset.name, ...["min", "max"].map((end) => Number(each.getAttribute(`aria-value${end}`)))]),
+  );
+  found.labels = await panel.locator("[role=slider]").evaluateAll((all) => all.map((each) => each.ariaLabel));
+  await button("pi-refresh").click();
+  found.reset = await value();
+  await button("pi-link").click();
+  return found;
+}
+
+async function orbit() {
+  const front = await picture();
+  const before = await value();
+  await drag(view, [0.3, 0.5], [0.6, 0.4]);
+  const found = { turned: (await picture()) !== front };
+  await view.dblclick();
+  found.back = (await picture()) === front;
+  await view.focus();
+  await press("ArrowLeft", "ArrowLeft");
+  found.keys = (await picture()) !== front;
+  await press("Home");
+  found.home = (await picture()) === front;
+  found.valueKept = (await value()) === before;
+  return found;
+}
+
+async function change(key) {
+  const before = await value();
+  await press(key);
+  await page.waitForFunction((before) => editors()[0] && editors()[0].widgets[1].value !== before, before);
+  await settle();
+}
+
+async function history() {
+  await slider("jawOpen").focus();
+  await press("End");
+  await slider("mouthSmileLeft").focus();
+  await press("End");
+  const found = { done: await value() };
+  await change("Control+z");
+  found.undone = await value();
+  found.shown = await slider("mouthSmileLeft").getAttribute("aria-valuenow");
+  await change("Control+y");
+  found.redone = await value();
+  await button("pi-refresh").click(); // the panel that is shown is the one that counts
+  found.reset = await value();
+  return found;
+}
+
+async function saveAndCopy() {
+  await page.evaluate((text) => (editors()[0].widgets[1].value = text), task.expression);
+  const found = await page.evaluate(async () => {
+    const graph = JSON.parse(JSON.stringify(app.graph.serialize()));
+    await app.loadGraphData({ ...graph, nodes: [], links: [] });
+    await app.loadGraphData(graph);
+    return { graph: (await app.graphToPrompt()).output };
+  });
+  await settle();
+  found.loaded = await value();
+  found.shown = await slider("headYaw").getAttribute("aria-valuenow");
+  await page.evaluate(() => {
+    app.canvas.selectItems([editors()[0]]);
+    app.canvas.copyToClipboard();
+    app.canvas.pasteFromClipboard();
+    const copy = editors().at(-1);
+    copy.pos = [800, 460];
+    copy.size = [340, 520];
+  });
+  await settle();
+  found.pasted = await value(-1);
+  return found;
+}
+
+// The pasted editor feeds the first one.
+async function chain() {
+  const alone = await picture();
+  await page.evaluate(() => {
+    const [first, second] = editors();
+    second.widgets[1].value = '{"jawOpen":1}';
+    second.connect(0, first, "parameters");
+  });
+  const least = () => slider("jawOpen").getAttribute("aria-valuemin");
+  const found = { least: await least() };
+  found.outcome = await run(page, task.timeout);
+  await page.evaluate(() => (app.canvas.pause_rendering = false));
+  found.follows = (await picture()) !== alone;
+  const apply = (choice) =>
+    page.evaluate((choice) => {
+      const [widget] = editors()[0].widgets;
+      widget.value = choice;
+      widget.callback?.(choice);
+    }, choice);
+  await apply("replace");
+  found.leastReplacing = await least();
+  await apply("add");
+  await page.evaluate(() => {
+    const [first, second] = editors();
+    first.disconnectInput("parameters");
+    app.graph.remove(second);
+  });
+  found.alone = (await picture()) === alone;
+  return found;
+}
+
+// A text that is no JSON stays until a slider is moved.
+async function damaged() {
+  await page.evaluate(() => (editors()[0].widgets[1].value = "smile"));
+  const found = { kept: await value(), note: await panel.locator(".afd-note").textContent() };
+  await slider("jawOpen").focus();
+  await press("End");
+  found.anew = await value();
+  found.noteAfter = await panel.locator(".afd-note").textContent();
+  return found;
+}
+
+function vertices() {
+  return page.evaluate(async ({ extension, edits, base }) => {
+    const { Head } = await import(`/extensions/${extension}/editor/head.js`);
+    const head = await Head.load(`/extensions/${extension}/editor/head.safetensors`);
+    return [base, null].map((frame) => [...head.pose(head.edit(edits, frame))]);
+  }, task);
+}
+
+// What the panel shows as normals, and what the host draws of the same graph.
+async function normals() {
+  await button("pi-palette").click();
+  const data = (await picture()).split(",")[1];
+  const file = join(task.folder, "normals.png");
+  writeFileSync(file, Buffer.from(data, "base64"));
+  await button("pi-palette").click();
+  return { outcome: await run(page, task.timeout), shown: file };
+}
+
+try {
+  await prepare();
+  const found = {
+    hands: await mouseAndKeys(),
+    presets: await presetsAndMirror(),
+    orbit: await orbit(),
+    history: await history(),
+    damaged: await damaged(),
+    saved: await saveAndCopy(),
+    normals: await normals(),
+    chain: await chain(),
+    vertices: await vertices(),
+  };
+  await page.evaluate(() => (app.canvas.pause_rendering = false));
+  await page.waitForTimeout(800);
+  const screenshot = join(task.folder, "editor.png");
+  await page.screenshot({ path: screenshot });
+  console.log(JSON.stringify({ ...found, errors, screenshot }));
+} finally {
+  await browser.close();
+}

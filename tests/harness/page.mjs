@@ -1,0 +1,46 @@
+// ComfyUI's front-end in headless Chromium, for the drivers beside this file.
+import { chromium } from "playwright-core";
+
+export function openBrowser(executablePath) {
+  const args = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+  ];
+  return chromium.launch({ executablePath, headless: true, args });
+}
+
+// A page that has loaded all nodes; its uncaught errors are added to `errors`.
+export async function openPage(browser, address, errors, viewport = { width: 1920, height: 1080 }) {
+  const page = await browser.newPage({ viewport });
+  page.on("pageerror", (error) => errors.push(String(error.message)));
+  await page.goto(address);
+  await page.waitForFunction(
+    () => window.app?.extensionManager && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
+    undefined,
+    { timeout: 120_000 },
+  );
+  return page;
+}
+
+// Queue the graph and wait for its end: "execution_success", or what went wrong.
+export function run(page, timeout) {
+  return page.evaluate(async (timeout) => {
+    const ended = new Promise((resolve) => {
+      const api = window.app.api;
+      api.addEventListener("execution_success", () => resolve("execution_success"));
+      api.addEventListener("execution_error", ({ detail }) => resolve(`${detail.node_type}: ${detail.exception_message}`));
+      api.addEventListener("execution_interrupted", () => resolve("interrupted"));
+      setTimeout(() => resolve("no end in time"), timeout);
+    });
+    // Drawing the graph in software would take the time that the host needs.
+    window.app.canvas.pause_rendering = true;
+    await window.app.queuePrompt(0, 1);
+    const refused = window.app.lastNodeErrors ?? {};
+    return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
+  }, timeout);
+}
