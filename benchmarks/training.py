@@ -60,8 +60,8 @@ class RandomPairs:
         pass
 
 
-def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Steps a second and peak memory of one stage, of this process."""
+def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any] | None:
+    """Steps a second and peak memory of one stage; None where another process tells."""
     config = NetworkConfig.tiny() if options.tiny else NetworkConfig.full()
     config = replace(config, prediction="epsilon", zero_terminal_snr=False)
     loop = Loop(
@@ -98,14 +98,14 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
     with tempfile.TemporaryDirectory() as folder:
         engine.run(task, loop, accelerator, Path(folder), Journal(Path(folder), accelerator))
         log = Path(folder) / "log.jsonl"
-        lines = log.read_text().splitlines() if log.exists() else []
+        if not accelerator.is_main_process:
+            return None
+        lines = log.read_text().splitlines()
     entries = [entry for entry in map(json.loads, lines) if entry["event"] == "step"]
-    first, last = (entries[0], entries[-1]) if entries else ({}, {})
+    first, last = entries[0], entries[-1]
     # The first steps choose algorithms: what lies between two later looks at the clock counts.
-    begun, ended = (
-        entry.get("step", 0) / max(entry.get("steps_per_second", 1), 1e-9) for entry in (first, last)
-    )
-    pace = (last.get("step", 0) - first.get("step", 0)) / max(ended - begun, 1e-9)
+    begun, ended = (entry["step"] / max(entry["steps_per_second"], 1e-9) for entry in (first, last))
+    pace = (last["step"] - first["step"]) / max(ended - begun, 1e-9)
     cuda = torch.cuda.is_available()
     return {
         "stage": stage,
@@ -134,7 +134,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="the bundled network's sizes, to try the script")
     options = parser.parse_args()
     for stage, rows in zip(options.stage, options.rows, strict=True):
-        print(measure(stage, rows, options), flush=True)
+        found = measure(stage, rows, options)
+        if found is not None:
+            print(found, flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
