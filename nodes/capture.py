@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,14 +18,16 @@ from anifacediff_core.capture.capture import (
     capture,
     crop_portrait,
 )
+from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.locate import from_boxes, from_landmarks
 from anifacediff_core.capture.mediapipe import detect_landmarks
+from anifacediff_core.capture.missing import MISSING, listed
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint
 
 from .host.runtime import Progress, device, show_text
-from .images import to_core, to_host
+from .images import checked, to_core, to_host
 from .sockets import (
     AppearanceSocket,
     BoundingBoxSocket,
@@ -57,7 +61,7 @@ def _region_input() -> io.Combo.Input:
     )
 
 
-def _face_input() -> io.Int.Input:
+def face_input() -> io.Int.Input:
     return io.Int.Input(
         "face",
         default=0,
@@ -80,9 +84,57 @@ def _smoothing_input() -> io.Float.Input:
     )
 
 
-def _report_output() -> io.String.Output:
+def missing_input(optional: bool) -> io.Combo.Input:
+    return io.Combo.Input(
+        "missing",
+        options=list(MISSING),
+        default="interpolate",
+        optional=optional,
+        tooltip="What becomes of frames without a face. interpolate: filled in from both neighbors. hold: as "
+        "last seen. skip: left out. stop: an error that names them.",
+    )
+
+
+def landmarks_inputs() -> list[io.Input]:
+    """Where the faces are, if another node has found them."""
+    return [
+        FaceLandmarksSocket.Input(
+            "face_landmarks",
+            optional=True,
+            tooltip="Landmarks of the same pictures by ComfyUI's face landmarker: the surest way to "
+            "find faces in photographs. By default they are looked for here.",
+        ),
+        BoundingBoxSocket.Input(
+            "bounding_boxes",
+            optional=True,
+            extra_dict={"forceInput": True},
+            tooltip="Boxes around faces in the same pictures, from any detector. Without effect when "
+            "face_landmarks are connected.",
+        ),
+    ]
+
+
+def known_faces(
+    frames: torch.Tensor, face_landmarks: dict[str, Any] | None, bounding_boxes: Any
+) -> list[list[Detection]] | None:
+    """The faces of every frame (frames, channels, height, width) that `landmarks_inputs` tell."""
+    size = (int(frames.shape[-2]), int(frames.shape[-1]))
+    if face_landmarks is not None:
+        return from_landmarks(face_landmarks, len(frames), size)
+    return None if bounding_boxes is None else from_boxes(bounding_boxes, len(frames), size)
+
+
+def report_output() -> io.String.Output:
     return io.String.Output(
-        display_name="report", tooltip="How many frames show a face, and which ones were filled in."
+        display_name="report",
+        tooltip="How many frames show a face, and what became of the others.",
+    )
+
+
+def frames_without_face_output() -> io.String.Output:
+    return io.String.Output(
+        display_name="frames_without_face",
+        tooltip="Numbers of the frames that show no face, counted from 0: 12-15, 40. Empty if all show one.",
     )
 
 
@@ -103,33 +155,22 @@ class DECAExtract(io.ComfyNode):
                 io.Image.Input("image", tooltip="Picture or video with a face."),
                 _region_input(),
                 size_input("Side of the portrait pictures in pixels. It doesn't change the parameters."),
-                _face_input(),
+                face_input(),
                 _smoothing_input(),
-                FaceLandmarksSocket.Input(
-                    "face_landmarks",
-                    optional=True,
-                    tooltip="Landmarks of the same pictures by ComfyUI's face landmarker: the surest way to "
-                    "find faces in photographs. By default they are looked for here.",
-                ),
-                BoundingBoxSocket.Input(
-                    "bounding_boxes",
-                    optional=True,
-                    extra_dict={"forceInput": True},
-                    tooltip="Boxes around faces in the same pictures, from any detector. Without effect when "
-                    "face_landmarks are connected.",
-                ),
+                *landmarks_inputs(),
+                missing_input(optional=True),
             ],
             outputs=[
                 FaceParametersSocket.Output(
                     display_name="parameters",
-                    tooltip="Shape, expression, pose and camera of every frame. Frames without a face are "
-                    "filled in from their neighbors.",
+                    tooltip="Shape, expression, pose and camera of every frame, filled in where there is no "
+                    "face.",
                 ),
                 io.Image.Output(
                     display_name="portrait",
                     tooltip="The portrait square that the parameters refer to, one picture per frame.",
                 ),
-                _report_output(),
+                report_output(),
                 CropSocket.Output(
                     display_name="crop",
                     tooltip="Where the portrait lies in the picture, for putting a result back.",
@@ -138,6 +179,7 @@ class DECAExtract(io.ComfyNode):
                     display_name="appearance",
                     tooltip="Texture and light of the face, which only DECA tells.",
                 ),
+                frames_without_face_output(),
             ],
         )
 
@@ -152,40 +194,53 @@ class DECAExtract(io.ComfyNode):
         smoothing: float,
         face_landmarks: dict[str, Any] | None = None,
         bounding_boxes: Any = None,
+        missing: str = "interpolate",
     ) -> io.NodeOutput:
-        models = connected(
-            face_capture,
-            "face capture",
-            "load a checkpoint that has a face detector and a face encoder, or connect Load DECA",
-        )
-        frames = to_core(image, "picture or video")
+        frames, _ = checked(image, "picture or video")
         height, width = frames.shape[-2:]
-        faces = None
-        if face_landmarks is not None:
-            faces = from_landmarks(face_landmarks, len(frames), (height, width))
-        elif bounding_boxes is not None:
-            faces = from_boxes(bounding_boxes, len(frames), (height, width))
-        try:
-            # They move as they are, without the host's memory management, and leave when they are done.
+        with on_device(face_capture) as models:
             captured = capture(
                 frames,
-                models.to(device()),
+                models,
                 region,
                 face=face,
                 smoothing=smoothing,
-                what=_name(frames),
-                faces=faces,
+                missing=missing,
+                what=name_of(frames),
+                faces=known_faces(frames, face_landmarks, bounding_boxes),
                 progress=Progress(len(frames)),
             )
-        finally:
-            models.to(torch.device("cpu"))
         show_text(captured.note)
-        portrait = to_host(crop_portrait(frames, captured.square, size))
-        crop = Crop(captured.square, width, height)
-        return io.NodeOutput(captured.parameters, portrait, captured.note, crop, captured.appearance)
+        portrait = to_host(crop_portrait(frames, captured.square, size, captured.kept))
+        crop = Crop(captured.square, width, height, captured.skipped)
+        return io.NodeOutput(
+            captured.parameters,
+            portrait,
+            captured.note,
+            crop,
+            captured.appearance,
+            listed(captured.frames_without_face),
+        )
 
 
-def _name(frames: torch.Tensor) -> str:
+@contextmanager
+def on_device(face_capture: Models | None) -> Iterator[Models]:
+    """The models where the host computes, for as long as it takes.
+
+    They move as they are, without the host's memory management, and leave when they are done.
+    """
+    models = connected(
+        face_capture,
+        "face capture",
+        "load a checkpoint that has a face detector and a face encoder, or connect Load DECA",
+    )
+    try:
+        yield models.to(device())
+    finally:
+        models.to(torch.device("cpu"))
+
+
+def name_of(frames: torch.Tensor) -> str:
     return "the video" if len(frames) > 1 else "the picture"
 
 
@@ -212,15 +267,17 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                     "needs the Python package mediapipe. Without effect when landmarks are connected.",
                 ),
                 _region_input(),
-                _face_input(),
+                face_input(),
                 _smoothing_input(),
+                missing_input(optional=True),
             ],
             outputs=[
                 FaceParametersSocket.Output(
                     display_name="parameters",
                     tooltip="Expression, pose and camera of every frame; the shape is neutral.",
                 ),
-                _report_output(),
+                report_output(),
+                frames_without_face_output(),
             ],
         )
 
@@ -232,6 +289,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
         smoothing: float,
         face_landmarks: dict[str, Any] | None = None,
         image: torch.Tensor | None = None,
+        missing: str = "interpolate",
     ) -> io.NodeOutput:
         if face_landmarks is None:
             if image is None:
@@ -240,9 +298,9 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                     "MediaPipe is installed."
                 )
             frames = to_core(image, "picture or video")
-            face_landmarks = detect_landmarks(frames, what=_name(frames), progress=Progress(len(frames)))
+            face_landmarks = detect_landmarks(frames, what=name_of(frames), progress=Progress(len(frames)))
         captured = from_face_landmarks(
-            face_landmarks, HeadModel.bundled(), region, face=face, smoothing=smoothing
+            face_landmarks, HeadModel.bundled(), region, face=face, smoothing=smoothing, missing=missing
         )
         show_text(captured.note)
-        return io.NodeOutput(captured.parameters, captured.note)
+        return io.NodeOutput(captured.parameters, captured.note, listed(captured.frames_without_face))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anifacediff_core.capture.capture import LEAST_PIXELS
+from anifacediff_core.capture.capture import LEAST_PIXELS, rgb
 from anifacediff_core.errors import InputError
 
 
@@ -15,6 +15,17 @@ def to_core(image: Tensor | None, what: str) -> Tensor:
 
     Gray is repeated, transparency is laid over middle gray. Frames stay where they are in memory if nothing
     is to be changed, since a video may fill most of it.
+
+    Raises:
+        InputError: see :func:`checked`.
+    """
+    frames, plain = checked(image, what)
+    return frames if plain else rgb(frames)
+
+
+def checked(image: Tensor | None, what: str) -> tuple[Tensor, bool]:
+    """The frames of a picture or video where they are in memory (frames, 1 to 4, height, width), float32; and
+    whether they are RGB in [0, 1] already. The others take :func:`.capture.rgb`, all or one by one.
 
     Raises:
         InputError: no frames, hardly any pixels, channels that no picture has, NaN or infinity.
@@ -39,12 +50,7 @@ def to_core(image: Tensor | None, what: str) -> Tensor:
                 f"The {what} has NaN or infinite values in frame {number}: mend the node that made it."
             )
         lowest, highest = min(lowest, low), max(highest, high)
-    if lowest < 0 or highest > 1:
-        frames = frames.clamp(0, 1)
-    if channels in (2, 4):
-        color, alpha = frames[:, :-1], frames[:, -1:]
-        frames = color * alpha + 0.5 * (1 - alpha)
-    return frames.expand(-1, 3, -1, -1) if channels < 3 else frames
+    return frames, channels == 3 and lowest >= 0 and highest <= 1
 
 
 def to_host(images: Tensor) -> Tensor:

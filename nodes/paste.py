@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from anifacediff_core.capture.paste import FEATHER, paste_back
+from anifacediff_core.capture.paste import FEATHER, SHAPES, paste_back
 from anifacediff_core.errors import InputError
 
 from .host.runtime import Progress
-from .images import to_core, to_host
+from .images import checked, to_host
 from .sockets import Crop, CropSocket, make_schema
 
 
@@ -19,9 +19,9 @@ class PasteBack(io.ComfyNode):
         return make_schema(
             node_id="AniFaceDiffPasteBack",
             display_name="Paste Back",
-            description="Put the portrait video back into the whole picture, exactly where DECA Extract cut "
-            "the portrait out, with a soft edge.",
-            search_aliases=["uncrop", "composite", "stitch", "full picture"],
+            description="Put the portrait video back into the whole picture, exactly where Portrait Crop or "
+            "DECA Extract cut the portrait out, with a soft edge.",
+            search_aliases=["uncrop", "composite", "stitch", "full picture", "inverse crop"],
             inputs=[
                 io.Image.Input(
                     "portrait",
@@ -31,10 +31,12 @@ class PasteBack(io.ComfyNode):
                 io.Image.Input(
                     "original",
                     tooltip="The whole picture that the portrait was cut out of, or a video with as many "
-                    "frames as the portrait has.",
+                    "frames as the portrait has. Transparency is laid over gray.",
                 ),
                 CropSocket.Input(
-                    "crop", tooltip="Where the portrait belongs, from the DECA Extract that read the source."
+                    "crop",
+                    tooltip="Where the portrait belongs, from the Portrait Crop or DECA Extract that cut it "
+                    "out.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -60,6 +62,14 @@ class PasteBack(io.ComfyNode):
                     tooltip="White where the portrait may show, over the whole picture: one for all frames, "
                     "or one per frame.",
                 ),
+                io.Combo.Input(
+                    "shape",
+                    options=list(SHAPES),
+                    default="square",
+                    optional=True,
+                    tooltip="What shows of the portrait. square: all of it. ellipse: the upright oval within "
+                    "it, which leaves the corners to the original.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
@@ -69,8 +79,8 @@ class PasteBack(io.ComfyNode):
                 ),
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="How much of the portrait shows where; one for all frames, unless the given mask "
-                    "has several.",
+                    tooltip="How much of the portrait shows where; one for all frames, unless it differs "
+                    "between them.",
                 ),
             ],
         )
@@ -84,21 +94,24 @@ class PasteBack(io.ComfyNode):
         feather: float,
         match_color: float,
         mask: torch.Tensor | None = None,
+        shape: str = "square",
     ) -> io.NodeOutput:
-        frames, picture = to_core(portrait, "portrait"), to_core(original, "original")
+        frames, picture = checked(portrait, "portrait")[0], checked(original, "original")[0]
         height, width = picture.shape[-2:]
         # a scaled picture has its square at the same fractions; a pixel of rounding is no other proportion
         if abs(width * crop.height - height * crop.width) > max(crop.width, crop.height, width, height):
             raise InputError(
                 f"The original is {width}×{height} pixels but the portrait was cut out of "
-                f"{crop.width}×{crop.height}: connect the picture that DECA Extract read."
+                f"{crop.width}×{crop.height}: connect the picture that it was cut out of."
             )
         pasted, shown = paste_back(
             frames,
             picture,
             crop.square,
+            skipped=crop.skipped,
             feather=feather,
             match_color=match_color,
+            shape=shape,
             mask=mask,
             progress=Progress(len(frames)),
         )

@@ -78,14 +78,16 @@ class Crop:
     """Where a portrait was cut out of its picture, so that what becomes of it can be put back.
 
     Attributes:
-        square: (3,) left, top, side of the portrait, as fractions of the picture's longer side; it may reach
-            beyond the picture. One square for all frames.
+        square: left, top, side of the portrait, as fractions of the picture's longer side; it may reach
+            beyond the picture. (3,) for all frames, or (frames, 3) where it follows the face.
         width, height: of the picture, in pixels.
+        skipped: numbers of the frames that were left out, since they show no face.
     """
 
     square: torch.Tensor
     width: int
     height: int
+    skipped: tuple[int, ...] = ()
 
 
 def make_schema(**values: Any) -> io.Schema:

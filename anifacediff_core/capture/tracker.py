@@ -82,6 +82,11 @@ class Tracker:
         self._crop = square
         return square
 
+    @property
+    def wants_small(self) -> bool:
+        """Whether the chosen face may be a small one beside large ones."""
+        return self.choice == "nearest" or (self.choice == "number" and self.face > 0)
+
     def told(self) -> list[str]:
         """A sentence about several faces, if there are any."""
         if not self.crowded:

@@ -214,7 +214,7 @@ def test_precisions(kind: torch.dtype) -> None:
     [
         ({"portrait": torch.rand(2, 3, 32, 40)}, "The portrait is 40×32 pixels"),
         ({"original": torch.rand(3, 3, 64, 64)}, "The original has 3 frames but the portrait has 2"),
-        ({"mask": torch.rand(5, 64, 64)}, "The mask has 5 frames but the portrait has 2"),
+        ({"mask": torch.rand(5, 64, 64)}, "The mask has 5 frames but the result has 2"),
         ({"mask": torch.rand(1, 64, 80)}, "The mask has 80×64 pixels but the original 64×64"),
         ({"square": torch.tensor([1.5, 0.0, 0.5])}, "lies outside of the 64×64 pixels"),
         ({"square": torch.tensor([0.5, 0.5, 0.0])}, "lies outside of the 64×64 pixels"),
