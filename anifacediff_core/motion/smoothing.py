@@ -25,7 +25,7 @@ from ..head.parameters import FaceParameters
 
 REST_SPAN, FAST_SPAN = 24.0, 1.5  # frames that the smoother spans with a strength of 1, at rest and at speed
 QUIET = 3.0  # deviations of the speed that noise alone makes
-WIDENING = 2.5  # how fast the span narrows with the speed above that
+WIDENING = 4.0  # how fast the span narrows with the speed above that
 SPIKE = 6.0  # trembles by which a single frame must stick out to be no motion
 # Frames on each side for measuring the speed: heads are slow, syllables last three frames.
 HEAD_REACH, FACE_REACH = 3, 1
@@ -48,16 +48,17 @@ def tremble(values: Tensor, least: float) -> Tensor:
 def without_spikes(values: Tensor, least: float) -> Tensor:
     """Values (frames, quantities) whose single outliers lie where the four neighbors say.
 
-    An outlier sticks out by more than the noise does and by more than its neighbors are apart: neither the
-    tip of a nod nor the start of a turn is one.
+    An outlier sticks out by more than the noise does and than its neighbors are apart: neither the tip of a
+    nod nor the start of a turn is one.
     """
     if len(values) < 5:
         return values
-    before, here, after = values[1:-3], values[2:-2], values[3:-1]
-    expected = (4 * (before + after) - values[:-4] - values[4:]) / 6
-    away = (here - expected).abs()
+    here = values[2:-2]
+    around = torch.stack([values[:-4], values[1:-3], values[3:-1], values[4:]])
+    expected = (4 * (around[1] + around[2]) - around[0] - around[3]) / 6
+    away, apart = (here - expected).abs(), around.amax(0) - around.amin(0)
     foremost = away >= F.max_pool1d(away.T[None], 5, stride=1, padding=2)[0].T
-    outlier = foremost & (away > SPIKE * tremble(values, least)) & (away > 2 * (after - before).abs())
+    outlier = foremost & (away > SPIKE * tremble(values, least)) & (away > apart)
     return torch.cat([values[:2], torch.where(outlier, expected, here), values[-2:]])
 
 
