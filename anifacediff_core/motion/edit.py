@@ -16,7 +16,7 @@ from .parts import JOINTS, per_expression
 
 
 def rest_frame(params: FaceParameters) -> int:
-    """The frame in which the face is at rest: little expression, a straight head, hardly any movement.
+    """The frame in which the face is at rest: little expression, a straight head, and rather no movement.
 
     Each counts in multiples of its mean over the clip; frames without a face don't count.
     """
@@ -26,8 +26,9 @@ def rest_frame(params: FaceParameters) -> int:
         change[1:-1] = (params.expression[2:] - params.expression[:-2]).norm(dim=1)
         change[[0, -1]] = change.amax()
     restless = torch.zeros_like(change)
-    for amount in (params.expression.norm(dim=1), turn.norm(dim=1), change):
-        restless = restless + amount / amount.mean().clamp(min=1e-6)
+    # A mouth wide open stands still for a moment too, so stillness decides only among the neutral ones.
+    for weight, amount in ((1, params.expression.norm(dim=1)), (1, turn.norm(dim=1)), (0.25, change)):
+        restless = restless + weight * amount / amount.mean().clamp(min=1e-6)
     if params.valid.any():
         restless = restless.masked_fill(~params.valid, torch.inf)
     return int(restless.argmin())
