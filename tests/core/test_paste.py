@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anifacediff_core.capture.capture import crop_portrait
+from anifacediff_core.capture.capture import crop_portrait, rgb
 from anifacediff_core.capture.paste import paste_back
 from anifacediff_core.errors import InputError
 
@@ -201,6 +201,109 @@ def test_each_frame_can_have_a_mask() -> None:
     assert (mask[0] == 0).all() and torch.equal(mask[1], shown[0])
 
 
+# ---- squares that follow the face, frames that were left out
+
+
+def path(frames: int, start: float = 0.1, end: float = 0.4) -> Tensor:
+    """Squares that move by parts of pixels."""
+    left = torch.linspace(start, end, frames)
+    return torch.stack([left, 0.1 + 0.2 * left, torch.full_like(left, 0.4)], 1)
+
+
+def test_moving_squares_are_pasted_one_by_one() -> None:
+    original, squares, portrait = picture(frames=4, seed=1), path(4), torch.rand(4, 3, 50, 50)
+    found, mask = paste_back(portrait, original, squares)
+    assert mask.shape == (4, 240, 320)
+    for number in range(4):
+        single, shown = paste_back(portrait[number, None], original[number, None], squares[number])
+        assert torch.equal(found[number], single[0]) and torch.equal(mask[number], shown[0])
+
+
+def test_a_following_crop_comes_back_where_it_was() -> None:
+    original, squares = picture(frames=3, seed=2), path(3, 0.0, 0.6)
+    for size in (128, 300):
+        found, _ = paste_back(crop_portrait(original, squares, size), original, squares)
+        assert psnr(found, original) > 40
+
+
+def test_the_edge_of_a_moving_square_does_not_flicker() -> None:
+    """White over black: over many small steps no pixel of the edge leaps or trembles to and fro."""
+    steps = 31
+    squares = path(steps, 0.1, 0.1 + 6 / 160)  # 6 pixels in 30 steps
+    found, mask = paste_back(torch.ones(steps, 3, 32, 32), torch.zeros(1, 3, 120, 160), squares, feather=0.16)
+    # the steepest ramp over 0.16 · 64 pixels rises by 1.5 / 10.24 per pixel, and the square moves a fifth
+    assert mask.diff(dim=0).abs().max() < 1.1 * 0.2 * 1.5 / 10.24
+    # what it uncovers on the left only falls, what it covers on the right only rises
+    changes = found[:, 0, 50].diff(dim=0)
+    assert (changes[:, :40] < 1e-5).all() and (changes[:, 60:] > -1e-5).all()
+
+
+@pytest.mark.parametrize("feather", [0.0, 0.08])
+def test_an_edge_fades_where_it_meets_the_border(feather: float) -> None:
+    """A soft edge that vanished all at once when it touches the border would flash."""
+    steps = 120
+    squares = torch.tensor([0.0, 0.25, 0.5]).repeat(steps, 1)
+    squares[:, 0] = torch.linspace(-2.0, 14.0, steps) / 80
+    _, mask = paste_back(torch.ones(steps, 3, 32, 32), torch.zeros(1, 3, 80, 80), squares, feather=feather)
+    speed = 16 / steps
+    assert mask.diff(dim=0).abs().max() < 3 * speed
+    assert mask[0, 40, 0] == 1 and mask[-1, 40, 0] == 0
+
+
+def test_frames_that_were_left_out_stay_as_they_are() -> None:
+    original, portrait, skipped = picture(frames=6, seed=3), torch.rand(4, 3, 40, 40), (1, 4)
+    for square in (SQUARE, path(4)):
+        found, mask = paste_back(portrait, original, square, skipped=skipped, match_color=0.5)
+        kept = [0, 2, 3, 5]
+        expected, shown = paste_back(portrait, original[kept], square, match_color=0.5)
+        assert torch.equal(found[kept], expected) and torch.equal(mask[kept], shown.expand(4, -1, -1))
+        assert torch.equal(found[[1, 4]], original[[1, 4]]) and (mask[[1, 4]] == 0).all()
+    # only the kept frames, or a single picture: one after the other
+    assert len(paste_back(portrait, original[:4], SQUARE, skipped=skipped)[0]) == 4
+    assert len(paste_back(portrait, original[:1], SQUARE, skipped=skipped)[0]) == 4
+
+
+def test_colors_do_not_flicker_with_a_moving_square() -> None:
+    """The ring lies on another ground in each frame, the correction is one for all."""
+    original, squares = picture(frames=1).expand(4, -1, -1, -1), path(4, 0.0, 0.6)
+    portrait = torch.full((4, 3, 48, 48), 0.4)
+    found, mask = paste_back(portrait, original, squares, match_color=1.0)
+    middle = torch.stack([frame[:, shown == 1].mean(1) for frame, shown in zip(found, mask)])
+    assert middle.std(0).max() < 1e-4
+
+
+# ---- forms of pictures
+
+
+def test_an_ellipse_leaves_out_the_corners() -> None:
+    square = torch.tensor([0.25, 0.25, 0.5])
+    _, mask = paste_back(torch.ones(1, 3, 32, 32), torch.zeros(1, 3, 160, 160), square, shape="ellipse")
+    shown = mask[0, 40:120, 40:120]
+    assert shown[40, 40] == 1 and shown[:8, :8].max() == 0 and (mask[0, :40] == 0).all()
+    assert torch.allclose(shown, shown.flip(0)) and torch.allclose(shown, shown.flip(1))
+    assert (shown[40] > 0.5).sum() < (shown[:, 40] > 0.5).sum()
+    ramp = shown[40, :20]
+    assert (ramp.diff() >= 0).all() and ramp.diff().max() < 0.3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_any_channels(channels: int) -> None:
+    """Gray is repeated and transparency laid over gray, of the portrait as well as of the original."""
+    original, portrait = torch.rand(2, channels, 60, 80), torch.rand(2, channels, 40, 40)
+    found, _ = paste_back(portrait, original, SQUARE, match_color=0.5)
+    expected, _ = paste_back(rgb(portrait), rgb(original), SQUARE, match_color=0.5)
+    assert found.shape == (2, 3, 60, 80) and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [24, 64, 100, 500, 1024])
+def test_portraits_of_any_size(size: int) -> None:
+    """A flat ground with a soft spot, as any upscaler would give it back."""
+    y, x = torch.arange(90)[:, None] / 160, torch.arange(160) / 160
+    original = (0.3 + 0.4 * torch.exp(-((x - 0.45) ** 2 + (y - 0.3) ** 2) / 0.02)).expand(1, 3, 90, 160)
+    found, _ = paste_back(crop_portrait(original, SQUARE, size), original, SQUARE)
+    assert (found - original).abs().max() < 0.01
+
+
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32])
 def test_precisions(kind: torch.dtype) -> None:
     original, portrait = picture(), torch.rand(2, 3, 50, 50)
@@ -216,6 +319,9 @@ def test_precisions(kind: torch.dtype) -> None:
         ({"original": torch.rand(3, 3, 64, 64)}, "The original has 3 frames but the portrait has 2"),
         ({"mask": torch.rand(5, 64, 64)}, "The mask has 5 frames but the result has 2"),
         ({"mask": torch.rand(1, 64, 80)}, "The mask has 80×64 pixels but the original 64×64"),
+        ({"square": SQUARE.repeat(3, 1)}, "follows the face through 3 frames but the portrait has 2"),
+        ({"original": torch.rand(3, 3, 64, 64), "skipped": (4, 5)}, "or the 4 that it was cut out of"),
+        ({"shape": "star"}, "The shape 'star' is unknown"),
         ({"square": torch.tensor([1.5, 0.0, 0.5])}, "lies outside of the 64×64 pixels"),
         ({"square": torch.tensor([0.5, 0.5, 0.0])}, "lies outside of the 64×64 pixels"),
     ],
