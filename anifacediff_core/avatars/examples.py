@@ -1,4 +1,5 @@
-"""The bundled examples: a source picture and a driving clip with sound, of two different avatars.
+"""The bundled examples: a source picture, a driving clip with sound, and a silent one of a head that turns,
+of three different avatars.
 
 And the source once more in a larger picture, to paste its portrait back into.
 
@@ -29,7 +30,8 @@ from .studio import Studio
 from .tracks import perform
 
 SIZE, FRAMES, RATE = 256, 48, Fraction(24)
-SOURCE, DRIVER, PERFORMANCE = 116, 118, 35686  # seeds chosen by eye
+SOURCE = 116  # seeds chosen by eye
+TALKING, TURNING = (118, 35686), (140, 332)  # avatar, performance
 VOICE = 120.0  # Hz
 SAMPLE_RATE = 44100
 SUPERSAMPLE = 3
@@ -71,18 +73,30 @@ def _take_picture(head: HeadModel, studio: Studio, camera: torch.Tensor, size: i
     return studio.render(identity, params, size, SUPERSAMPLE)[0]
 
 
-def write_driving(path: Path, head: HeadModel, studio: Studio) -> None:
+def write_talking(path: Path, head: HeadModel, studio: Studio) -> None:
     """Two seconds of another avatar who talks, smiles, blinks, glances and turns the head, with the voice."""
-    performance = perform(
-        1, FRAMES, float(RATE), torch.Generator().manual_seed(PERFORMANCE), head, talking=1.0
-    )
-    identity = Identity.random(1, torch.Generator().manual_seed(DRIVER), head)
-    params = replace(performance.params, shape=identity.shape.expand(FRAMES, -1))
+    seed = TALKING[1]
+    performance = perform(1, FRAMES, float(RATE), torch.Generator().manual_seed(seed), head, talking=1.0)
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder) / "voice.wav"
         write_wave(sound, speech_audio(performance, head, SAMPLE_RATE, VOICE))
-        with VideoWriter(path, RATE, audio_from=sound) as video:
-            video.write(studio.render(identity, params, SIZE, SUPERSAMPLE))
+        _write_video(path, performance.params, TALKING[0], head, studio, sound)
+
+
+def write_turning(path: Path, head: HeadModel, studio: Studio) -> None:
+    """Two seconds of a third avatar who looks around and turns the head to both sides, without a word."""
+    generator = torch.Generator().manual_seed(TURNING[1])
+    performance = perform(1, FRAMES, float(RATE), generator, head, talking=0.0)
+    _write_video(path, performance.params, TURNING[0], head, studio)
+
+
+def _write_video(
+    path: Path, params: FaceParameters, seed: int, head: HeadModel, studio: Studio, sound: Path | None = None
+) -> None:
+    identity = Identity.random(1, torch.Generator().manual_seed(seed), head)
+    params = replace(params, shape=identity.shape.expand(FRAMES, -1))
+    with VideoWriter(path, RATE, audio_from=sound) as video:
+        video.write(studio.render(identity, params, SIZE, SUPERSAMPLE))
 
 
 def write_wave(path: Path, samples: np.ndarray) -> None:
@@ -99,14 +113,18 @@ def main() -> None:
         prog="python -m anifacediff_core.avatars.examples", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for source.png, scene.jpg and driving.mp4"
+        "--out",
+        type=Path,
+        required=True,
+        help="folder for source.png, scene.jpg, driving.mp4 and turning.mp4",
     )
     folder = parser.parse_args().out
     head = HeadModel.bundled()
     studio = Studio(head)
     write_image(folder / "source.png", make_source(head, studio))
     write_image(folder / "scene.jpg", make_scene(head, studio))
-    write_driving(folder / "driving.mp4", head, studio)
+    write_talking(folder / "driving.mp4", head, studio)
+    write_turning(folder / "turning.mp4", head, studio)
 
 
 if __name__ == "__main__":
