@@ -35,10 +35,11 @@ def crop(extension: Extension, image: Tensor | None, **inputs: Any) -> dict[str,
     return dict(zip(("portrait", "crop", "missing", "report"), result, strict=True))
 
 
-def read(extension: Extension, image: Tensor, *faces: list[tuple[float, float, float]], **inputs: Any) -> Any:
-    return extension.run(
-        "DECAExtract", face_capture=models_that_find(*faces), image=image, **READING | inputs
-    )
+def read(
+    extension: Extension, image: Tensor, *faces: list[tuple[float, float, float]], **inputs: Any
+) -> tuple:
+    given = {**READING, **inputs}
+    return extension.run("DECAExtract", face_capture=models_that_find(*faces), image=image, **given)
 
 
 def boxes(frames: int = FRAMES, gaps: tuple[int, ...] = ()) -> list[list[dict[str, float]]]:
@@ -131,7 +132,7 @@ def test_frames_that_were_left_out_come_back_untouched(extension: Extension) -> 
         given = {"portrait": white, "crop": found["crop"], **PASTING}
         pasted, mask = extension.run("PasteBack", original=video, **given)
         assert torch.equal(pasted[1:3], video[1:3]) and (mask[1:3] == 0).all()
-        assert all((frame[shown == 1] == 1).all() for frame, shown in zip(pasted, mask))
+        assert all((frame[shown == 1] > 0.999).all() for frame, shown in zip(pasted, mask))
         assert all((mask[number] == 1).any() for number in (0, 3, 4, 5))
         kept, _ = extension.run("PasteBack", original=video[[0, 3, 4, 5]], **given)
         assert torch.equal(kept, pasted[[0, 3, 4, 5]])
@@ -178,7 +179,8 @@ def test_reading_frames_without_a_face(extension: Extension, missing: str) -> No
         assert torch.equal(parameters.camera, whole[0].camera[[0, 1, 4, 5]])
 
 
-def test_held_readings(extension: Extension, head: HeadModel) -> None:
+def test_held_readings(extension: Extension) -> None:
+    head = HeadModel.bundled()
     faces = landmarks(head, FRAMES, missing=(2, 3))
     given = {"region": "auto", "face": 0, "smoothing": 0.0, "face_landmarks": faces}
     jaw = head.expression_names.index("jawOpen")
@@ -273,7 +275,7 @@ def test_bad_pictures(extension: Extension, kind: str) -> None:
 
 
 def test_what_portrait_crop_refuses(extension: Extension) -> None:
-    image = picture(2, 40, 50)
+    image = torch.zeros(2, 40, 50, 3)
     given = {"face_capture": Discs(), "image": image, **CROPPING}
     assert "no face was found" in extension.refusal("PortraitCrop", **given)
     assert "face capture" in extension.refusal("PortraitCrop", **given | {"face_capture": None})
