@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,7 +158,7 @@ def smooth_parameters(params: FaceParameters, names: list[str], amount: float) -
         amount: 0 leaves every reading as it is, 1 is strong.
     """
     valid = params.valid
-    values = {
+    values: dict[str, Any] = {
         name: fill_gaps(getattr(params, name), valid) for name in ("expression", "pose", "camera", "shape")
     }
     filled = replace(params, **values)

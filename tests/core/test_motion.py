@@ -165,6 +165,25 @@ def test_blinks_and_speech_survive(head: HeadModel, names: list[str]) -> None:
     assert calmed.min() >= 0 and calmed.max() <= 1
 
 
+def test_blinks_survive_strong_smoothing(head: HeadModel, names: list[str]) -> None:
+    params, blink = head.neutral(60), names.index("eyeBlinkLeft")
+    params.expression[:, blink] = 0.02 * torch.randn(60, generator=torch.Generator().manual_seed(0)).abs()
+    params.expression[20:24, blink] = torch.tensor([0.5, 1.0, 0.7, 0.2])
+    params.expression[30:, names.index("jawOpen")] = 1.0
+    calmed = smooth_motion(params, names, 1.0, 1.0).expression
+    assert calmed[21, blink] > 0.9
+    assert calmed.min() == 0 and calmed.max() == 1, "a smooth curve that swings over its ends is cut there"
+
+
+def test_a_moving_head_trembles_less(head: HeadModel, names: list[str]) -> None:
+    clean = 20 * torch.sin(torch.arange(150.0) / 12)
+    errors = [
+        degrees(smooth_motion(read(head, noisy_turns(clean, 2)), names, strength, 0.0).pose[:, 4]) - clean
+        for strength in (0.0, 0.6)
+    ]
+    assert errors[1].std() < 0.8 * errors[0].std()
+
+
 def test_smoothing_keeps_lines_and_what_it_must_not_touch(head: HeadModel, names: list[str]) -> None:
     line = torch.arange(40.0)[:, None] * torch.tensor([[0.01, -0.02]])
     torch.testing.assert_close(calm(line, 1.0, 1.0, HEAD_REACH), line, atol=1e-4, rtol=0)
