@@ -117,7 +117,7 @@ export function rotation([x, y, z]) {
     1 - second * (y * y + z * z), second * x * y - first * z, second * x * z + first * y,
     second * x * y + first * z, 1 - second * (x * x + z * z), second * y * z - first * x,
     second * x * z - first * y, second * y * z + first * x, 1 - second * (x * x + y * y),
-  ]; // prettier-ignore
+  ];
 }
 
 // Degrees to a matrix: R_y(yaw) R_x(pitch) R_z(roll).
