@@ -29,8 +29,12 @@ CHOICES = {
     },
     "aniportrait": {("AniFaceDiffLoader", "checkpoint"): "aniportrait.safetensors"},
 }
+# The rest of what runs with few frames.
+PLAIN = ["expression_editor", "long_video", "two_drivers"]
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
+SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo")
 SIZED = (
+    "AniFaceDiffPortraitCrop",
     "AniFaceDiffDECAExtract",
     "AniFaceDiffRenderNormals",
     "AniFaceDiffRenderGuidance",
@@ -49,10 +53,8 @@ def host_with_files(running_comfyui: install.Server) -> install.Server:
 
 def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
     """Few frames, steps and pixels, and the choices made."""
-    assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") == 1
-    samplers = [
-        install.set_inputs(graph, kind, "steps", STEPS) for kind in ("AniFaceDiffSampler", "KSampler")
-    ]
+    assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") >= 1
+    samplers = [install.set_inputs(graph, kind, "steps", STEPS) for kind in SAMPLERS]
     assert sum(samplers) == 1
     for (kind, widget), value in CHOICES.get(name, {}).items():
         assert install.set_inputs(graph, kind, widget, value) == 1
@@ -94,7 +96,7 @@ def run_to_video(host: install.Server, graph: dict[str, Any]) -> Path:
 
 def test_every_workflow_has_an_api_graph_and_a_thumbnail() -> None:
     names = set(workflow_names())
-    assert {"first_reenactment", *OPTIONAL, *CHOICES} <= names
+    assert {"first_reenactment", *OPTIONAL, *CHOICES, *PLAIN} == names
     assert {file.stem for file in install.API_GRAPHS.glob("*.json")} == names
     assert {file.stem for file in (install.ROOT / "workflows").glob("*.jpg")} == names
 
@@ -133,6 +135,19 @@ def test_nothing_overlaps(name: str) -> None:
             if left <= x and top <= y - title and x + width <= left + across and y + height <= top + down
         ]
         assert len(around) == 1, workflow["nodes"][number]
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_what_is_saved_is_marked(name: str) -> None:
+    """Whatever becomes a file has passed through the mark, right before it."""
+    graph = install.load_graph(name)
+    assert not [node for node in graph.values() if node["class_type"] in ("SaveVideo", "SaveWEBM")]
+    made = [node for node in graph.values() if node["class_type"] == "CreateVideo"]
+    for node in made:
+        assert graph[node["inputs"]["images"][0]]["class_type"] == "AniFaceDiffMark"
+    whole = [node for node in graph.values() if node["class_type"] == "AniFaceDiffReenactLongVideo"]
+    assert all(node["inputs"]["mark"] is True for node in whole)
+    assert len(made) + len(whole) == 1
 
 
 # --- What the host says of it --------------------------------------------------------------------
@@ -187,7 +202,7 @@ def run_as_shipped(host_with_files: install.Server) -> Callable[[str], Path]:
     return cache(lambda name: run_to_video(host_with_files, shortened(name, install.load_graph(name))))
 
 
-@pytest.mark.parametrize("name", [*OPTIONAL, *CHOICES])
+@pytest.mark.parametrize("name", [*OPTIONAL, *CHOICES, *PLAIN])
 def test_a_workflow_runs_without_what_is_switched_off(
     run_as_shipped: Callable[[str], Path], name: str
 ) -> None:
