@@ -94,16 +94,23 @@ def running_comfyui(comfyui: Path) -> Iterator[install.Server]:
 
 
 @pytest.fixture(scope="session")
-def front_end(
-    running_comfyui: install.Server, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, browser.Page]:
-    """What the real front-end made of every shipped workflow, by the workflow's name."""
+def browser_driver() -> Path:
+    """The folder of what drives a browser, where there is one."""
     if browser.chromium() is None:
         pytest.skip("no Chromium: install it (Debian: apt install chromium), or name one in CHROMIUM_PATH")
     try:
-        driver = browser.driver_folder()
+        return browser.driver_folder()
     except install.SetupError as error:
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def front_end(
+    browser_driver: Path, running_comfyui: install.Server, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, browser.Page]:
+    """What the real front-end made of every shipped workflow, by the workflow's name."""
     folder = tmp_path_factory.mktemp("screenshots")
     names = server.workflow_names()
-    return browser.load_workflows(running_comfyui, driver, names, folder, running={"first_reenactment"})
+    return browser.load_workflows(
+        running_comfyui, browser_driver, names, folder, running={"first_reenactment"}
+    )

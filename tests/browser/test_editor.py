@@ -48,17 +48,12 @@ def base(head: HeadModel) -> FaceParameters:
 @pytest.fixture(scope="module", params=["classic", "vue"])
 def found(
     request: pytest.FixtureRequest,
+    browser_driver: Path,
     running_comfyui: install.Server,
     tmp_path_factory: pytest.TempPathFactory,
     base: FaceParameters,
 ) -> dict[str, Any]:
     """What came of the work with the editor; see edit.mjs."""
-    if browser.chromium() is None:
-        pytest.skip("no Chromium: install it (Debian: apt install chromium), or name one in CHROMIUM_PATH")
-    try:
-        driver = browser.driver_folder()
-    except install.SetupError as error:
-        pytest.skip(str(error))
     prefix = f"expression_editor_{request.param}"
     task = {
         "extension": "ComfyUI-AniFaceDiff",
@@ -71,7 +66,7 @@ def found(
         "folder": str(tmp_path_factory.mktemp(prefix)),
         "timeout": 120_000,
     }
-    result = browser.drive("edit.mjs", running_comfyui, driver, task, timeout=400)
+    result = browser.drive("edit.mjs", running_comfyui, browser_driver, task, timeout=400)
     drawn = sorted((running_comfyui.base / "output").glob(f"{prefix}_*.png"))
     return {**result, "drawn": [picture(file) for file in drawn]}
 
@@ -133,6 +128,10 @@ def test_every_expression_has_a_slider_within_the_limits(found: dict[str, Any], 
         assert (low, high) == PLACE.get(names, (-1 if paired else 0, 1))[:2], names
     labels = found["presets"]["labels"]
     assert len(set(labels)) == len(labels) and all(labels)
+
+
+def test_every_word_is_translated(found: dict[str, Any]) -> None:
+    assert found["untranslated"] == {"ja": [], "zh": []}
 
 
 def test_the_view_turns_and_changes_nothing(found: dict[str, Any]) -> None:

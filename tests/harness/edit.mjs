@@ -223,6 +223,19 @@ async function damaged() {
   return found;
 }
 
+// Words of the sliders that a language lacks.
+function untranslated() {
+  return page.evaluate(async ({ extension }) => {
+    const { GROUPS, PRESETS } = await import(`/extensions/${extension}/editor/sliders.js`);
+    const { translator } = await import(`/extensions/${extension}/editor/words.js`);
+    const rows = GROUPS.flatMap((group) => group.rows);
+    const words = [...GROUPS, ...rows].map(({ label }) => label).concat(Object.keys(PRESETS), "Custom", "Preset");
+    const sides = rows.flatMap(({ targets }) => targets.flatMap(({ side }) => side ?? []));
+    const lacking = (locale) => [...words, ...sides].filter((word) => translator(locale)(word) === word);
+    return { ja: lacking("ja"), zh: lacking("zh") };
+  }, task);
+}
+
 function vertices() {
   return page.evaluate(async ({ extension, edits, base }) => {
     const { Head } = await import(`/extensions/${extension}/editor/head.js`);
@@ -252,6 +265,7 @@ try {
     saved: await saveAndCopy(),
     normals: await normals(),
     chain: await chain(),
+    untranslated: await untranslated(),
     vertices: await vertices(),
   };
   await page.evaluate(() => (app.canvas.pause_rendering = false));
