@@ -79,7 +79,7 @@ def test_from_files_to_normals(extension: Extension, loaded: tuple[Any, Any], fi
         "DECAExtract", face_capture=models, image=still(), bounding_boxes=boxes(1), **SETTINGS
     )
     video = torch.cat([still(), still().flip(2), still() * 0.5])
-    driving, _, report, crop, appearance = extension.run(
+    driving, _, report, crop, appearance, _ = extension.run(
         "DECAExtract", face_capture=models, image=video, bounding_boxes=boxes(3), **SETTINGS
     )
     assert source.head == driving.head == "flame" and len(driving) == 3
@@ -145,7 +145,7 @@ def test_faces_are_looked_for_where_none_are_given(extension: Extension, loaded:
 
 def test_boxes_serve_the_bundled_encoder(extension: Extension) -> None:
     *_, models = extension.run("Loader", checkpoint="bundled")
-    parameters, _, _, _, appearance = extension.run(
+    parameters, _, _, _, appearance, _ = extension.run(
         "DECAExtract", face_capture=models, image=still(), bounding_boxes=boxes(1), **SETTINGS
     )
     assert parameters.head != "flame" and appearance is None
