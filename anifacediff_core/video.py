@@ -27,6 +27,7 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 MICROSECONDS = 1_000_000  # the unit of a container's duration
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+FALLBACK_RATE = Fraction(25)
 TICK = Fraction(1, 90_000)  # the unit of times that follow no rate
 UNEVEN = 0.5  # frames: a video one of whose frames is further from where its rate has it has no constant rate
 
@@ -62,28 +63,36 @@ def probe(path: str | Path) -> VideoInfo:
     """Size, exact frame rate and number of frames of a video file."""
     with _open(path) as container:
         stream = container.streams.video[0]
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        rate = stream.average_rate or stream.guessed_rate or FALLBACK_RATE
         frames = stream.frames
         if not frames and container.duration:
             frames = round(Fraction(container.duration, MICROSECONDS) * rate)
         return VideoInfo(stream.width, stream.height, Fraction(rate), frames, bool(container.streams.audio))
 
 
-def uneven_times(path: str | Path, rate: Fraction) -> list[float]:
-    """When each frame is shown, in seconds from the first one, if that follows no constant rate; else [].
+def frame_pace(path: str | Path) -> tuple[Fraction, list[float]]:
+    """The frame rate; and if there is no constant one, when each frame is shown, in seconds from the first.
 
-    The container tells it, nothing is decoded.
+    The container tells both, nothing is decoded. Of the rates that it names the one is taken that fits the
+    frames best: a mean is distorted by how long the last frame is shown.
     """
     with _open(path) as container:
         stream = container.streams.video[0]
+        named = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         stamps = [packet.pts for packet in container.demux(stream) if packet.size]
-        if None in stamps:
-            return []
-        stamps.sort()
-        times = [float((stamp - stamps[0]) * stream.time_base) for stamp in stamps]
-    uneven = any(abs(time * rate - number) > UNEVEN for number, time in enumerate(times))
-    strict = all(first < second for first, second in pairwise(times))
-    return times if uneven and strict else []
+        unit = stream.time_base
+    rates = [rate.limit_denominator(1_000_000) for rate in named or [FALLBACK_RATE]]
+    if None in stamps or len(stamps) < 2:
+        return rates[0], []
+    stamps.sort()
+    times = [float((stamp - stamps[0]) * unit) for stamp in stamps]
+
+    def deviation(rate: Fraction) -> float:
+        return max(abs(time * float(rate) - number) for number, time in enumerate(times))
+
+    best = min(rates, key=deviation)
+    steady = deviation(best) <= UNEVEN or any(first == second for first, second in pairwise(times))
+    return (best, []) if steady else (rates[0], times)
 
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
@@ -238,7 +247,7 @@ def join_videos(
     Args:
         parts: of one rate, size and encoder; see :func:`codec_parameters`.
         path: mp4 to write.
-        times: of every frame, in seconds, for a video without a constant rate; see :func:`uneven_times`.
+        times: of every frame, in seconds, for a video without a constant rate; see :func:`frame_pace`.
         audio_from: video or sound file whose sound goes along, as far as there are pictures.
 
     Returns:

@@ -31,6 +31,7 @@ from comfy_api.latest import ComfyExtension, io  # noqa: E402
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
+from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
@@ -38,6 +39,7 @@ from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
+from .long_video import ReenactLongVideo  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
 from .motion import BlendMotion, CombineMotion, EditMotion, RetimeMotion, SmoothMotion  # noqa: E402
 from .motion_preview import MotionPreview  # noqa: E402
@@ -64,7 +66,11 @@ NODES: list[type[io.ComfyNode]] = [
     CompileForSpeed,
     ApplyAniFaceDiff,
     AniFaceDiffSampler,
+    ReenactLongVideo,
     PasteBack,
+    MarkSyntheticVideo,
+    DetectMark,
+    SaveSyntheticVideo,
     SaveFaceParameters,
     LoadFaceParameters,
     LoadLiveLink,

@@ -50,7 +50,7 @@ def load_face_capture(checkpoint: Checkpoint) -> CaptureModels | None:
     return CaptureModels.from_checkpoint(checkpoint, head)
 
 
-def _region_input() -> io.Combo.Input:
+def region_input() -> io.Combo.Input:
     return io.Combo.Input(
         "region",
         options=list(MODES),
@@ -72,7 +72,7 @@ def face_input() -> io.Int.Input:
     )
 
 
-def _smoothing_input() -> io.Float.Input:
+def smoothing_input() -> io.Float.Input:
     return io.Float.Input(
         "smoothing",
         default=SMOOTHING,
@@ -153,10 +153,10 @@ class DECAExtract(io.ComfyNode):
                     tooltip="Face detector and encoder of Load AniFaceDiff, or DECA of Load DECA.",
                 ),
                 io.Image.Input("image", tooltip="Picture or video with a face."),
-                _region_input(),
+                region_input(),
                 size_input("Side of the portrait pictures in pixels. It doesn't change the parameters."),
                 face_input(),
-                _smoothing_input(),
+                smoothing_input(),
                 *landmarks_inputs(),
                 missing_input(optional=True),
             ],
@@ -266,9 +266,9 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                     tooltip="Picture or video of a person, for ComfyUI versions without a face landmarker; "
                     "needs the Python package mediapipe. Without effect when landmarks are connected.",
                 ),
-                _region_input(),
+                region_input(),
                 face_input(),
-                _smoothing_input(),
+                smoothing_input(),
                 missing_input(optional=True),
             ],
             outputs=[

@@ -97,13 +97,7 @@ class PasteBack(io.ComfyNode):
         shape: str = "square",
     ) -> io.NodeOutput:
         frames, picture = checked(portrait, "portrait")[0], checked(original, "original")[0]
-        height, width = picture.shape[-2:]
-        # a scaled picture has its square at the same fractions; a pixel of rounding is no other proportion
-        if abs(width * crop.height - height * crop.width) > max(crop.width, crop.height, width, height):
-            raise InputError(
-                f"The original is {width}×{height} pixels but the portrait was cut out of "
-                f"{crop.width}×{crop.height}: connect the picture that it was cut out of."
-            )
+        require_picture_of(crop, picture)
         pasted, shown = paste_back(
             frames,
             picture,
@@ -116,3 +110,14 @@ class PasteBack(io.ComfyNode):
             progress=Progress(len(frames)),
         )
         return io.NodeOutput(to_host(pasted), shown)
+
+
+def require_picture_of(crop: Crop, picture: torch.Tensor) -> None:
+    """Refuse a picture (frames, channels, height, width) that the crop was not cut out of."""
+    height, width = picture.shape[-2:]
+    # a scaled picture has its square at the same fractions; a pixel of rounding is no other proportion
+    if abs(width * crop.height - height * crop.width) > max(crop.width, crop.height, width, height):
+        raise InputError(
+            f"The original is {width}×{height} pixels but the portrait was cut out of "
+            f"{crop.width}×{crop.height}: connect the picture that it was cut out of."
+        )

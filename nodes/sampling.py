@@ -20,7 +20,7 @@ from .sockets import FaceParametersSocket, Pose, PoseSocket, Reference, Referenc
 WINDOW, OVERLAP = 24, 6
 
 
-def _video_inputs() -> list[io.Input]:
+def video_inputs() -> list[io.Input]:
     return [
         io.Model.Input(
             "model",
@@ -40,7 +40,7 @@ def _video_inputs() -> list[io.Input]:
     ]
 
 
-def _window_inputs() -> list[io.Input]:
+def window_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "window",
@@ -61,7 +61,59 @@ def _window_inputs() -> list[io.Input]:
     ]
 
 
-def _apply(
+def seed_input(control: bool) -> io.Int.Input:
+    """With `control`, the front-end offers to change it after every run."""
+    return io.Int.Input(
+        "seed",
+        default=0,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=control,
+        tooltip="Number from which the noise is made; the same number gives the same video.",
+    )
+
+
+def step_inputs() -> list[io.Input]:
+    return [
+        io.Int.Input(
+            "steps",
+            default=10,
+            min=1,
+            max=1000,
+            tooltip="Steps of denoising; more take longer and show finer detail.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=1.5,
+            min=1.0,
+            max=30.0,
+            step=0.1,
+            round=0.01,
+            tooltip="Guidance: how much further than asked to go towards the source. 1 is off and "
+            "twice as fast.",
+        ),
+        io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="Algorithm of sampling."),
+        io.Combo.Input(
+            "scheduler",
+            options=SCHEDULERS,
+            default="simple",
+            tooltip="How the noise falls from step to step.",
+        ),
+    ]
+
+
+def shared_noise_input() -> io.Float.Input:
+    return io.Float.Input(
+        "shared_noise",
+        default=1.0,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        tooltip="Share of the initial noise that all frames have in common: more calms the video.",
+    )
+
+
+def apply_video(
     model: ModelPatcher,
     reference: Reference,
     pose: Pose,
@@ -112,7 +164,7 @@ def _apply(
     return model
 
 
-def _context(reference: Reference) -> tuple[list, list]:
+def context_of(reference: Reference) -> tuple[list, list]:
     """Positive and negative CONDITIONING."""
     if reference.of_text:
         return text_conditioning(reference.embedding, reference.embedding)
@@ -128,7 +180,7 @@ class ApplyAniFaceDiff(io.ComfyNode):
             description="Put source and motion onto the MODEL, for KSampler, SamplerCustomAdvanced and "
             "every other sampler. AniFaceDiff Sampler does the same and samples at once.",
             search_aliases=["ksampler", "conditioning"],
-            inputs=[*_video_inputs(), *_window_inputs()],
+            inputs=[*video_inputs(), *window_inputs()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler; it reenacts this one video."),
                 io.Conditioning.Output(
@@ -154,8 +206,8 @@ class ApplyAniFaceDiff(io.ComfyNode):
         overlap: int,
         parameters: FaceParameters | None = None,
     ) -> io.NodeOutput:
-        model = _apply(model, reference, pose, parameters, window, overlap)
-        positive, negative = _context(reference)
+        model = apply_video(model, reference, pose, parameters, window, overlap)
+        positive, negative = context_of(reference)
         frames, _, height, width = pose.features.shape
         return io.NodeOutput(model, positive, negative, {"samples": torch.zeros(frames, 4, height, width)})
 
@@ -170,41 +222,9 @@ class AniFaceDiffSampler(io.ComfyNode):
             "Decode.",
             search_aliases=["ksampler", "face reenactment"],
             inputs=[
-                *_video_inputs(),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Number from which the noise is made; the same number gives the same video.",
-                ),
-                io.Int.Input(
-                    "steps",
-                    default=10,
-                    min=1,
-                    max=1000,
-                    tooltip="Steps of denoising; more take longer and show finer detail.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=1.5,
-                    min=1.0,
-                    max=30.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Guidance: how much further than asked to go towards the source. 1 is off and "
-                    "twice as fast.",
-                ),
-                io.Combo.Input(
-                    "sampler_name", options=SAMPLERS, default="euler", tooltip="Algorithm of sampling."
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=SCHEDULERS,
-                    default="simple",
-                    tooltip="How the noise falls from step to step.",
-                ),
+                *video_inputs(),
+                seed_input(control=True),
+                *step_inputs(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -214,16 +234,8 @@ class AniFaceDiffSampler(io.ComfyNode):
                     tooltip="Below 1, sampling starts part of the way from the latent, or from the still "
                     "source if there is none.",
                 ),
-                *_window_inputs(),
-                io.Float.Input(
-                    "shared_noise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="Share of the initial noise that all frames have in common: more calms the "
-                    "video.",
-                ),
+                *window_inputs(),
+                shared_noise_input(),
                 io.Latent.Input(
                     "latent",
                     optional=True,
@@ -255,8 +267,8 @@ class AniFaceDiffSampler(io.ComfyNode):
         parameters: FaceParameters | None = None,
         latent: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
-        model = _apply(model, reference, pose, parameters, window, overlap)
-        positive, negative = _context(reference)
+        model = apply_video(model, reference, pose, parameters, window, overlap)
+        positive, negative = context_of(reference)
         frames = len(pose.features)
         if latent is None and denoise < 1:
             latent = {"samples": reference.latent.repeat(frames, 1, 1, 1)}

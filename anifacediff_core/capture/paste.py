@@ -32,6 +32,7 @@ def paste_back(
     skipped: Sequence[int] = (),
     feather: float = FEATHER,
     match_color: float = 0.0,
+    colors: Tensor | None = None,
     shape: str = "square",
     mask: Tensor | None = None,
     progress: Progress | None = None,
@@ -52,6 +53,8 @@ def paste_back(
             lies on the original's border has none: there is nothing to blend with.
         match_color: 0 leaves the portrait's colors, 1 gives the ring along its edge the mean and the
             deviation that the original has there. One correction for all frames, or it would flicker.
+        colors: correction of :func:`measure_colors` in place of one by `match_color`, where these frames are a
+            part of a video.
         shape: "square" shows all of the square, "ellipse" the upright one within it, without the corners.
         mask: (frames or 1, height, width) in [0, 1]; only there the portrait shows.
         progress: called with frames (done, total).
@@ -72,7 +75,11 @@ def paste_back(
     def fit(number: int) -> _Fit:
         return still or _Fit.of(square[number], original, portrait, feather, shape)
 
-    gain, offset = _match(portrait, original, fit, numbers, feather, match_color)
+    gain, offset = (
+        _match(portrait, original, fit, numbers, feather, match_color)
+        if colors is None
+        else colors.to(portrait)
+    )
     # frames, height, width, channels in memory, as pictures are kept outside: no copy to get there
     result = torch.empty(
         len(numbers), height, width, 3, dtype=original.dtype, device=original.device
@@ -93,6 +100,19 @@ def paste_back(
         if progress is not None:
             progress(done + 1, len(numbers))
     return result, shows
+
+
+def measure_colors(
+    portrait: Tensor, original: Tensor, square: Tensor, feather: float, match_color: float
+) -> Tensor:
+    """Gain and offset (2, 3, 1, 1) that bring a video's colors to the original's, from some of its frames.
+
+    Args:
+        portrait, original, square, feather, match_color: see :func:`paste_back`; one square.
+    """
+    fit = _Fit.of(square, original, portrait, feather, "square")
+    numbers: list[int | None] = list(range(len(portrait)))
+    return torch.stack(_match(portrait, original, lambda _: fit, numbers, feather, match_color))
 
 
 @dataclass(frozen=True)

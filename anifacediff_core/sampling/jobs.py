@@ -108,15 +108,19 @@ class Reenacting:
         picture = read_image(job.source)
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
-        info = probe(job.driving)
-        work = self._work(job, Footage.of(job.driving, info, job.max_frames))
+        footage = Footage.of(job.driving, job.max_frames)
+        work = self._work(job, footage)
         decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint)
-        driving, note = work.parameters(decisive, partial(self._capture, job, info.frames))
+        driving, note = work.parameters(decisive, partial(self._capture, job))
         self.say(note)
         portrait = crop_portrait(picture, source.square, job.size)
         frames, bar = len(driving), self.bars("frames")
 
         def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+            def within(done: int, total: int) -> None:
+                if bar is not None:
+                    bar(segment.position(done, total), frames)
+
             conditioning = self.pipeline.conditioning(portrait, source.parameters, driving[segment.sampled])
             latents = self.pipeline.sample(
                 conditioning,
@@ -128,13 +132,13 @@ class Reenacting:
                 expression_scale=job.expression_scale,
                 first=segment.start,
                 finished=carried.get("latents"),
-                progress=segment.progress(bar, frames),
+                progress=within,
             )
             written = segment.stop - segment.start
             return self.pipeline.decode(latents[:written]), {"latents": latents[written:]}
 
         work.run(Path(job.out), plan_segments(frames, job.segment, job.overlap), make, bar)
-        self.say(f"{job.out}: {frames} frames at {float(info.rate):g} frames a second.")
+        self.say(f"{job.out}: {frames} frames at {float(footage.rate):g} frames a second.")
         return frames
 
     def _work(self, job: ReenactJob, footage: Footage) -> Work:
@@ -144,7 +148,8 @@ class Reenacting:
         partial_video = out.with_name(f"{out.stem}.partial{out.suffix}")
         return Work.begin(out.with_name(f"{out.name}.work"), partial_video, decisive, footage, self.say)
 
-    def _capture(self, job: ReenactJob, frames: int) -> tuple[FaceParameters, str]:
+    def _capture(self, job: ReenactJob) -> tuple[FaceParameters, str]:
+        frames = probe(job.driving).frames
         found = read(
             islice(read_frames(job.driving), job.max_frames),
             self.models,

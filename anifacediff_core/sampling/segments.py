@@ -37,7 +37,7 @@ from ..head.parameters import FORMAT as PARAMETERS
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..storage import file_digest, replacing, write_tensors
-from ..video import VideoInfo, VideoWriter, codec_parameters, join_videos, uneven_times
+from ..video import VideoWriter, codec_parameters, frame_pace, join_videos, probe
 
 SEGMENT = 96  # frames
 VERSION = 1
@@ -65,15 +65,9 @@ class Segment:
     def sampled(self) -> slice:
         return slice(self.start, self.stop + self.ahead)
 
-    def progress(self, progress: Progress | None, frames: int) -> Progress | None:
-        """The progress within the segment, told as that of a video of so many frames."""
-        if progress is None:
-            return None
-
-        def within(done: int, total: int) -> None:
-            progress(self.start + (self.stop - self.start) * done // total, frames)
-
-        return within
+    def position(self, done: int, total: int) -> int:
+        """The frame of the video that is reached when so much of the segment is done."""
+        return self.start + (self.stop - self.start) * done // total
 
 
 # Makes the pictures of a segment, in parts (frames, 3, height, width), from what the one before has handed
@@ -108,11 +102,11 @@ class Footage:
     times: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, path: str | Path, info: VideoInfo, most: int | None = None) -> Footage:
+    def of(cls, path: str | Path, most: int | None = None) -> Footage:
         """That of a video file, or of its first frames."""
-        sound = str(Path(path).resolve()) if info.has_audio else None
-        rate = info.rate.limit_denominator(1_000_000)
-        return cls(rate, sound, tuple(uneven_times(path, info.rate)[:most]))
+        rate, times = frame_pace(path)
+        sound = str(Path(path).resolve()) if probe(path).has_audio else None
+        return cls(rate, sound, tuple(times[:most]))
 
 
 class Work:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import comfy.sample
 import comfy.samplers
 import comfy.utils
 import latent_preview
+import numpy as np
 import torch
+import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.sampling.windows import initial_noise
+from anifacediff_core.sampling.windows import blend_finished, initial_noise
 
 from .apply import conditioned_size
+from .runtime import PREVIEW_SIDE, Progress
 from .windows import use_windows
 
 SAMPLERS: list[str] = comfy.samplers.KSampler.SAMPLERS
 SCHEDULERS: list[str] = comfy.samplers.KSampler.SCHEDULERS
+PREVIEW_COLUMNS, PREVIEW_ROWS = 3, 2
+
+# Called with (done, total, picture or None) after every step; raises to cancel.
+Report = Callable[[int, int, Tensor | None], None]
 
 
 def sample(
@@ -34,6 +46,9 @@ def sample(
     window: int = 24,
     overlap: int = 6,
     shared_noise: float = 1.0,
+    first: int = 0,
+    finished: Tensor | None = None,
+    report: Report | None = None,
 ) -> dict:
     """Sample the video that is applied to `model`; returns the host's LATENT.
 
@@ -42,6 +57,10 @@ def sample(
             sampling starts from an empty latent.
         window, overlap: frames sampled together, and shared by neighboring windows.
         shared_noise: share of the initial noise's variance that all frames have in common.
+        first: number of the first frame within a longer video, for the noise.
+        finished: samples of the first frames as they were made before, together with the frames before them;
+            the result fades over from them.
+        report: by default the bar on the node, with a preview.
     """
     if denoise < 1 and latent is None:
         raise InputError(
@@ -50,9 +69,12 @@ def sample(
     frames, height, width = conditioned_size(model)
     samples = torch.zeros(frames, 4, height, width) if latent is None else latent["samples"]
     samples = comfy.sample.fix_empty_latent_channels(model, samples)
+    model = use_windows(model, window, overlap)
+    if finished is not None:
+        _begin_with(model, finished)
     samples = comfy.sample.sample(
-        use_windows(model, window, overlap),
-        initial_noise(frames, samples.shape[1], height, width, seed, shared_noise),
+        model,
+        initial_noise(frames, samples.shape[1], height, width, seed, shared_noise, first),
         steps,
         cfg,
         sampler,
@@ -62,8 +84,48 @@ def sample(
         samples,
         denoise=denoise,
         noise_mask=(latent or {}).get("noise_mask"),
-        callback=latent_preview.prepare_callback(model, steps),
+        callback=_callback(model, report or Progress(steps).show),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     return {**(latent or {}), "samples": samples}
+
+
+def _begin_with(model: ModelPatcher, finished: Tensor) -> None:
+    """Blend every estimate of the first frames into what they have become already."""
+    finished = model.get_model_object("latent_format").process_in(finished)
+
+    def blend(arguments: dict) -> Tensor:
+        return blend_finished(arguments["denoised"], finished)
+
+    model.set_model_sampler_post_cfg_function(blend)
+
+
+def _callback(model: ModelPatcher, report: Report) -> Callable[[int, Tensor, Tensor, int], None]:
+    """What the host's samplers call after every step.
+
+    The host's own shows the first frame only. The method of previews is the user's choice; with none, or one
+    of another extension that gives no picture, only the bar moves.
+    """
+    previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def after_step(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
+        report(step + 1, total, None if previewer is None else _sheet(previewer, denoised))
+
+    return after_step
+
+
+def _sheet(previewer: latent_preview.LatentPreviewer, denoised: Tensor) -> Tensor | None:
+    """A few frames from all over the video, in rows: (3, height, width) in [0, 1]."""
+    count = min(len(denoised), PREVIEW_COLUMNS * PREVIEW_ROWS)
+    chosen = torch.linspace(0, len(denoised) - 1, count).round().long().tolist()
+    pictures = [previewer.decode_latent_to_preview(denoised[number : number + 1]) for number in chosen]
+    if not all(isinstance(picture, Image.Image) for picture in pictures):
+        return None
+    frames = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+    columns = min(count, PREVIEW_COLUMNS)
+    frames = F.pad(frames, (0, 0) * 3 + (0, -count % columns))
+    sheet = rearrange(frames, "(row column) h w c -> c (row h) (column w)", column=columns)
+    larger = max(PREVIEW_SIDE // max(sheet.shape[1:]), 1)
+    # latents are small, and a few pixels would be a blur in JPEG's blocks
+    return F.interpolate(sheet[None].float() / 255, scale_factor=larger, mode="nearest")[0]

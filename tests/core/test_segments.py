@@ -1,0 +1,506 @@
+"""Long videos: segments that are saved and joined, and runs that go on where they stopped."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.sampling import segments as module
+from anifacediff_core.sampling.fingerprint import fingerprint
+from anifacediff_core.sampling.pipeline import Pipeline
+from anifacediff_core.sampling.segments import Carried, Footage, Segment, Work, plan_segments
+from anifacediff_core.sampling.windows import blend_finished, initial_noise
+from anifacediff_core.video import VideoWriter, frame_pace, join_videos, probe, read_frames
+from harness.weights import narrow_config, randomize
+
+RATE = Fraction(30000, 1001)
+FRAMES, LENGTH, OVERLAP = 20, 6, 2
+SOUND_RATE = 16000
+
+
+def write_driver(path: Path, times: list[float], seconds: float | None = None, side: int = 32) -> None:
+    """Frames that brighten, shown at `times`, with a tone of so many seconds."""
+    with av.open(str(path), "w", format="mp4") as output:
+        video = output.add_stream("libx264", rate=90000)
+        video.width = video.height = side
+        video.pix_fmt = "yuv420p"
+        sound = output.add_stream("aac", rate=SOUND_RATE) if seconds else None
+        for index, time in enumerate(times):
+            pixels = np.full((side, side, 3), 255 * index // len(times), np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time * 90000), Fraction(1, 90000)
+            for packet in video.encode(frame):
+                packet.duration = round(90000 / RATE)
+                output.mux(packet)
+        output.mux(video.encode())
+        if sound is not None and seconds is not None:
+            tone = (8000 * np.sin(np.arange(round(seconds * SOUND_RATE)) / 8)).astype(np.int16)[None]
+            frame = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
+            frame.sample_rate = SOUND_RATE
+            output.mux(sound.encode(frame))
+            output.mux(sound.encode())
+
+
+def steady(frames: int) -> list[float]:
+    return [float(number / RATE) for number in range(frames)]
+
+
+class Made:
+    """Makes segments whose pictures follow from what the one before handed on.
+
+    Attributes:
+        asked: numbers of the segments that were made.
+        stop_at: number of the segment in whose middle it stops.
+    """
+
+    def __init__(self, stop_at: int | None = None, side: int = 32) -> None:
+        self.asked: list[int] = []
+        self.stop_at, self.side = stop_at, side
+
+    def __call__(self, segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+        self.asked.append(segment.number)
+        before = float(carried["level"]) if carried else 0.0
+        return self.pictures(segment, before), {"level": torch.tensor(before + 0.1)}
+
+    def pictures(self, segment: Segment, before: float) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(segment.number)
+        for number in range(segment.start, segment.stop):
+            yield 0.1 * torch.rand(1, 3, self.side, self.side, generator=generator) + before + number / 100
+            if segment.number == self.stop_at:
+                raise KeyboardInterrupt
+
+
+class Run:
+    """One video in the making, and what was said."""
+
+    def __init__(self, folder: Path, footage: Footage | None = None) -> None:
+        self.out, self.partial = folder / "out.mp4", folder / "out.partial.mp4"
+        self.folder = folder / "out.mp4.work"
+        self.footage = footage or Footage(RATE)
+        self.said: list[str] = []
+
+    def begin(self, decisive: str = "settings") -> Work:
+        return Work.begin(self.folder, self.partial, decisive, self.footage, self.said.append)
+
+    def __call__(self, make: Made, decisive: str = "settings", frames: int = FRAMES) -> int:
+        segments = plan_segments(frames, LENGTH, OVERLAP)
+        return self.begin(decisive).run(self.out, segments, make, None)
+
+    def interrupted(self, number: int) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            self(Made(stop_at=number))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The video of a run that nothing stopped."""
+    run = Run(tmp_path_factory.mktemp("whole"))
+    make = Made()
+    assert run(make) == FRAMES and make.asked == [0, 1, 2, 3]
+    assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"] and run.said == []
+    return run.out
+
+
+def frames_of(path: Path) -> Tensor:
+    return torch.stack(list(read_frames(path)))
+
+
+def same_video(found: Path, expected: Path) -> bool:
+    """Frame by frame; the pictures of another segment would differ four times as much as is allowed here."""
+    first, second = frames_of(found), frames_of(expected)
+    same = first.shape == second.shape and (first - second).abs().mean((1, 2, 3)).max() < 2 / 255
+    return bool(same) and probe(found) == probe(expected)
+
+
+# ---- plan
+
+
+@pytest.mark.parametrize(
+    ("frames", "length", "overlap"), [(1, 8, 3), (8, 8, 3), (9, 8, 3), (100, 7, 6), (23, 1, 5)]
+)
+def test_segments_cover_every_frame_once_and_sample_ahead(frames: int, length: int, overlap: int) -> None:
+    segments = plan_segments(frames, length, overlap)
+    assert [n for s in segments for n in range(s.start, s.stop)] == list(range(frames))
+    assert [segment.number for segment in segments] == list(range(len(segments)))
+    lengths = [segment.stop - segment.start for segment in segments]
+    assert max(lengths) <= length and max(lengths) - min(lengths) <= 1
+    assert segments[-1].ahead == 0
+    for first, second in pairwise(segments):
+        assert first.ahead == min(overlap, frames - first.stop)
+        assert range(frames)[second.sampled][: first.ahead] == range(frames)[first.sampled][-first.ahead :]
+
+
+def test_a_segment_tells_its_progress_within_the_video() -> None:
+    assert [Segment(1, 10, 20, 2).position(done, 2) for done in range(3)] == [10, 15, 20]
+
+
+def test_segments_of_nothing_are_refused() -> None:
+    with pytest.raises(InputError, match="0 frames"):
+        plan_segments(10, 0, 0)
+
+
+# ---- going on
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_interrupted_and_continued_is_the_same_file(run: Run, whole: Path, number: int) -> None:
+    run.interrupted(number)
+    kept = 5 * number
+    assert run.partial.exists() == (number > 0)
+    if number:
+        assert len(frames_of(run.partial)) == kept
+        assert f"The first {kept} of {FRAMES} frames are {run.partial}" in run.said[-1]
+    make = Made()
+    assert run(make) == FRAMES
+    assert make.asked == list(range(number, 4))
+    assert same_video(run.out, whole)
+    assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"]
+
+
+def test_a_kill_leaves_nothing_half_written(run: Run, whole: Path) -> None:
+    """As a process leaves it that had no time: files of another name, and an mp4 whose record is missing."""
+    run.interrupted(2)
+    run.partial.unlink()
+    (run.folder / ".0002.mp4.x7f3").write_bytes(b"half a vid")
+    (run.folder / "0002.mp4").write_bytes(b"half a vid")
+    make = Made()
+    run(make)
+    assert make.asked == [2, 3] and same_video(run.out, whole) and not run.folder.exists()
+
+
+@pytest.mark.parametrize("ending", ["mp4", "safetensors"])
+def test_a_damaged_segment_is_made_again(run: Run, whole: Path, ending: str) -> None:
+    run.interrupted(3)
+    path = run.folder / f"0001.{ending}"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if ending == "mp4" else 9] ^= 255
+    path.write_bytes(content)
+    assert run.begin().join_partial() == 5, "what follows the damage is no beginning"
+    make = Made()
+    run(make)
+    assert make.asked == [1, 3] and same_video(run.out, whole)
+
+
+def test_a_segment_of_another_encoder_is_made_again(
+    run: Run, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.interrupted(2)
+    first, second = run.folder / "0000", run.folder / "0001"
+    with VideoWriter(second.with_suffix(".mp4"), RATE) as video:
+        video.write(torch.rand(5, 3, 16, 16))
+    digest = module.file_digest(second.with_suffix(".mp4"))
+    module.write_tensors(second.with_suffix(".safetensors"), {"level": torch.tensor(0.2)}, {"sha256": digest})
+    assert first.with_suffix(".mp4").exists()
+    make = Made()
+    run(make)
+    assert make.asked == [1, 2, 3] and same_video(run.out, whole)
+
+
+def test_other_settings_start_anew_and_keep_what_was_finished(run: Run) -> None:
+    run.interrupted(2)
+    run.partial.unlink()
+    make = Made()
+    run(make, "others")
+    assert make.asked == [0, 1, 2, 3]
+    assert "starting anew; its first 10 frames are out.partial.mp4." in run.said[-1]
+    run.interrupted(1)
+    assert len(frames_of(run.partial)) == 5
+    work = run.begin("others")
+    assert len(frames_of(run.partial)) == 5, "of the former settings"
+    assert sorted(path.name for path in work.folder.iterdir()) == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 99, "fingerprint": "settings"}']
+)
+def test_damaged_notes_start_anew(run: Run, whole: Path, text: str) -> None:
+    run.interrupted(2)
+    (run.folder / "manifest.json").write_text(text)
+    make = Made()
+    run(make)
+    assert make.asked == [0, 1, 2, 3] and same_video(run.out, whole)
+    assert "missing or damaged: starting anew." in run.said[-1]
+
+
+def test_nothing_of_other_people_is_removed(run: Run) -> None:
+    run.folder.mkdir()
+    (run.folder / "holiday.mp4").write_text("mine")
+    run(Made())
+    assert [path.name for path in run.folder.iterdir()] == ["holiday.mp4"]
+
+
+def test_the_driver_is_read_once(run: Run) -> None:
+    head = HeadModel.bundled()
+    driving = FaceParameters.neutral(3, head.name, head.n_shape, head.n_expression)
+    reads: list[str] = []
+
+    def read(note: str = "All faces found.") -> tuple[FaceParameters, str]:
+        reads.append(note)
+        return driving, note
+
+    assert run.begin().parameters("driver", read)[1] == "All faces found."
+    found, note = run.begin("other settings").parameters("driver", read)
+    assert len(reads) == 1 and note == "All faces found." and torch.equal(found.camera, driving.camera)
+    run.begin().parameters("another driver", read)
+    assert len(reads) == 2
+    path = run.folder / "driving.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+    run.begin().parameters("another driver", read)
+    assert len(reads) == 3
+
+    def fails() -> Any:
+        raise InputError("There is no face.")
+
+    with pytest.raises(InputError, match="no face"):
+        run.begin().parameters("a third", fails)
+    assert not run.folder.exists(), "nothing that is worth keeping"
+
+
+def test_a_full_disk_is_told_in_a_sentence(run: Run, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = VideoWriter.write
+
+    def full(self: VideoWriter, frames: Tensor) -> None:
+        if "0002" in str(self.path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, frames)
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="is full: free some of it"):
+        patched.setattr(VideoWriter, "write", full)
+        run(Made())
+    make = Made()
+    run(make)
+    assert make.asked == [2, 3] and same_video(run.out, whole)
+
+
+def test_a_progress_that_raises_stops_it(run: Run) -> None:
+    def cancel(done: int, total: int) -> None:
+        if done >= 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.begin().run(run.out, plan_segments(FRAMES, LENGTH, OVERLAP), Made(), cancel)
+    assert len(frames_of(run.partial)) == 10 and not run.out.exists()
+
+
+# ---- the result
+
+
+def facts(path: Path) -> tuple[int, Fraction, float]:
+    """Frames, rate, and how much longer the sound is than the pictures, in frames."""
+    info = probe(path)
+    with av.open(str(path)) as container:
+        sound = container.streams.audio[0]
+        seconds = sum(frame.samples for frame in container.decode(sound)) / sound.codec_context.sample_rate
+    return info.frames, info.rate, float(seconds * info.rate) - info.frames
+
+
+@pytest.mark.parametrize("seconds", [FRAMES / RATE, 3 * FRAMES / RATE])
+def test_frames_rate_and_sound_are_exact(tmp_path: Path, seconds: Fraction) -> None:
+    driver = tmp_path / "driver.mp4"
+    write_driver(driver, steady(FRAMES), float(seconds))
+    run = Run(tmp_path, Footage.of(driver))
+    assert (run.footage.rate, run.footage.times) == (RATE, ()), "though the file's mean is another"
+    run(Made())
+    frames, rate, longer = facts(run.out)
+    assert (frames, rate) == (FRAMES, RATE) and abs(longer) < 2048 / SOUND_RATE * RATE
+    assert len(frames_of(run.out)) == FRAMES
+
+
+def test_pictures_are_those_of_one_file(tmp_path: Path) -> None:
+    """Joining loses and repeats nothing: frame by frame what was made."""
+    run = Run(tmp_path)
+    run(Made(side=33))
+    made, level = [], 0.0
+    for segment in plan_segments(FRAMES, LENGTH, OVERLAP):
+        made += list(Made(side=33).pictures(segment, level))
+        level += 0.1
+    found = frames_of(run.out)
+    assert found.shape == (FRAMES, 3, 34, 34)
+    expected = torch.cat(made).clamp(0, 1)
+    assert (found[:, :, :33, :33].mean((1, 2, 3)) - expected.mean((1, 2, 3))).abs().max() < 0.02
+
+
+def test_times_of_a_video_without_a_constant_rate_are_kept(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    times = np.concatenate([[0.0], generator.uniform(0.01, 0.2, FRAMES - 1).cumsum()])
+    driver = tmp_path / "driver.mp4"
+    write_driver(driver, list(times), float(times[-1]))
+    assert frame_pace(driver)[1] == pytest.approx(list(times), abs=1e-4)
+    run = Run(tmp_path, Footage.of(driver))
+    run(Made())
+    assert frame_pace(run.out)[1] == pytest.approx(list(times), abs=1e-4)
+    assert len(frames_of(run.out)) == FRAMES and probe(run.out).has_audio
+
+    cut = Run(tmp_path / "cut", Footage.of(driver, 12))
+    cut(Made(), frames=12)
+    assert frame_pace(cut.out)[1] == pytest.approx(list(times[:12]), abs=1e-4)
+
+
+def test_times_of_even_videos_and_of_single_frames_follow_the_rate(tmp_path: Path) -> None:
+    for frames in (2, 30):
+        write_driver(tmp_path / "driver.mp4", steady(frames))
+        assert frame_pace(tmp_path / "driver.mp4") == (RATE, [])
+    write_driver(tmp_path / "driver.mp4", [0.0])
+    assert frame_pace(tmp_path / "driver.mp4")[1] == []
+
+
+def test_sound_begins_with_the_pictures(tmp_path: Path) -> None:
+    """A driver whose first picture comes half a second late: the sound before it has no picture."""
+    driver = tmp_path / "driver.mkv"
+    late = [0.5 + time for time in steady(FRAMES)]
+    write_driver(tmp_path / "late.mp4", late, 0.5 + float(FRAMES / RATE))
+    (tmp_path / "late.mp4").rename(driver)
+    run = Run(tmp_path, Footage(RATE, str(driver)))
+    run(Made())
+    assert abs(facts(run.out)[2]) < 2048 / SOUND_RATE * RATE
+
+
+def test_without_sound_and_with_a_driver_that_is_gone(tmp_path: Path) -> None:
+    run = Run(tmp_path, Footage(RATE, str(tmp_path / "gone.mp4")))
+    run(Made())
+    assert not probe(run.out).has_audio
+
+
+def test_joining_copies_packets(tmp_path: Path) -> None:
+    parts = [tmp_path / f"{number}.mp4" for number in range(3)]
+    for part in parts:
+        with VideoWriter(part, RATE) as video:
+            video.write(torch.rand(7, 3, 32, 32))
+    assert join_videos(parts, tmp_path / "out.mp4", RATE) == 21
+
+    def packets(path: Path) -> list[bytes]:
+        with av.open(str(path)) as container:
+            return [bytes(packet) for packet in container.demux(video=0) if packet.size]
+
+    assert packets(tmp_path / "out.mp4") == [packet for part in parts for packet in packets(part)]
+
+
+# ---- fingerprint
+
+
+def test_fingerprints_change_with_everything(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("a")
+    head = HeadModel.bundled()
+    parameters = FaceParameters.neutral(2, head.name, 3, 3)
+    values: list[Any] = [
+        None, True, 1, 1.0, "1", "", "ab", ("a", "b"), {"a": 1}, {"a": 2}, {"b": 1}, file,
+        torch.zeros(2), torch.zeros(2, 1), torch.zeros(2).half(), torch.ones(2), parameters,
+        replace(parameters, camera=parameters.camera + 1),
+    ]  # fmt: skip
+    found = [fingerprint(value) for value in values]
+    assert len(set(found)) == len(values)
+    assert found == [fingerprint(value) for value in values]
+    assert fingerprint("a", "b") != fingerprint("ab") and fingerprint({"a": 1, "b": 2}) == fingerprint(
+        {"b": 2, "a": 1}
+    )
+    file.write_text("b")
+    assert fingerprint(file) != fingerprint(values[11]) or fingerprint(file) not in found
+
+
+# ---- latents
+
+
+def test_finished_frames_fade_into_new_ones() -> None:
+    new, finished = torch.ones(6, 1, 1, 1), torch.zeros(3, 1, 1, 1)
+    assert blend_finished(new, finished).flatten().tolist() == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert torch.equal(blend_finished(new, finished[:0]), new)
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_noise_of_a_segment_is_that_of_its_frames(shared: float) -> None:
+    long = initial_noise(9, 4, 8, 8, seed=3, shared=shared)
+    assert torch.equal(initial_noise(4, 4, 8, 8, seed=3, shared=shared, first=5), long[5:])
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    network = randomize(AniFaceDiff(narrow_config(2), motion=True), 0)
+    return Pipeline(network, randomize(AutoEncoder(), 1), HeadModel.bundled())
+
+
+Maker = Callable[[Segment, Carried], tuple[Iterator[Tensor], Carried]]
+
+
+def maker(pipeline: Pipeline, driving: FaceParameters, latents: dict[int, Tensor]) -> Maker:
+    source, portrait = driving[0], torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+
+    def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+        conditioning = pipeline.conditioning(portrait, source, driving[segment.sampled])
+        sampled = pipeline.sample(
+            conditioning, steps=2, cfg=1.0, window=5, overlap=OVERLAP, shared_noise=0.5,
+            first=segment.start, finished=carried.get("latents"),
+        )  # fmt: skip
+        written = segment.stop - segment.start
+        latents[segment.number] = sampled
+        return pipeline.decode(sampled[:written]), {"latents": sampled[written:]}
+
+    return make
+
+
+def test_latents_do_not_depend_on_where_it_was_interrupted(pipeline: Pipeline, tmp_path: Path) -> None:
+    head = pipeline.head
+    driving = FaceParameters.neutral(14, head.name, head.n_shape, head.n_expression)
+    driving = replace(driving, pose=0.2 * torch.randn(14, 15, generator=torch.Generator().manual_seed(0)))
+    segments = plan_segments(14, 5, OVERLAP)
+    at_once: dict[int, Tensor] = {}
+    whole = Run(tmp_path / "whole")
+    whole.begin().run(whole.out, segments, maker(pipeline, driving, at_once), None)
+
+    broken, parts = Run(tmp_path / "broken"), {}
+    make = maker(pipeline, driving, parts)
+    for _ in segments:
+        done = len(parts)
+
+        def one(segment: Segment, carried: Carried, done: int = done) -> tuple[Iterator[Tensor], Carried]:
+            if len(parts) > done:
+                raise KeyboardInterrupt
+            return make(segment, carried)
+
+        try:
+            broken.begin().run(broken.out, segments, one, None)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            assert len(parts) == done + 1
+    assert parts.keys() == at_once.keys() == {0, 1, 2}
+    assert all(torch.equal(parts[number], at_once[number]) for number in parts)
+    assert same_video(broken.out, whole.out)
+
+
+def test_neighboring_segments_meet_without_a_seam(pipeline: Pipeline) -> None:
+    """The last frame of a segment and the first of the next differ no more than frames within a segment, and
+    less than those of segments that know nothing of each other.
+    """
+    head = pipeline.head
+    driving = FaceParameters.neutral(16, head.name, head.n_shape, head.n_expression)
+    found: dict[int, Tensor] = {}
+    make, carried = maker(pipeline, driving, found), {}
+    first, second = plan_segments(16, 8, 4)
+    for segment in (first, second):
+        _, carried = make(segment, carried)
+    apart: dict[int, Tensor] = {}
+    maker(pipeline, driving, apart)(second, {})
+    last, ahead = found[0][first.stop - 1], found[0][first.stop]
+    seam = (found[1][0] - last).norm()
+    assert seam < 0.5 * (apart[1][0] - last).norm() + (ahead - last).norm()
+    assert (found[1][0] - ahead).norm() < 0.35 * (apart[1][0] - ahead).norm()
