@@ -57,6 +57,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="browser tests write workflows/api/*.json anew instead of comparing with them",
     )
+    parser.addoption(
+        "--write-node-record",
+        action="store_true",
+        help="test_nodes.py writes tests/host/nodes.json anew instead of comparing with it",
+    )
 
 
 def pytest_report_header() -> list[str]:
