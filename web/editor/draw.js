@@ -1,4 +1,4 @@
-// Draws the head into a picture, in software: 9,000 triangles take a few milliseconds, and no graphics driver stands
+// Draws the head into a picture, in software: 9,000 triangles take some ten milliseconds, and no graphics driver stands
 // between what is dialed and what Render Normals makes of it. Which triangle a pixel shows is decided as in
 // rasterize.py.
 
@@ -33,7 +33,7 @@ export class Painter {
     this.#normals();
     this.#project(camera, width, height);
     this.#rasterize(width, height);
-    this.#shade(image.data, width, look === "normals" ? normalColor : this.#skin.bind(this));
+    this.#shade(image.data, look === "normals" ? normalColor : this.#skin.bind(this));
   }
 
   #turn(vertices, m) {
@@ -117,7 +117,7 @@ export class Painter {
     }
   }
 
-  #shade(data, width, color) {
+  #shade(data, color) {
     const { triangle, weights, normals } = this;
     const { faces } = this.head;
     const normal = [0, 0, 0];
@@ -139,10 +139,10 @@ export class Painter {
   }
 
   #skin(data, at, normal, a, b, c, first, second, third) {
-    const { color } = this.head;
+    const { color, chart } = this.head;
     const light = 0.3 + 0.72 * facing(normal, SKIN_LIGHT) + 0.2 * facing(normal, FILL_LIGHT);
-    const edge = (1 - Math.abs(normal[2])) ** 3 * 38;
-    const chart = this.head.chart;
+    const grazing = 1 - Math.abs(normal[2]);
+    const edge = grazing * grazing * grazing * 38;
     const across = Math.abs(first * chart[a] + second * chart[b] + third * chart[c]) * CHART_UNIT;
     const up = (first * chart[a + 1] + second * chart[b + 1] + third * chart[c + 1]) * CHART_UNIT + CHART_HEIGHT;
     const out = (first * chart[a + 2] + second * chart[b + 2] + third * chart[c + 2]) * CHART_UNIT + CHART_DEPTH;
@@ -153,7 +153,9 @@ export class Painter {
       const painted = skin + lips * (LIP_COLOR[i] - skin) + brows * (BROW_COLOR[i] - skin);
       data[at + i] = painted * light + edge;
     }
-    const [x, y] = [0, 1].map((i) => first * this.eyes[a + i] + second * this.eyes[b + i] + third * this.eyes[c + i]);
+    const { eyes } = this;
+    const x = first * eyes[a] + second * eyes[b] + third * eyes[c];
+    const y = first * eyes[a + 1] + second * eyes[b + 1] + third * eyes[c + 1];
     const distance = Math.sqrt(x * x + y * y); // not a number on the skin
     if (distance < IRIS) this.#iris(data, at, distance, light);
   }
