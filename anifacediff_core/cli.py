@@ -26,6 +26,7 @@ from .options import (
     rate,
 )
 from .progress import Progress
+from .provenance.commands import add_provenance
 from .scale import add_scale, scale_of
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_prepare(commands)
     _add_avatars(commands)
+    add_provenance(commands)
     _add_inspect(commands)
     _add_convert(commands)
     _add_assemble(commands)

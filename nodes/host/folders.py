@@ -15,17 +15,19 @@ from anifacediff_core.weights.sources import weight_files
 CHECKPOINTS = "anifacediff"
 DECA = "deca"
 FLAME = "flame"
+C2PA = "c2pa"  # certificates and private keys
 LORAS = "loras"  # the host's own
 _SUFFIXES = {
     CHECKPOINTS: {".safetensors"},
     DECA: {".safetensors", ".tar", ".pth", ".pt", ".ckpt"},
     FLAME: {".safetensors", ".pkl", ".npz"},
+    C2PA: {".pem"},
 }
 BUNDLED = "bundled"
 
 
 def register_folders() -> None:
-    """Add models/anifacediff, models/deca and models/flame to the host's folders."""
+    """Add models/anifacediff, models/deca, models/flame and models/c2pa to the host's folders."""
     for name, suffixes in _SUFFIXES.items():
         folder_paths.add_model_folder_path(name, str(Path(folder_paths.models_dir) / name))
         paths, known = folder_paths.folder_names_and_paths[name]

@@ -1,0 +1,182 @@
+"""The mark: unseen, found after compression, scaling and cropping, and nowhere else."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import anifacediff_core
+from anifacediff_core.cli import main
+from anifacediff_core.errors import InputError
+from anifacediff_core.provenance.detect import detect
+from anifacediff_core.provenance.mark import draw_pattern, mark
+from anifacediff_core.provenance.pattern import draw_tile, identifier_of, message_of, read_message
+from anifacediff_core.video import VideoWriter, probe, read_frames, read_image, write_image
+
+EXAMPLES = Path(anifacediff_core.__file__).parent / "assets" / "examples"
+IDENTIFIER = 51966
+
+
+@pytest.fixture(scope="module")
+def still() -> Tensor:
+    """An avatar that doesn't move: nothing averages out."""
+    return read_image(EXAMPLES / "source.png").expand(12, -1, -1, -1)
+
+
+def compressed(frames: Tensor, folder: Path, crf: int) -> Tensor:
+    with VideoWriter(folder / "video.mp4", Fraction(24), crf=crf) as video:
+        video.write(frames)
+    return torch.stack(list(read_frames(folder / "video.mp4")))
+
+
+def in_bytes(frames: Tensor) -> Tensor:
+    return (frames * 255).round() / 255
+
+
+def middle(frames: Tensor, share: float) -> Tensor:
+    height, width = (round(share * side) for side in frames.shape[-2:])
+    top, left = (frames.shape[-2] - height) // 2, (frames.shape[-1] - width) // 2
+    return frames[..., top : top + height, left : left + width]
+
+
+def test_message() -> None:
+    for identifier in (0, 1, IDENTIFIER, 65535):
+        message = message_of(identifier)
+        assert identifier_of(message) == identifier
+        assert read_message(draw_tile(identifier)) == message
+        for place in range(len(message)):
+            broken = bytearray(message)
+            broken[place] ^= 4
+            assert identifier_of(bytes(broken)) is None
+
+
+def test_pattern_stays_what_it_is() -> None:
+    """Marks of earlier releases must be found forever."""
+    tile = draw_tile(1)
+    assert message_of(1).hex() == "010001498c36"
+    assert "".join("+" if chip > 0 else "-" for chip in tile[0, :32]) == "+++-++-+--+-++----++++----+-++-+"
+
+
+@pytest.mark.parametrize("size", [(128, 128), (256, 320), (270, 480)])
+def test_unseen(size: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    busy, flat = torch.rand(1, 3, *size, generator=generator), torch.full((1, 3, *size), 0.4)
+    noise = []
+    for frame in (busy, flat):
+        error = 255 * (in_bytes(mark(frame, IDENTIFIER)) - frame)
+        assert 20 * torch.log10(255 / error.square().mean().sqrt()) > 42
+        noise.append(float(error.square().mean().sqrt()))
+        assert error.abs().max() < 8
+    assert noise[0] > 1.2 * noise[1], "where there is nothing else to see the mark is fainter"
+
+
+def test_strength_and_identifier() -> None:
+    frame = torch.full((1, 3, 128, 128), 0.5)
+    change = mark(frame) - frame
+    assert torch.allclose(mark(frame, strength=2.0) - frame, 2 * change, atol=1e-6)
+    assert (mark(frame, 1) - mark(frame, 2)).abs().max() > 0.004
+
+
+def test_chunks_types_and_range(still: Tensor) -> None:
+    frames = torch.stack([still[0], still[0].flip(2), torch.zeros(3, 256, 256), torch.ones(3, 256, 256)])
+    whole = mark(frames, IDENTIFIER)
+    assert torch.equal(whole, torch.cat([mark(frames[:3], IDENTIFIER), mark(frames[3:], IDENTIFIER)]))
+    assert whole.min() >= 0 and whole.max() <= 1
+    for dtype in (torch.float16, torch.bfloat16):
+        marked = mark(frames.to(dtype), IDENTIFIER)
+        assert marked.dtype == dtype
+    assert detect([marked.to(torch.float32)]).identifier == IDENTIFIER
+
+
+def test_repeats_with_the_shorter_side() -> None:
+    pattern = draw_pattern(128, 384, 3)
+    assert torch.allclose(pattern[:, :256], pattern[:, 128:], atol=1e-4)
+    doubled = F.interpolate(pattern[None, None], scale_factor=2.0, mode="bicubic")[0, 0]
+    assert (doubled - draw_pattern(256, 768, 3)).square().mean().sqrt() < 0.15
+
+
+@pytest.mark.parametrize(
+    "crf, scale, share", [(28, 1.0, 1.0), (23, 0.75, 1.0), (23, 1.5, 1.0), (23, 1.0, 0.9), (23, 1.2, 0.95)]
+)
+def test_survives(still: Tensor, tmp_path: Path, crf: int, scale: float, share: float) -> None:
+    frames = middle(in_bytes(mark(still, IDENTIFIER)), share)
+    frames = F.interpolate(frames, scale_factor=scale, mode="bicubic", antialias=True).clamp(0, 1)
+    found = detect(compressed(frames, tmp_path, crf).split(5))
+    assert found.identifier == IDENTIFIER and found.message == message_of(IDENTIFIER)
+    assert found.share == pytest.approx(share, abs=0.01) and not found.mirrored
+    assert found.frames == len(still)
+    assert str(IDENTIFIER) in found.note
+
+
+def test_wide_and_mirrored(tmp_path: Path) -> None:
+    scene = read_image(EXAMPLES / "scene.jpg").expand(4, -1, -1, -1)
+    marked = mark(scene, IDENTIFIER)
+    found = detect([compressed(marked.flip(3)[..., 40:], tmp_path, 23)])
+    assert found.identifier == IDENTIFIER and found.mirrored
+
+
+def test_not_found_without() -> None:
+    generator = torch.Generator().manual_seed(1)
+    scene = read_image(EXAMPLES / "scene.jpg")
+    ramp = torch.linspace(0, 1, 200).expand(2, 3, 150, 200)
+    for frames in (scene, torch.rand(3, 3, 140, 140, generator=generator), ramp, torch.zeros(1, 3, 128, 128)):
+        found = detect([frames])
+        assert not found.found and found.identifier is None and "No mark" in found.note
+
+
+def test_wrong_checksum_is_no_mark(still: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("anifacediff_core.provenance.pattern.message_of", lambda _: b"\1\0\0abc")
+    marked = mark(still[:2])
+    monkeypatch.undo()
+    found = detect([marked])
+    assert not found.found and found.message == b"\1\0\0abc" and "cannot be read" in found.note
+
+
+def test_progress_and_cancelling(still: Tensor) -> None:
+    done = []
+    mark(still[:3], progress=lambda *state: done.append(state))
+    detect([still[:2], still[2:3]], total=3, progress=lambda *state: done.append(state))
+    assert done == 2 * [(1, 3), (2, 3), (3, 3)]
+
+    def cancel(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    for work in (lambda: mark(still, progress=cancel), lambda: detect([still], progress=cancel)):
+        with pytest.raises(KeyboardInterrupt):
+            work()
+
+
+def test_refusals(still: Tensor) -> None:
+    for frames in (still[:0], still[:, :2], still[..., :100], still[0]):
+        with pytest.raises(InputError):
+            mark(frames)
+        with pytest.raises(InputError):
+            detect([frames])
+    for values in ({"identifier": -1}, {"identifier": 65536}, {"strength": 0.0}, {"strength": 9.0}):
+        with pytest.raises(InputError):
+            mark(still, **values)
+    with pytest.raises(InputError, match="size"):
+        detect([still, still[..., :200]])
+    with pytest.raises(InputError, match="no frames"):
+        detect([])
+
+
+def test_commands(still: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given, out = tmp_path / "given.mp4", tmp_path / "marked" / "out.mp4"
+    with VideoWriter(given, Fraction(30000, 1001), EXAMPLES / "driving.mp4", cut_sound=True) as writer:
+        writer.write(still[:4])
+    assert main(["mark", "--input", str(given), "--out", str(out), "--identifier", "321"]) == 0
+    assert probe(out) == probe(given)
+    assert list(out.parent.iterdir()) == [out]
+    assert main(["detect", str(out)]) == 0
+    assert "identifier 321" in capsys.readouterr().out
+    write_image(tmp_path / "plain.png", still[0])
+    with pytest.raises(SystemExit) as end:
+        main(["detect", str(tmp_path / "plain.png")])
+    assert end.value.code == 1 and "No mark" in capsys.readouterr().out
+    assert main(["detect", str(tmp_path / "missing.mp4")]) == 2
