@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -71,7 +72,7 @@ def calm(values: Tensor, strength: float, least: float, reach: int, together: bo
         reach: frames on each side that tell the speed.
         together: the quantities are axes of one thing, as fast as the whole.
     """
-    if strength <= 0 or len(values) < 3:
+    if strength <= 0 or len(values) < 3 or torch.equal(values[1:], values[:-1]):
         return values
     wide = values.detach().double().cpu()
     slope, steadied = _slope(wide, reach)
@@ -108,11 +109,14 @@ def smooth_motion(
     turns = params.pose.split(3, dim=1)
     joints = [_calm_head(turn, head, LEAST_TURN) for turn in turns[:2]]
     joints += [calm(turn, expression, LEAST_TURN, FACE_REACH, together=True) for turn in turns[2:]]
-    face = calm(params.expression, expression, LEAST_EXPRESSION, FACE_REACH)
+    quick = torch.tensor([name.startswith("eye") for name in names], device=params.expression.device)
+    face = params.expression.clone()
+    for columns, strength in (
+        ((quick, expression / 3), (~quick, expression)) if names else ((..., expression),)
+    ):
+        face[:, columns] = calm(face[:, columns], strength, LEAST_EXPRESSION, FACE_REACH)
     if names:
-        quick = torch.tensor([name.startswith("eye") for name in names], device=face.device)
-        lids = calm(params.expression, expression / 3, LEAST_EXPRESSION, FACE_REACH)
-        face = torch.where(quick, lids, face).clamp(0, 1)
+        face = face.clamp(0, 1)
     camera, pose = torch.cat([zoom, shift / zoom], dim=1), torch.cat(joints, dim=1)
     return look_along(replace(params, expression=face, pose=pose, camera=camera), names)
 
@@ -146,29 +150,28 @@ def _whittaker(values: Tensor, stiffness: Tensor) -> Tensor:
         stiffness: (frames - 2, quantities or 1).
     """
     frames = len(values)
-    # The five bands of the symmetric matrix: the sum of the outer products of (1, -2, 1).
-    middle, first, second = (stiffness.new_zeros(frames, stiffness.shape[1]) for _ in range(3))
-    middle += 1
-    for offset, weight in enumerate((1, 4, 1)):
-        middle[offset : offset + frames - 2] += weight * stiffness
+    weights, result = stiffness.numpy(), values.numpy().copy()
+    # The diagonals of the symmetric matrix: 1, and the outer products of (1, -2, 1) by their stiffness.
+    middle = np.ones((frames, weights.shape[1]))
+    first, second = np.zeros_like(middle), np.zeros_like(middle)
+    for offset, square in enumerate((1, 4, 1)):
+        middle[offset : offset + frames - 2] += square * weights
     for offset in range(2):
-        first[offset : offset + frames - 2] -= 2 * stiffness
-    second[: frames - 2] = stiffness
-    # L D Lᵀ, then forward and backward substitution; a band of two, so a few numbers per frame.
-    rows, ones, twos, result = list(middle), list(first), list(second), list(values)
-    for now in range(frames):
-        for step, band in ((1, ones), (2, twos)):
-            if now + step < frames:
-                factor = band[now] / rows[now]
-                rows[now + step] = rows[now + step] - factor * band[now]
-                result[now + step] = result[now + step] - factor * result[now]
-                if step == 1:
-                    ones[now + 1] = ones[now + 1] - factor * twos[now]
-    for now in reversed(range(frames)):
-        rest = result[now]
-        if now + 1 < frames:
-            rest = rest - ones[now] * result[now + 1]
+        first[offset : offset + frames - 2] -= 2 * weights
+    second[: frames - 2] = weights
+    # L D Lᵀ and both substitutions, frame by frame: nothing reaches farther than two neighbors.
+    for now in range(frames - 1):
+        factor = first[now] / middle[now]
+        middle[now + 1] -= factor * first[now]
+        first[now + 1] -= factor * second[now]
+        result[now + 1] -= factor * result[now]
         if now + 2 < frames:
-            rest = rest - twos[now] * result[now + 2]
-        result[now] = rest / rows[now]
-    return torch.stack(result)
+            factor = second[now] / middle[now]
+            middle[now + 2] -= factor * second[now]
+            result[now + 2] -= factor * result[now]
+    result /= middle
+    for now in range(frames - 2, -1, -1):
+        result[now] -= first[now] / middle[now] * result[now + 1]
+        if now + 2 < frames:
+            result[now] -= second[now] / middle[now] * result[now + 2]
+    return torch.from_numpy(result)

@@ -65,7 +65,7 @@ def motion(head: HeadModel, names: list[str], frames: int = 24, seed: int = 0) -
     params.expression[:] = away * torch.rand(1, len(names), generator=generator)
     params.pose[:, :6] = away * torch.randn(1, 6, generator=generator) * 0.5
     params.pose[:, :6] += 0.02
-    params.camera[:] += away * torch.tensor([[3.0, 0.05, -0.03]])
+    params.camera[:] += away * torch.tensor([[3.0 + seed, 0.05, -0.03]])
     params.shape[:] = torch.randn(1, params.shape.shape[1], generator=generator)
     return replace(params, pose=torch.cat([params.pose[:, :9], gaze_pose(params.expression, names)], 1))
 
@@ -264,6 +264,7 @@ def test_gains_scale_along_the_arc(driving: FaceParameters, names: list[str]) ->
     torch.testing.assert_close(half.pose[:, 3:6], 0.5 * driving.pose[:, 3:6], atol=1e-5, rtol=0)
     wild = edit_motion(driving, names, dict.fromkeys(ONES, 3.0))
     assert wild.expression.max() == 1 and wild.expression.min() >= 0
+    torch.testing.assert_close(wild.pose[:, 9:], gaze_pose(wild.expression, names))
     double = edit_motion(driving, names, ONES | {"head": 2.0})
     change = (driving.camera[:, 0] / driving.camera[5, 0]).log()
     torch.testing.assert_close((double.camera[:, 0] / driving.camera[5, 0]).log(), 2 * change)
@@ -319,6 +320,9 @@ def test_heads_without_names() -> None:
     assert not still.pose[:, :6].any() and not still.pose[:, 9:].any()
     tripled = edit_motion(params, [], ONES | dict.fromkeys(("brows", "eyes", "mouth"), 3.0))
     torch.testing.assert_close(tripled.expression, 3 * params.expression)
+    calmer = edit_motion(params, [], STILL, source=params[3], neutralize=0.5)
+    torch.testing.assert_close(calmer.pose[0, 6:], 0.5 * params.pose[3, 6:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(calmer.pose[0, :6], params.pose[3, :6], atol=1e-5, rtol=0)
     with pytest.raises(InputError, match="the same gain"):
         edit_motion(params, [], ONES | {"brows": 2.0})
 
@@ -363,6 +367,7 @@ def test_mixing_and_joining(head: HeadModel, driving: FaceParameters, names: lis
     assert same(mix(driving, other, 0.0), driving)
     half = mix(driving, other, 0.5)
     torch.testing.assert_close(half.expression, (driving.expression + other.expression) / 2)
+    assert torch.equal(half.shape, driving.shape)
     short = other[:10]
     for overlap in (0, 1, 6, 10):
         joined = join(driving, short, overlap)
@@ -370,6 +375,8 @@ def test_mixing_and_joining(head: HeadModel, driving: FaceParameters, names: lis
         assert same(joined[: 24 - overlap], driving[: 24 - overlap])
         assert torch.equal(joined.expression[24:], short.expression[overlap:])
         assert torch.equal(joined.shape, driving.shape[:1].expand(len(joined), -1))
+    between = join(driving, short, 1).expression[23]
+    torch.testing.assert_close(between, (driving.expression[23] + short.expression[0]) / 2)
     step = join(driving, short, 10).expression.diff(dim=0).norm(dim=1).max()
     assert step < 0.5 * join(driving, short, 0).expression.diff(dim=0).norm(dim=1).max()
     with pytest.raises(InputError, match="smaller overlap"):
