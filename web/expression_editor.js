@@ -15,7 +15,8 @@ const panels = new Map(); // the latest of each node, by its id
 let head; // a promise: one head for all nodes, loaded when the first of them appears
 
 function addStyle() {
-  document.head.append(Object.assign(document.createElement("link"), { rel: "stylesheet", href: here("editor/style.css") }));
+  const link = document.createElement("link");
+  document.head.append(Object.assign(link, { rel: "stylesheet", href: here("editor/style.css") }));
 }
 
 function expressionWidget(node, name) {

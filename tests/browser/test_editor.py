@@ -156,7 +156,7 @@ def test_values_are_saved_loaded_copied_and_queued(found: dict[str, Any]) -> Non
 
 def test_a_damaged_text_is_kept_and_told(found: dict[str, Any]) -> None:
     damaged = found["damaged"]
-    assert damaged["kept"] == "smile" and "JSON" in damaged["note"]
+    assert damaged["kept"] == '{"jawOpen": "wide"}' and "JSON" in damaged["note"]
     assert values(damaged["anew"]) == {"jawOpen": 1} and damaged["noteAfter"] == ""
 
 

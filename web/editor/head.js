@@ -16,7 +16,8 @@ export class Head {
 
   constructor(buffer) {
     const start = 8 + new DataView(buffer).getUint32(0, true); // a header never has 4 GB
-    const { __metadata__: metadata, ...entries } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8)));
+    const header = new TextDecoder().decode(new Uint8Array(buffer, 8, start - 8));
+    const { __metadata__: metadata, ...entries } = JSON.parse(header);
     for (const [name, { dtype, data_offsets: [from, to] }] of Object.entries(entries)) {
       const Type = ARRAYS[dtype];
       this[name] = new Type(buffer, start + from, (to - from) / Type.BYTES_PER_ELEMENT);

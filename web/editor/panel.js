@@ -52,7 +52,7 @@ export class Panel {
     this.text = String(text ?? "{}");
     const values = fromText(this.text);
     this.values = values ?? {};
-    this.note.textContent = values ? "" : this.t("The text of this input is no JSON object; a slider starts anew.");
+    this.note.textContent = values ? "" : this.t("This input is no JSON object of numbers; moving a slider starts anew.");
     this.#build();
   }
 
@@ -99,7 +99,8 @@ export class Panel {
     this.presets.options[0].hidden = true;
     for (const name of Object.keys(PRESETS)) this.presets.append(new Option(t(name), name));
     this.presets.addEventListener("change", () => this.#replace(withPreset(this.values, this.presets.value)));
-    this.link = this.#button("pi-link", t("Mirror: one slider moves the left and the right side"), () => this.#mirror());
+    const mirror = t("Mirror: one slider moves the left and the right side");
+    this.link = this.#button("pi-link", mirror, () => this.#mirror());
     this.normals = this.#button("pi-palette", t("Show the surface normals, as Render Normals draws them"), () => {
       this.view.set({ look: this.view.look === "normals" ? "shaded" : "normals" });
       this.#showSwitches();

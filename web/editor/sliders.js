@@ -168,11 +168,11 @@ export function toText(values) {
   return JSON.stringify(Object.fromEntries(names.map((name) => [name, values[name]])));
 }
 
-// The values in a text, or null where there are none.
+// The values in a text, or null where it is no object of numbers.
 export function fromText(text) {
   try {
-    const values = JSON.parse(String(text).trim() || "{}");
-    return values && typeof values === "object" && !Array.isArray(values) ? values : null;
+    const values = JSON.parse(text.trim() || "{}");
+    return values.constructor === Object && Object.values(values).every(Number.isFinite) ? values : null;
   } catch {
     return null;
   }

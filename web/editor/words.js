@@ -4,8 +4,8 @@ const WORDS = {
   ja: {
     "3D head: drag or use the arrow keys to turn it, double-click for the front":
       "3Dの頭部:ドラッグまたは矢印キーで回転、ダブルクリックで正面",
-    "The text of this input is no JSON object; a slider starts anew.":
-      "この入力のテキストはJSONオブジェクトではありません。スライダーを動かすと新しく始まります。",
+    "This input is no JSON object of numbers; moving a slider starts anew.":
+      "この入力は数値のJSONオブジェクトではありません。スライダーを動かすと新しく始まります。",
     "Mirror: one slider moves the left and the right side": "ミラー:1つのスライダーで左右を動かす",
     "Show the surface normals, as Render Normals draws them": "Render Normalsが描く法線を表示",
     "Reset all sliders": "すべてのスライダーをリセット",
@@ -27,7 +27,7 @@ const WORDS = {
   },
   zh: {
     "3D head: drag or use the arrow keys to turn it, double-click for the front": "3D 头部:拖动或用方向键旋转,双击回到正面",
-    "The text of this input is no JSON object; a slider starts anew.": "此输入的文本不是 JSON 对象;移动滑块将重新开始。",
+    "This input is no JSON object of numbers; moving a slider starts anew.": "此输入不是由数值组成的 JSON 对象;移动滑块将重新开始。",
     "Mirror: one slider moves the left and the right side": "镜像:一个滑块同时控制左右两侧",
     "Show the surface normals, as Render Normals draws them": "显示法线,与 Render Normals 的结果一致",
     "Reset all sliders": "重置所有滑块",
