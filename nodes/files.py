@@ -11,6 +11,7 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.retime import exact_rate
 
 from .host.files import input_file, input_names, output_file, workflow_metadata
+from .host.runtime import Progress
 from .sockets import FaceParametersSocket, make_schema
 
 SUFFIX, JSON_SUFFIX, CSV_SUFFIX = ".safetensors", ".json", ".csv"
@@ -165,6 +166,7 @@ class LoadLiveLink(io.ComfyNode):
             rate,
             timecode_rate=0 if timecode_fps == "auto" else int(timecode_fps),
             flip=(flip_yaw, flip_pitch, flip_roll),
+            progress=Progress(1),
         )
         return io.NodeOutput(parameters, len(parameters), float(rate))
 

@@ -14,7 +14,6 @@ from anifacediff_core.motion.smoothing import smooth_motion
 from .host.runtime import show_text
 from .sockets import FaceParametersSocket, make_schema
 
-LONGEST = 1_000_000  # frames
 MIX, JOIN = "mix", "one after the other"
 GAINS = {
     "head": "How far the head turns, and moves and grows in the picture.",
@@ -47,7 +46,7 @@ def _share_input(name: str, default: float, tooltip: str, most: float = 1.0) -> 
 
 
 def _count_input(name: str, default: int, tooltip: str, least: int = 0) -> io.Int.Input:
-    return io.Int.Input(name, default=default, min=least, max=LONGEST, tooltip=tooltip)
+    return io.Int.Input(name, default=default, min=least, max=retime.LONGEST, tooltip=tooltip)
 
 
 def _length_input() -> io.Combo.Input:
@@ -310,7 +309,7 @@ class RetimeMotion(io.ComfyNode):
                     0,
                     "First frame of the part to take, before everything else is done. A negative number "
                     "counts from the end.",
-                    least=-LONGEST,
+                    least=-retime.LONGEST,
                 ),
                 _count_input("length", 0, "Frames of the part to take; 0 is all to the end."),
                 io.Combo.Input(

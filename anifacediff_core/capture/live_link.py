@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
+from ..progress import Progress
 from .arkit import from_arkit
 from .detector import face_square
 
@@ -32,6 +33,7 @@ HEAD = ("headYaw", "headPitch", "headRoll")
 SIGNS = (-1.0, 1.0, -1.0)  # to `rotation.from_euler`: positive to the subject's left, down, counter-clockwise
 GAP = 0.2  # seconds without a line after which the face counts as lost
 DAY = 24 * 3600.0
+CHUNK = 64  # frames whose heads are in memory at once
 LONGEST = 4 * 3600.0  # seconds
 
 
@@ -42,6 +44,7 @@ def load_live_link(
     *,
     timecode_rate: int = 0,
     flip: tuple[bool, bool, bool] = (False, False, False),
+    progress: Progress | None = None,
 ) -> FaceParameters:
     """Read a recording and resample it by its timecode.
 
@@ -52,6 +55,7 @@ def load_live_link(
         timecode_rate: frames a second that the timecode counts in; 0 takes the lowest usual one that its
             frame numbers fit into, or 60 for a recording of less than two seconds.
         flip: turn yaw, pitch, roll of the head the other way.
+        progress: called with frames (done, total).
 
     Returns:
         Frame k at k / rate seconds after the first line; average shape, the camera of a portrait. Frames
@@ -83,8 +87,14 @@ def load_live_link(
     turn = torch.stack([sign * columns.get(name, absent) for name, sign in zip(HEAD, signs, strict=True)], 1)
     expression = torch.stack([columns.get(name, absent) for name in head.expression_names], dim=1)
     neutral = head.neutral(1).to("cpu")
-    params = from_arkit(expression, turn, face_square(head, neutral).cpu(), head, valid=gap < GAP)
+    square, parts = face_square(head, neutral).cpu(), []
+    for start in range(0, frames, CHUNK):
+        part = slice(start, start + CHUNK)
+        parts.append(from_arkit(expression[part], turn[part], square, head, valid=gap[part] < GAP))
+        if progress is not None:
+            progress(min(start + CHUNK, frames), frames)
     # The recording says nothing of the place: the neck stays where it is, and the head turns upon it.
+    params = FaceParameters.concatenate(parts)
     return replace(params, camera=neutral.camera.expand(frames, 3).clone())
 
 

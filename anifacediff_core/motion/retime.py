@@ -12,6 +12,7 @@ from .mix import fade
 
 DIRECTIONS = ("forward", "reverse", "ping-pong")
 NEAR = 0.005  # 29.97 is 30000/1001
+LONGEST = 1_000_000  # frames
 
 
 def exact_rate(rate: float) -> Fraction:
@@ -62,7 +63,7 @@ def retime(params: FaceParameters, rate: Fraction, new_rate: Fraction, speed: fl
         least. Frame k is the motion at the time k / new_rate, exactly, however long it is.
 
     Raises:
-        InputError: the speed isn't above 0.
+        InputError: the speed isn't above 0, or the result would be too long.
     """
     if not 0 < speed < 1e4:
         raise InputError(f"A speed of {speed} is impossible: give one above 0, such as 0.5 or 2.")
@@ -70,6 +71,11 @@ def retime(params: FaceParameters, rate: Fraction, new_rate: Fraction, speed: fl
     if step == 1:
         return params
     frames = max(1, int(len(params) / step + Fraction(1, 2)))
+    if frames > LONGEST:
+        raise InputError(
+            f"The motion would have {frames} frames, more than {LONGEST}: choose a shorter part, a lower "
+            "frame rate or a higher speed."
+        )
     # Positions apart as whole and rest: float32 has too few digits for hours of 1/1001.
     places = [frame * step for frame in range(frames)]
     whole = torch.tensor([min(int(place), len(params) - 1) for place in places])

@@ -447,6 +447,8 @@ def test_parts_and_directions(driving: FaceParameters) -> None:
     assert same(turn_back(driving[0], "ping-pong"), driving[0])
     with pytest.raises(InputError, match="speed"):
         retime(driving, Fraction(25), Fraction(25), 0.0)
+    with pytest.raises(InputError, match="more than"):
+        retime(driving, Fraction(1), Fraction(240), 0.001)
 
 
 def test_a_loop_has_no_seam(driving: FaceParameters) -> None:
