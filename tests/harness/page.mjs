@@ -14,10 +14,13 @@ export function openBrowser(executablePath) {
   return chromium.launch({ executablePath, headless: true, args });
 }
 
-// A page that has loaded all nodes; its uncaught errors are added to `errors`.
+// A page that has loaded all nodes; its uncaught errors, and scripts of ours that do not load, go to `errors`.
 export async function openPage(browser, address, errors, viewport = { width: 1920, height: 1080 }) {
   const page = await browser.newPage({ viewport });
   page.on("pageerror", (error) => errors.push(String(error.message)));
+  page.on("console", (message) => {
+    if (/^Error loading extension .*anifacediff/i.test(message.text())) errors.push(message.text());
+  });
   await page.goto(address);
   await page.waitForFunction(
     () => window.app?.extensionManager && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
