@@ -162,28 +162,27 @@ def steady(values: Tensor, noise: Tensor, amount: float, slowest: float = 0.0) -
     """
     if amount <= 0 or len(values) < 3:
         return values
-    moving, finer, finer_kernel = torch.zeros_like(values), values, values.new_ones(1)
-    for power in range(math.ceil(math.log2(min(len(values), SLOWEST)))):
-        kernel = _gaussian(2.0**power, len(values)).to(values)
-        coarser = _blurred(values, kernel)
-        if 2.0**power > slowest:
-            part = finer - coarser
-            padding = (len(kernel) - len(finer_kernel)) // 2
-            share = (F.pad(finer_kernel, (padding, padding)) - kernel).norm()  # of white noise in this part
-            strength = _blurred(part.square(), kernel).clamp(min=1e-30)
+    levels = math.ceil(math.log2(min(len(values), SLOWEST)))
+    # How much of white noise each part holds, an impulse tells.
+    impulse = values.new_zeros(8 * 2**levels + 1, 1)
+    impulse[len(impulse) // 2] = 1
+    moving = torch.zeros_like(values)
+    for step in (2**level for level in range(levels)):
+        coarser, spread = _blurred(values, step), _blurred(impulse, step)
+        if step > slowest:
+            part, share = values - coarser, (impulse - spread).norm()
+            strength = _blurred(part.square(), step).clamp(min=1e-30)
             moving += part * (1 - (SUREST * amount * share * noise).square() / strength).clamp(min=0)
-        finer, finer_kernel = coarser, kernel
-    return moving + finer
+        values, impulse = coarser, spread
+    return moving + values
 
 
-def _gaussian(deviation: float, frames: int) -> Tensor:
-    radius = min(math.ceil(3 * deviation), frames - 1)
-    kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / deviation) ** 2)
-    return kernel / kernel.sum()
-
-
-def _blurred(values: Tensor, kernel: Tensor) -> Tensor:
-    """Weighted means over time (frames, quantities); at the ends over fewer frames."""
-    columns = torch.cat([values, torch.ones_like(values[:, :1])], dim=1).T[:, None]
-    sums = F.conv1d(columns, kernel[None, None], padding=len(kernel) // 2)[:, 0].T
-    return sums[:, :-1] / sums[:, -1:]
+def _blurred(values: Tensor, step: int) -> Tensor:
+    """Weighted means of every `step`-th frame around each (frames, quantities), by the starlet's spline;
+    beyond the ends the values are mirrored.
+    """
+    spline = values.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    period = 2 * (len(values) - 1)
+    index = torch.arange(-2 * step, len(values) + 2 * step, device=values.device) % period
+    mirrored = values[torch.minimum(index, period - index)]
+    return F.conv1d(mirrored.T[:, None], spline[None, None], dilation=step)[:, 0].T

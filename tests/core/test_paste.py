@@ -12,6 +12,7 @@ from torch import Tensor
 from anifacediff_core.capture.capture import crop_portrait, rgb
 from anifacediff_core.capture.paste import paste_back
 from anifacediff_core.errors import InputError
+from harness.allocations import Allocations
 
 SQUARE = torch.tensor([0.2103, 0.1511, 0.4871])
 SQUARES = {
@@ -270,6 +271,17 @@ def test_colors_do_not_flicker_with_a_moving_square() -> None:
     found, mask = paste_back(portrait, original, squares, match_color=1.0)
     middle = torch.stack([frame[:, shown == 1].mean(1) for frame, shown in zip(found, mask)])
     assert middle.std(0).max() < 1e-4
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize("moving", [False, True])
+def test_nothing_but_the_result_grows_with_the_video(channels: int, moving: bool) -> None:
+    frames, height, width = 40, 48, 64
+    original, portrait = torch.rand(frames, channels, height, width), torch.rand(frames, channels, 32, 32)
+    with Allocations() as allocated:
+        found, mask = paste_back(portrait, original, path(frames) if moving else SQUARE, match_color=1.0)
+    # the ring's colors are of 16 frames at most
+    assert not allocated.larger_than(6 * 4 * 3 * height * width, original, portrait, found, mask)
 
 
 # ---- forms of pictures

@@ -20,6 +20,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
+from harness.allocations import Allocations
 from harness.discs import Discs, discs
 from harness.extension import ROOT
 
@@ -297,6 +298,16 @@ def test_portraits_are_cut_out_of_what_remains() -> None:
     assert found.movedim(1, -1).is_contiguous()
     for number, frame in enumerate((0, 2, 3, 5)):
         assert torch.allclose(found[number], crop_portrait(video[frame, None], squares[number], 24)[0])
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_nothing_but_the_result_grows_with_the_video(channels: int) -> None:
+    frames, height, width = 200, 48, 64
+    video, models, faces = torch.rand(frames, channels, height, width), Discs(), known(walk(frames)[0], ())
+    with Allocations() as allocated:
+        found = find_portrait(video, models, Tracker(), motion="follow", faces=faces)
+        portrait = crop_portrait(video, found.square, 32)
+    assert not allocated.larger_than(30 * 4 * 4 * height * width, video, portrait)
 
 
 def test_progress_and_cancelling() -> None:
