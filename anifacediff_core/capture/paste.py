@@ -53,8 +53,8 @@ def paste_back(
             lies on the original's border has none: there is nothing to blend with.
         match_color: 0 leaves the portrait's colors, 1 gives the ring along its edge the mean and the
             deviation that the original has there. One correction for all frames, or it would flicker.
-        colors: correction of :func:`measure_colors` in place of one by `match_color`, where these frames are a
-            part of a video.
+        colors: correction of :func:`measure_colors` in place of one by `match_color`, where these frames are
+            a part of a video.
         shape: "square" shows all of the square, "ellipse" the upright one within it, without the corners.
         mask: (frames or 1, height, width) in [0, 1]; only there the portrait shows.
         progress: called with frames (done, total).
