@@ -165,7 +165,7 @@ def screenshot(frames: Tensor) -> Tensor:
     shown = resized(frames[:1], 1.3)[..., 9:-25, 13:-21] ** 0.9
     file = io.BytesIO()
     Image.fromarray(to_pixels(shown[0])).save(file, "JPEG", quality=80)
-    return to_tensor(np.asarray(Image.open(file)))[None]
+    return to_tensor(np.array(Image.open(file)))[None]
 
 
 PROMISED: dict[str, Attack] = {
