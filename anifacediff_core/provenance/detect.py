@@ -29,7 +29,7 @@ PHASES = 2  # places that are tried per chip
 # a percent apart: the outermost chips of a wide picture are off by a seventh of a chip at most.
 SHARES = torch.logspace(-1.0, 0.42, 198, base=2)
 BATCH = 16  # of them at once
-# In deviations. Pictures without a mark reach 5 to 5.9 at their best place; the checksum guards what is above.
+# In deviations. Pictures without a mark reach 5 to 5.9 at their best place; above, the checksum decides.
 THRESHOLD = 6.0
 
 
