@@ -62,7 +62,11 @@ HOST_REQUIREMENTS = [
     "pydantic>=2,<3", "pydantic-settings>=2,<3",
 ]  # fmt: skip
 HOST_WITHOUT_DEPENDENCIES = ["kornia", "kornia_rs", "spandrel"]
-OPTIONAL = {"mediapipe": "parameters from photographs of people", "pytorch3d": "a second rasterizer"}
+OPTIONAL = {
+    "mediapipe": "parameters from photographs of people",
+    "pytorch3d": "a second rasterizer",
+    "c2pa-python": "signing videos with a certificate of yours",
+}
 
 # torchvision's wheel from PyPI is linked to CUDA: beside a CPU torch its operators are missing and its import
 # fails. Declaring the two that it looks up lets everything but torchvision.ops.nms work.

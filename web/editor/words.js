@@ -7,7 +7,7 @@ const WORDS = {
     "This input is no JSON object of numbers; moving a slider starts anew.":
       "この入力は数値のJSONオブジェクトではありません。スライダーを動かすと新しく始まります。",
     "Mirror: one slider moves the left and the right side": "ミラー:1つのスライダーで左右を動かす",
-    "Show the surface normals, as Render Normals draws them": "Render Normalsが描く法線を表示",
+    "Show the surface normals, as Render Normals draws them": "「法線をレンダリング」で描かれる法線を表示",
     "Reset all sliders": "すべてのスライダーをリセット",
     Preset: "プリセット", Custom: "カスタム", "(left)": "(左)", "(right)": "(右)",
     Neutral: "ニュートラル", Laugh: "笑い", Surprise: "驚き", Sadness: "悲しみ", Anger: "怒り", Fear: "恐れ",
