@@ -65,7 +65,7 @@ HOST_WITHOUT_DEPENDENCIES = ["kornia", "kornia_rs", "spandrel"]
 OPTIONAL = {
     "mediapipe": "parameters from photographs of people",
     "pytorch3d": "a second rasterizer",
-    "c2pa-python": "signing videos with a certificate of yours",
+    "c2pa": "package c2pa-python: signing videos with a certificate of yours",
 }
 
 # torchvision's wheel from PyPI is linked to CUDA: beside a CPU torch its operators are missing and its import
