@@ -306,7 +306,8 @@ def codec_parameters(path: str | Path) -> tuple[bytes, int, int]:
 
 class VideoWriter:
     """Writes an H.264 mp4; with `audio_from`, the sound of that video or sound file is copied beside
-    the pictures, with `cut_sound` only as far as there are pictures.
+    the pictures, with `cut_sound` only as far as there are pictures. With one thread the file does not
+    depend on the number of cores; 0 takes as many as there are.
 
     Use it as a context manager. When the body raises, the unfinished file is removed.
     """
@@ -318,6 +319,7 @@ class VideoWriter:
         audio_from: str | Path | None = None,
         crf: int = 16,
         cut_sound: bool = False,
+        threads: int = 0,
     ) -> None:
         import av
 
@@ -326,6 +328,7 @@ class VideoWriter:
         self.rate = Fraction(rate).limit_denominator(1_000_000)
         self.crf = crf
         self.cut_sound = cut_sound
+        self.threads = threads
         self.frames = 0
         self._stream: Any = None
         self._container: Any = av.open(str(path), "w", format="mp4")
@@ -371,7 +374,9 @@ class VideoWriter:
             self._sound.close()
 
     def _start(self, width: int, height: int) -> None:
-        self._stream = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self.crf)})
+        self._stream = self._container.add_stream(
+            "libx264", rate=self.rate, options={"crf": str(self.crf), "threads": str(self.threads)}
+        )
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
         if self._sound is not None:

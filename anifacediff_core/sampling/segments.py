@@ -237,7 +237,7 @@ class Work:
 
     def _write(self, number: int, pictures: Iterable[Tensor], carried: Carried) -> None:
         path = self._video(number)
-        with replacing(path) as temporary, VideoWriter(temporary, self.footage.rate) as video:
+        with replacing(path) as temporary, VideoWriter(temporary, self.footage.rate, threads=1) as video:
             for part in pictures:
                 video.write(part)
         write_tensors(path.with_suffix(".safetensors"), carried, {"sha256": file_digest(path)})

@@ -2,40 +2,42 @@
 
 from __future__ import annotations
 
-import hashlib
 import io as streams
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import InputImpl
 
-from anifacediff_core.errors import InputError
+from anifacediff_core.storage import file_digest
 from anifacediff_core.video import probe
+
+CUT = 1.5  # frames; where a VIDEO is longer or shorter than its file by more, another node has cut it
 
 
 def file_of(video: Any) -> Path:
-    """The file behind a VIDEO. One that has none, or is a part of a file, gets one in the temporary folder.
-
-    Raises:
-        InputError: there is no video.
-    """
-    source = video.get_stream_source()
-    if not isinstance(source, streams.BytesIO):
-        path = Path(source)
-        info = probe(path)
-        if abs(float(video.get_duration() * info.rate) - info.frames) < 1.5:
+    """The file behind a VIDEO; one that has none, or is a part of one, gets one in the temporary folder."""
+    if not isinstance(video, InputImpl.VideoFromComponents):
+        source = video.get_stream_source()
+        if isinstance(source, streams.BytesIO):
+            return _kept(lambda path: path.write_bytes(source.getbuffer()))
+        path, info = Path(source), probe(source)
+        if abs(float(video.get_duration() * info.rate) - info.frames) < CUT:
             return path
-        source = streams.BytesIO()  # cut by another node, which the file knows nothing of
-        video.save_to(source)
-    content = source.getbuffer()
+    return _kept(lambda path: video.save_to(str(path)))
+
+
+def _kept(write: Callable[[Path], object]) -> Path:
+    """A file in the temporary folder that has the name of its content."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"anifacediff_{hashlib.sha256(content).hexdigest()[:16]}.mp4"
-    if not content:
-        raise InputError("The driving video is empty: connect Load Video.")
-    if not path.exists():
-        path.write_bytes(content)
+    with tempfile.TemporaryDirectory(dir=folder) as beside:
+        written = Path(beside) / "video.mp4"
+        write(written)
+        path = folder / f"anifacediff_{file_digest(written)[:16]}.mp4"
+        written.replace(path)
     return path
 
 
