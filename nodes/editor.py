@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from anifacediff_core.errors import InputError
 from anifacediff_core.head.editing import edit, read_edits, without_motion
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.motion.parts import require_motion
 
 from .sockets import FaceParametersSocket, make_schema
 
@@ -58,8 +58,7 @@ class ExpressionEditor(io.ComfyNode):
         edits = read_edits(expression, head)
         if parameters is None:
             return io.NodeOutput(edit(head, head.neutral(), edits), ui={"first_frame": []})
-        if not len(parameters):
-            raise InputError("The face parameters have no frames: connect some of at least one frame.")
+        require_motion(parameters, "parameters")
         if apply == "replace":
             parameters = without_motion(parameters)
         edited = edit(head, parameters, edits)

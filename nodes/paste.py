@@ -106,7 +106,8 @@ class PasteBack(io.ComfyNode):
             feather=feather,
             match_color=match_color,
             shape=shape,
-            mask=mask,
+            # with or without an axis of frames or channels, as the nodes of others give masks
+            mask=None if mask is None else mask[None].flatten(0, -3),
             progress=Progress(len(frames)),
         )
         return io.NodeOutput(to_host(pasted), shown)

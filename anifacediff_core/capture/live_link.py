@@ -120,7 +120,14 @@ def _read(lines: Iterator[list[str]], what: str, timecode_rate: int) -> tuple[Te
     seconds, numbers = torch.tensor(stamps, dtype=torch.float64).unbind(1)
     whole = seconds.amax() - seconds.amin() >= 2
     fitting = (rate for rate in TIMECODE_RATES if numbers.amax() < rate)
-    times = seconds + numbers / (timecode_rate or (next(fitting, 60) if whole else 60))
+    counted = timecode_rate or (next(fitting, 60) if whole else 60)
+    last = int(numbers.amax())
+    if last >= counted:
+        raise InputError(
+            f"The timecode of {what} counts up to frame {last}, too many for {counted} frames a second: "
+            "choose auto for timecode_fps, or check the first column."
+        )
+    times = seconds + numbers / counted
     times = times + DAY * torch.cumsum(times.diff(prepend=times[:1]) < -DAY / 2, dim=0)
     # What does not come after everything before it is a repetition.
     later = times > torch.cat([times[:1] - 1, times.cummax(0).values[:-1]])

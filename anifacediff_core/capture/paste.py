@@ -295,11 +295,10 @@ def _match(
 
 
 def _sized(mask: Tensor, height: int, width: int) -> Tensor:
-    """A mask of another size, scaled to (height, width)."""
-    if mask.shape == (height, width):
-        return mask
-    sized = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)
-    return sized[0, 0].clamp(0, 1)
+    """A mask in [0, 1], scaled to (height, width) if it has another size."""
+    if mask.shape != (height, width):
+        mask = F.interpolate(mask[None, None].float(), (height, width), mode="bilinear", antialias=True)[0, 0]
+    return mask.clamp(0, 1)
 
 
 def _numbers(
@@ -333,6 +332,8 @@ def _numbers(
         numbers = [None] * len(original)
         for number, frame in enumerate(remaining(frames, skipped)):
             numbers[frame] = number
+    if mask is not None and (0 in mask.shape or not torch.isfinite(mask).all()):
+        raise InputError("The mask has no pixels, or NaN or infinite ones: mend the node that made it.")
     if mask is not None and len(mask) not in (1, len(numbers)):
         raise InputError(
             f"The mask has {len(mask)} frames but the result has {len(numbers)}: give one, or as many."

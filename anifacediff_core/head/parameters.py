@@ -150,7 +150,13 @@ class FaceParameters:
         return self[first].interpolate(self[second], times - first)
 
     def require_same_head(self, other: FaceParameters, what: str) -> None:
-        if self.head != other.head or self.shape.shape[1] != other.shape.shape[1]:
+        sizes = [(each.shape.shape[1], each.expression.shape[1]) for each in (self, other)]
+        if self.head == other.head and sizes[0] != sizes[1]:
+            raise InputError(
+                f"Mismatched heads: {what} have {sizes[0][0]} and {sizes[1][0]} shape, {sizes[0][1]} and "
+                f"{sizes[1][1]} expression values; extract both with the same network."
+            )
+        if self.head != other.head:
             raise InputError(
                 f"Mismatched heads: {what} belong to the heads '{self.head}' and '{other.head}'; "
                 "extract both with the same head model."

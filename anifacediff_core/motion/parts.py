@@ -28,9 +28,16 @@ MIXED = ("brows", "eyes", "mouth")
 
 
 def expression_names(params: FaceParameters) -> list[str]:
-    """ARKit's names of the expressions; none for a head like FLAME, whose expressions have none."""
+    """ARKit's names of the expressions; none for a head like FLAME, whose expressions have none.
+
+    Raises:
+        InputError: the parameters say they are of the bundled head, but are of another size.
+    """
     head = HeadModel.bundled()
-    return head.expression_names if params.head == head.name else []
+    if params.head != head.name:
+        return []
+    head.require(params)
+    return head.expression_names
 
 
 def part_of(name: str) -> str:

@@ -13,6 +13,7 @@ from .mix import fade
 DIRECTIONS = ("forward", "reverse", "ping-pong")
 NEAR = 0.005  # 29.97 is 30000/1001
 LONGEST = 1_000_000  # frames
+LEAST = 0.001  # rate or speed
 
 
 def exact_rate(rate: float) -> Fraction:
@@ -21,7 +22,7 @@ def exact_rate(rate: float) -> Fraction:
     Raises:
         InputError: it is none.
     """
-    if not 0 < rate < 1e4:
+    if not LEAST <= rate < 1e4:
         raise InputError(f"A frame rate of {rate} is impossible: give one above 0, such as 25 or 29.97.")
     whole = round(rate)
     television = Fraction(1000 * (whole or 1), 1001)
@@ -39,8 +40,8 @@ def trim(params: FaceParameters, start: int, length: int) -> FaceParameters:
     first = start + len(params) if start < 0 else start
     if not 0 <= first < len(params):
         raise InputError(
-            f"There is no frame {start} to start from in a motion of {len(params)} frames: choose one below "
-            f"{len(params)}."
+            f"There is no frame {start} to start from in a motion of {len(params)} frames: choose one from "
+            f"{-len(params)} to {len(params) - 1}."
         )
     return params[first : first + length] if length > 0 else params[first:]
 
@@ -63,9 +64,9 @@ def retime(params: FaceParameters, rate: Fraction, new_rate: Fraction, speed: fl
         least. Frame k is the motion at the time k / new_rate, exactly, however long it is.
 
     Raises:
-        InputError: the speed isn't above 0, or the result would be too long.
+        InputError: the speed is impossible, or the result would be too long.
     """
-    if not 0 < speed < 1e4:
+    if not LEAST <= speed < 1e4:
         raise InputError(f"A speed of {speed} is impossible: give one above 0, such as 0.5 or 2.")
     step = rate * Fraction(speed).limit_denominator(10000) / new_rate
     if step == 1:

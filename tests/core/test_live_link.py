@@ -96,6 +96,12 @@ def test_the_timecodes_rate_is_told_from_it(head: HeadModel, write: Callable, ra
     assert len(jaw(write(short), head, Fraction(rate), timecode_rate=rate)) == 12
 
 
+@pytest.mark.parametrize(("rate", "told"), [(60, 24), (100, 0)])
+def test_more_frames_than_a_second_has(head: HeadModel, write: Callable, rate: int, told: int) -> None:
+    with pytest.raises(InputError, match=f"up to frame {rate - 1}, too many"):
+        load_live_link(write(ramp(range(4 * rate + 1), rate)), head, timecode_rate=told)
+
+
 def test_names_of_any_order_and_number(head: HeadModel, write: Callable) -> None:
     columns = ["JawOpen", "TongueOut", "EyeBlinkLeft", "NewInLaterReleases"]
     path = write([("00:00:00:00", {"TongueOut": 0.25, "EyeBlinkLeft": 1.5})], columns, start="\ufeff")

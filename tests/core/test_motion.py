@@ -348,6 +348,15 @@ def test_parts_of_two_drivers(head: HeadModel, driving: FaceParameters, names: l
         combine(driving, flame(), names, nothing)
 
 
+def test_expressions_of_another_number_are_refused(driving: FaceParameters) -> None:
+    cut = replace(driving, expression=driving.expression[:, :10])
+    for blend in (lambda: mix(driving, cut, 0.5), lambda: join(driving, cut, 2)):
+        with pytest.raises(InputError, match="52 and 10 expression values"):
+            blend()
+    with pytest.raises(InputError, match="10 expression values"):
+        expression_names(cut)
+
+
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_lengths(head: HeadModel, names: list[str], length: str, swapped: bool) -> None:
@@ -403,10 +412,12 @@ def test_frame_rates(given: float, meant: Fraction) -> None:
     assert exact_rate(given) == meant
 
 
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("rate", [0.0, 1e-5, -1.0, float("nan"), float("inf")])
 def test_impossible_frame_rates(rate: float) -> None:
     with pytest.raises(InputError, match="impossible"):
         exact_rate(rate)
+    with pytest.raises(InputError, match="impossible"):
+        retime(FaceParameters.neutral(2, "test", 1, 1), Fraction(24), Fraction(24), rate)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +450,7 @@ def test_parts_and_directions(driving: FaceParameters) -> None:
     assert same(trim(driving, 4, 6), driving[4:10]) and same(trim(driving, -5, 0), driving[19:])
     assert same(trim(driving, 20, 100), driving[20:])
     for start in (24, -25):
-        with pytest.raises(InputError, match=f"no frame {start}"):
+        with pytest.raises(InputError, match=f"no frame {start} .* from -24 to 23"):
             trim(driving, start, 0)
     forward, back, both = (turn_back(driving, direction) for direction in DIRECTIONS)
     assert same(forward, driving) and same(back, driving[list(range(23, -1, -1))])

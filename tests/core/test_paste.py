@@ -202,6 +202,14 @@ def test_each_frame_can_have_a_mask() -> None:
     assert (mask[0] == 0).all() and torch.equal(mask[1], shown[0])
 
 
+def test_a_mask_beyond_its_limits_is_cut_off() -> None:
+    original, portrait = picture(), torch.rand(2, 3, 50, 50)
+    allowed = torch.ones(1, 240, 320)
+    expected, shown = paste_back(portrait, original, SQUARE, mask=allowed)
+    found, mask = paste_back(portrait, original, SQUARE, mask=3 * allowed)
+    assert torch.equal(found, expected) and torch.equal(mask, shown)
+
+
 # ---- squares that follow the face, frames that were left out
 
 
@@ -331,6 +339,8 @@ def test_precisions(kind: torch.dtype) -> None:
         ({"original": torch.rand(3, 3, 64, 64)}, "The original has 3 frames but the portrait has 2"),
         ({"mask": torch.rand(5, 64, 64)}, "The mask has 5 frames but the result has 2"),
         ({"mask": torch.rand(1, 64, 80)}, "The mask has 80×64 pixels but the original 64×64"),
+        ({"mask": torch.full((1, 64, 64), torch.nan)}, "The mask has no pixels, or NaN"),
+        ({"mask": torch.rand(1, 0, 0)}, "The mask has no pixels"),
         ({"square": SQUARE.repeat(3, 1)}, "follows the face through 3 frames but the portrait has 2"),
         ({"original": torch.rand(3, 3, 64, 64), "skipped": (4, 5)}, "or the 4 that it was cut out of"),
         ({"shape": "star"}, "The shape 'star' is unknown"),

@@ -89,3 +89,5 @@ def test_it_refuses_in_one_sentence(extension: Extension, motion: FaceParameters
     message = extension.refusal("ExpressionEditor", apply="add", expression="{}", parameters=flame)
     assert "flame" in message
     extension.refusal("ExpressionEditor", apply="add", expression="{}", parameters=motion[:0])
+    broken = replace(motion, pose=motion.pose * torch.nan)
+    extension.refusal("ExpressionEditor", apply="add", expression="{}", parameters=broken)

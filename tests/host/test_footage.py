@@ -157,6 +157,16 @@ def test_an_ellipse(extension: Extension) -> None:
     assert 0.5 * square.sum() < oval.sum() < 0.85 * square.sum()
 
 
+def test_masks_with_fewer_and_more_axes(extension: Extension) -> None:
+    video = picture(2, 120, 160)
+    found = crop(extension, video, bounding_boxes=boxes(2))
+    given = {"portrait": found["portrait"], "original": video, "crop": found["crop"], **PASTING}
+    allowed = torch.rand(1, 120, 160)
+    expected = extension.run("PasteBack", **given, mask=allowed)[1]
+    for mask in (allowed[0], allowed[:, None]):
+        assert torch.equal(extension.run("PasteBack", **given, mask=mask)[1], expected)
+
+
 # ---- frames without a face
 
 GAP = ([LEFT], [LEFT], [], [], [LEFT], [LEFT])
