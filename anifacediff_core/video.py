@@ -27,6 +27,7 @@ IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 MICROSECONDS = 1_000_000  # the unit of a container's duration
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 FALLBACK_RATE = Fraction(25)
 TICK = Fraction(1, 90_000)  # the unit of times that follow no rate
 UNEVEN = 0.5  # frames: a video one of whose frames is further from where its rate has it has no constant rate
@@ -79,7 +80,7 @@ def frame_pace(path: str | Path) -> tuple[Fraction, list[float]]:
     with _open(path) as container:
         stream = container.streams.video[0]
         named = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
-        stamps = [packet.pts for packet in container.demux(stream) if packet.size]
+        stamps = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
         unit = stream.time_base
     rates = [rate.limit_denominator(1_000_000) for rate in named or [FALLBACK_RATE]]
     if None in stamps or len(stamps) < 2:
@@ -164,10 +165,14 @@ class _Sound:
     """The sound of a file on its way into an mp4: copied packet by packet if that may hold it, else as AAC.
 
     Time counts from the first picture, where the file has pictures: that is where the new ones begin.
+
+    Args:
+        copied: False encodes it in any case.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, copied: bool = True) -> None:
         self._container = _open(path, needs_video=False)
+        self._may_copy = copied
         streams = self._container.streams
         self._stream = streams.audio[0] if streams.audio else None
         self._target: Any = None
@@ -181,7 +186,8 @@ class _Sound:
         """Give an output container a stream for the sound, if there is one."""
         self._target = output
         if self._stream is not None:
-            copied = self._stream.codec_context.name in MP4_AUDIO_CODECS
+            codec = self._stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
+            copied = self._may_copy and codec in MP4_AUDIO_CODECS
             self._packets = self._copied(self._stream) if copied else self._encoded(self._stream)
 
     def copy(self, until: float) -> None:
@@ -214,12 +220,16 @@ class _Sound:
         return packets()
 
     def _encoded(self, source: Any) -> Iterator[Any]:
-        target = self._target.add_stream("aac", rate=source.codec_context.sample_rate)
+        rate = source.codec_context.sample_rate
+        target = self._target.add_stream("aac", rate=min(AAC_RATES, key=lambda known: abs(known - rate)))
         target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
 
         def packets() -> Iterator[Any]:
             for frame in self._container.decode(source):
                 if self._shift(frame):
+                    if frame.pts is not None:  # in samples: other units may be as coarse as a frame
+                        frame.pts = round(frame.pts * frame.time_base * frame.sample_rate)
+                        frame.time_base = Fraction(1, frame.sample_rate)
                     yield from target.encode(frame)
             yield from target.encode()
 
@@ -241,6 +251,7 @@ def join_videos(
     rate: Fraction,
     times: Sequence[float] = (),
     audio_from: str | Path | None = None,
+    copy_sound: bool = True,
 ) -> int:
     """Join videos of :class:`VideoWriter` into one, packet by packet: nothing is encoded again.
 
@@ -249,6 +260,7 @@ def join_videos(
         path: mp4 to write.
         times: of every frame, in seconds, for a video without a constant rate; see :func:`frame_pace`.
         audio_from: video or sound file whose sound goes along, as far as there are pictures.
+        copy_sound: False encodes it, since packets of a damaged or old file may have times that mp4 refuses.
 
     Returns:
         the number of frames.
@@ -266,7 +278,7 @@ def join_videos(
         over = number if number < 0 else number - len(times) + 1
         return round((times[0 if number < 0 else -1] + over / rate) / unit)
 
-    sound = None if audio_from is None else _Sound(audio_from)
+    sound = None if audio_from is None else _Sound(audio_from, copy_sound)
     done, video = 0, None
     try:
         with av.open(str(path), "w", format="mp4") as output:
@@ -306,8 +318,9 @@ def codec_parameters(path: str | Path) -> tuple[bytes, int, int]:
 
 class VideoWriter:
     """Writes an H.264 mp4; with `audio_from`, the sound of that video or sound file is copied beside
-    the pictures, with `cut_sound` only as far as there are pictures. With one thread the file does not
-    depend on the number of cores; 0 takes as many as there are.
+    the pictures, with `cut_sound` only as far as there are pictures. If it is to be `repeatable`, the same
+    frames always give the same file: by one thread, since the number of cores counts otherwise, and without
+    x264's macroblock tree, which reads memory that nothing was written to if the width is no multiple of 128.
 
     Use it as a context manager. When the body raises, the unfinished file is removed.
     """
@@ -319,7 +332,7 @@ class VideoWriter:
         audio_from: str | Path | None = None,
         crf: int = 16,
         cut_sound: bool = False,
-        threads: int = 0,
+        repeatable: bool = False,
     ) -> None:
         import av
 
@@ -328,7 +341,7 @@ class VideoWriter:
         self.rate = Fraction(rate).limit_denominator(1_000_000)
         self.crf = crf
         self.cut_sound = cut_sound
-        self.threads = threads
+        self.repeatable = repeatable
         self.frames = 0
         self._stream: Any = None
         self._container: Any = av.open(str(path), "w", format="mp4")
@@ -374,9 +387,10 @@ class VideoWriter:
             self._sound.close()
 
     def _start(self, width: int, height: int) -> None:
-        self._stream = self._container.add_stream(
-            "libx264", rate=self.rate, options={"crf": str(self.crf), "threads": str(self.threads)}
-        )
+        options = {"crf": str(self.crf), "threads": "0"}
+        if self.repeatable:
+            options |= {"threads": "1", "mbtree": "0"}
+        self._stream = self._container.add_stream("libx264", rate=self.rate, options=options)
         self._stream.width, self._stream.height = width, height
         self._stream.pix_fmt = "yuv420p"
         if self._sound is not None:

@@ -440,7 +440,7 @@ def _graph(hidden: Any, *inputs: str) -> str | None:
         return None
 
     def value_of(value: Any) -> Any:
-        if isinstance(value, list) and len(value) == 2 and value[0] in prompt:
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in prompt:
             return digest(value[0]), value[1]
         return input_path(value) or value
 

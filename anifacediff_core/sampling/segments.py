@@ -198,16 +198,16 @@ class Work:
                         "behind them."
                     )
             raise
-        if progress is not None:
-            progress(frames, frames)
         self.clear()
         self.partial.unlink(missing_ok=True)
+        if progress is not None:  # at the very end, since it raises when the run was canceled meanwhile
+            progress(frames, frames)
         return frames
 
     def join_partial(self) -> int:
         """Join what is finished into the partial video, if anything is; returns its number of frames."""
         done = 0
-        while self._carried(done) is not None:
+        while self._carried(done) is not None and self._fits(done):
             done += 1
         if not done:
             return 0
@@ -223,30 +223,41 @@ class Work:
             self.folder.rmdir()
 
     def _missing(self, segments: Sequence[Segment]) -> list[Segment]:
-        """Those that are not finished, or damaged, or of another encoder than the first one."""
-        missing, header = [], None
-        for segment in segments:
-            if self._carried(segment.number) is None:
-                missing.append(segment)
-                continue
-            found = codec_parameters(self._video(segment.number))
-            header = header or found
-            if found != header:
-                missing.append(segment)
-        return missing
+        """Those that are not finished, or damaged, or of another encoder than the first finished one."""
+        finished = [segment for segment in segments if self._carried(segment.number) is not None]
+        fitting = [segment for segment in finished if self._fits(segment.number, finished[0].number)]
+        return [segment for segment in segments if segment not in fitting]
+
+    def _fits(self, number: int, first: int = 0) -> bool:
+        """Whether a segment can be joined to the first one."""
+        return codec_parameters(self._video(number)) == codec_parameters(self._video(first))
 
     def _write(self, number: int, pictures: Iterable[Tensor], carried: Carried) -> None:
         path = self._video(number)
-        with replacing(path) as temporary, VideoWriter(temporary, self.footage.rate, threads=1) as video:
+        rate = self.footage.rate
+        with replacing(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
             for part in pictures:
                 video.write(part)
         write_tensors(path.with_suffix(".safetensors"), carried, {"sha256": file_digest(path)})
 
     def _join(self, count: int, path: Path) -> int:
+        """Join the first segments; no trouble with the sound shall cost the pictures."""
+        from av.error import FFmpegError
+
         footage = self.footage
         sound = footage.sound if footage.sound is not None and Path(footage.sound).is_file() else None
         parts = [self._video(number) for number in range(count)]
-        return join_videos(parts, path, footage.rate, footage.times, sound)
+        reason = ""
+        for copied in (True, False) if sound else ():
+            try:
+                return join_videos(parts, path, footage.rate, footage.times, sound, copied)
+            except (FFmpegError, InputError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                reason = str(error)
+        if sound:
+            self.say(f"The sound of {Path(sound).name} is damaged and left out ({reason}).")
+        return join_videos(parts, path, footage.rate, footage.times)
 
     def _video(self, number: int) -> Path:
         return self.folder / f"{number:04d}.mp4"
