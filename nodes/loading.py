@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.video import read_image
 from anifacediff_core.weights.checkpoint import Checkpoint
 from anifacediff_core.weights.sources import open_checkpoint
 
 from .capture import load_face_capture
 from .host.apply import attach_expression_adapter
 from .host.clip_vision import load_clip_vision
-from .host.folders import BUNDLED, model_names, model_path
+from .host.folders import BUNDLED, example_file, model_names, model_path
 from .host.lora import watch_loras
 from .host.model import load_model
 from .host.parts import load_expression_adapter, load_motion, load_pose_encoder, load_reference
 from .host.runtime import ModelPatcher
-from .host.vae import load_vae
+from .host.vae import fit_preview, has_latents_of_its_own, load_vae
+from .images import to_host
 from .sockets import FaceCaptureSocket, PoseEncoderSocket, ReferenceNetSocket, make_schema
 
 DEMO = "demo.safetensors"
@@ -92,10 +94,13 @@ class LoadAniFaceDiff(io.ComfyNode):
         motion = load_motion(config, opened.part("motion")) if "motion" in parts else None
         model.set_attachments(_ORIGIN_KEY, Origin(opened, motion))
         watch_loras(model)
+        vae = load_vae(opened.part("vae"), config) if "vae" in parts else None
+        if vae is not None and has_latents_of_its_own(config):
+            fit_preview(model, vae, to_host(read_image(example_file("source.png"))))
         # parts that a checkpoint may lack: the node that needs one says so
         return io.NodeOutput(
             model,
-            load_vae(opened.part("vae"), config) if "vae" in parts else None,
+            vae,
             load_clip_vision(opened.part("image_encoder"), config) if "image_encoder" in parts else None,
             load_reference(config, opened.part("reference")) if "reference" in parts else None,
             load_pose_encoder(config, opened.part("pose_encoder")) if "pose_encoder" in parts else None,

@@ -24,6 +24,7 @@ _SUFFIXES = {
     C2PA: {".pem"},
 }
 BUNDLED = "bundled"
+ASSETS = Path(anifacediff_core.__file__).parent / "assets"
 
 
 def register_folders() -> None:
@@ -67,10 +68,15 @@ def model_path(name: str, bundled: str) -> Path:
 def file_path(folder: str, name: str, bundled: str | None = None) -> Path:
     """The file behind a name of `file_names`; `bundled` is that of the bundled file in the core's assets."""
     if name == BUNDLED and bundled is not None:
-        return Path(anifacediff_core.__file__).parent / "assets" / bundled
+        return ASSETS / bundled
     path = folder_paths.get_full_path(folder, name)
     if path is None:
         raise InputError(
             f"There is no file {name} among the models: put it into models/{folder} or choose another."
         )
     return Path(path)
+
+
+def example_file(name: str) -> Path:
+    """One of the core's example files."""
+    return ASSETS / "examples" / name

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import comfy.sd
 import torch
+import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
@@ -34,3 +37,26 @@ def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.
     vae = comfy.sd.VAE(sd=host, dtype=torch.float32)
     vae.throw_exception_if_invalid()
     return vae
+
+
+def has_latents_of_its_own(network: NetworkConfig) -> bool:
+    """Whether the UNet works on other latents than Stable Diffusion's."""
+    return network.latent_scale != SD15_LATENT_SCALE
+
+
+def fit_preview(model: ModelPatcher, vae: comfy.sd.VAE, picture: Tensor) -> None:
+    """Teach the host's previews the colors of a MODEL's own latents.
+
+    The host maps latents to colors linearly, for this MODEL as for Stable Diffusion's. Here the map is the
+    least squares fit between one picture and its latents.
+
+    Arguments:
+        picture: the host's IMAGE (1, height, width, 3).
+    """
+    latent_format = model.model.latent_format
+    latents = latent_format.process_in(vae.encode(picture)).float().cpu()
+    colors = F.interpolate(picture.movedim(-1, 1), latents.shape[-2:], mode="area") * 2 - 1
+    known = F.pad(latents, (0, 0, 0, 0, 0, 1), value=1.0).flatten(2)[0].T  # a last column for the bias
+    fitted = torch.linalg.lstsq(known, colors.flatten(2)[0].T, driver="gelsd").solution.tolist()
+    latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = fitted[:-1], fitted[-1]
+    latent_format.taesd_decoder_name = None  # that one is Stable Diffusion's
