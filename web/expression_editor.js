@@ -11,7 +11,7 @@ const SIZE = [360, 800];
 const LEAST_HEIGHT = 520;
 
 const here = (file) => new URL(file, import.meta.url).href;
-const panels = new Map(); // the latest of each node, by its id
+const removed = new Map(); // panels of nodes that are gone, by the node's id
 let head; // a promise: one head for all nodes, loaded when the first of them appears
 
 function addStyle() {
@@ -43,6 +43,7 @@ function expressionWidget(node, name) {
   );
   follow(node, panel);
   after(node, "onAdded", () => succeed(node.id, panel));
+  after(node, "onRemoved", () => removed.set(node.id, panel));
   return { widget };
 }
 
@@ -63,8 +64,8 @@ function follow(node, panel) {
 // Undoing makes the graph's nodes anew. The panel then goes on looking as it did, and takes the old one's place, which
 // the new node renderer leaves in the page.
 function succeed(id, panel) {
-  const before = panels.get(id);
-  panels.set(id, panel);
+  const before = removed.get(id);
+  removed.delete(id);
   if (!before || before === panel) return;
   panel.looks = before.looks;
   requestAnimationFrame(() => {

@@ -146,6 +146,10 @@ def test_undo_and_redo(found: dict[str, Any]) -> None:
     assert values(history["reset"]) == {}, "the panel in the page is the one of the graph"
 
 
+def test_a_node_of_the_same_id_elsewhere_takes_nothing_away(found: dict[str, Any]) -> None:
+    assert found["twin"]
+
+
 def test_values_are_saved_loaded_copied_and_queued(found: dict[str, Any]) -> None:
     saved = found["saved"]
     (node,) = (each for each in saved["graph"].values() if each["class_type"].endswith("ExpressionEditor"))

@@ -157,6 +157,22 @@ async function history() {
   return found;
 }
 
+// A node of another graph, such as a subgraph's, may have the same id: is the panel of the first one still in the page?
+async function twin() {
+  const found = await page.evaluate(async () => {
+    const [node] = editors();
+    const graph = new app.graph.constructor();
+    const other = LiteGraph.createNode(node.type);
+    other.id = node.id;
+    graph.add(other);
+    for (let frame = 0; frame < 4; frame++) await new Promise(requestAnimationFrame);
+    graph.remove(other);
+    return node.widgets.find((widget) => widget.name === "expression").element.isConnected;
+  });
+  await settle();
+  return found;
+}
+
 async function saveAndCopy() {
   await page.evaluate((text) => (editors()[0].widgets[1].value = text), task.expression);
   const found = await page.evaluate(async () => {
@@ -262,6 +278,7 @@ try {
     presets: await presetsAndMirror(),
     orbit: await orbit(),
     history: await history(),
+    twin: await twin(),
     damaged: await damaged(),
     saved: await saveAndCopy(),
     normals: await normals(),
