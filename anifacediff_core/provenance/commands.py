@@ -26,20 +26,23 @@ def add_provenance(commands: Any) -> None:
 
 
 def mark_video(options: argparse.Namespace) -> None:
-    from ..video import VideoWriter, frame_pace, probe, read_frames
+    from ..video import VideoWriter, frame_pace, join_videos, probe, read_frames
     from .container import copy_declared
     from .mark import mark
 
-    source, rate = options.input, frame_pace(options.input)[0]
+    source = options.input
+    rate, times = frame_pace(source)
     total, progress = probe(source).frames, bar("frames")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
-        encoded = Path(folder) / "video.mp4"
-        with VideoWriter(encoded, rate, source, options.crf) as writer:
+        encoded, timed = (Path(folder) / name for name in ("video.mp4", "timed.mp4"))
+        with VideoWriter(encoded, rate, None if times else source, options.crf) as writer:
             for number, frame in enumerate(read_frames(source), 1):
                 writer.write(mark(frame[None], options.identifier, options.strength))
                 progress(number, max(total, number))
-        copy_declared(encoded, options.out)
+        if times:  # without a constant rate the sound fits the frames' own times only
+            join_videos([encoded], timed, rate, times, source)
+        copy_declared(timed if times else encoded, options.out)
 
 
 def detect_mark(options: argparse.Namespace) -> None:

@@ -16,7 +16,8 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import draw_pattern, mark
 from anifacediff_core.provenance.pattern import draw_tile, identifier_of, message_of, read_message
-from anifacediff_core.video import VideoWriter, probe, read_frames, read_image, write_image
+from anifacediff_core.video import VideoWriter, frame_pace, probe, read_frames, read_image, write_image
+from harness.videos import write_driver
 
 EXAMPLES = Path(anifacediff_core.__file__).parent / "assets" / "examples"
 IDENTIFIER = 51966
@@ -180,3 +181,13 @@ def test_commands(still: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture[s
         main(["detect", str(tmp_path / "plain.png")])
     assert end.value.code == 1 and "No mark" in capsys.readouterr().out
     assert main(["detect", str(tmp_path / "missing.mp4")]) == 2
+
+
+def test_the_command_keeps_times_that_follow_no_rate(tmp_path: Path) -> None:
+    """Or pictures and sound would drift apart."""
+    given, out = tmp_path / "given.mp4", tmp_path / "out.mp4"
+    times = [0.0, 0.02, 0.04, 0.06, 0.3, 0.5]
+    write_driver(given, times, 0.6, side=128)
+    assert main(["mark", "--input", str(given), "--out", str(out)]) == 0
+    assert frame_pace(out)[1] == pytest.approx(times, abs=1e-4)
+    assert probe(out).has_audio and sorted(tmp_path.iterdir()) == [given, out]
