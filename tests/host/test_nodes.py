@@ -301,11 +301,13 @@ LANDMARKING = {"region": "auto", "face": 0, "smoothing": 0.0}
 
 def test_landmarks_are_the_cores(extension: Extension, head: HeadModel) -> None:
     given = landmarks(head, missing=(2,))
-    parameters, report = extension.run("ParametersFromFaceLandmarks", face_landmarks=given, **LANDMARKING)
+    parameters, report, missing = extension.run(
+        "ParametersFromFaceLandmarks", face_landmarks=given, **LANDMARKING
+    )
     expected = from_face_landmarks(given, head, smoothing=0.0)
     assert torch.equal(parameters.expression, expected.parameters.expression)
     assert torch.equal(parameters.camera, expected.parameters.camera)
-    assert report == expected.note and not parameters.valid[2]
+    assert report == expected.note and missing == "2" and not parameters.valid[2]
     opening = parameters.expression[:, head.expression_names.index("jawOpen")]
     assert (opening.diff() > 0).all()
 
