@@ -183,7 +183,7 @@ def test_a_segment_that_holds_the_video_is_the_ordinary_graph(
         parameters=parameters,
         denoise=1.0,
     )
-    with VideoWriter(tmp_path / "expected.mp4", RATE) as expected:
+    with VideoWriter(tmp_path / "expected.mp4", RATE, repeatable=True) as expected:
         expected.write(inputs["vae"].decode(latent["samples"]).movedim(-1, 1))
     found = frames_of(made.get_stream_source())
     assert (found - frames_of(tmp_path / "expected.mp4")).abs().mean() < 1 / 255
@@ -211,8 +211,7 @@ def test_cancelling_keeps_what_is_finished_and_the_next_run_goes_on(
     made, report = extension.run("ReenactLongVideo", **inputs, filename_prefix=prefix)
     assert f"{kept} of {FRAMES} frames are there already" in report
     assert min(done for done, *_ in shown.steps) >= kept
-    found = frames_of(made.get_stream_source())
-    assert (found - whole).abs().mean((1, 2, 3)).max() < 2 / 255
+    assert torch.equal(frames_of(made.get_stream_source()), whole)
     assert not partial.exists() and not folder.with_name(f"{folder.name}.work").exists()
 
 
