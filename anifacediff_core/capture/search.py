@@ -38,16 +38,11 @@ class Follower:
     def follow(self, frames: Tensor) -> list[Detection | None]:
         """The tracker's face in the next frames (frames, 3, height, width), or None where it is not.
 
-        As long as there is no face to follow, the first of the frames is searched for small ones, too, unless
-        a large one is wanted and there.
+        As long as there is no face to follow, the first of the frames, and those that show any face, are
+        searched for small ones, too, unless a large one is wanted and there.
         """
         height, width = frames.shape[-2:]
         extent = width / max(height, width), height / max(height, width)
-        if self.tracker.last is None:
-            faces = self.models.detect(frames[:1])[0]
-            if self.tracker.wants_small or all(face.square[2] < SMALL for face in faces):
-                faces = search(frames[:1], self.models)
-            self.tracker.follow(faces, *extent)
         found: list[Detection | None] = []
         while len(found) < len(frames):
             rest = frames[len(found) :]
@@ -56,8 +51,21 @@ class Follower:
                 per_frame = self.models.detect(rest)
             else:
                 per_frame = detect_within(rest[:WINDOW_FRAMES], self.models, self._region)
-            found += [self.tracker.follow(each, *extent) for each in per_frame]
+            for picture, faces in zip(rest, per_frame, strict=False):
+                if self._may_lack_faces(faces, first=not found):
+                    self.tracker.follow(search(picture[None], self.models), *extent)
+                    if self.tracker.last is not None:
+                        break  # this frame and the rest are looked at again, around the face
+                    found.append(None)
+                else:
+                    found.append(self.tracker.follow(faces, *extent))
         return found
+
+    def _may_lack_faces(self, faces: list[Detection], first: bool) -> bool:
+        """Whether one is to be chosen, and small ones matter that a look at the whole picture misses."""
+        if self.tracker.last is not None or not (first or faces):
+            return False
+        return self.tracker.wants_small or all(face.square[2] < SMALL for face in faces)
 
     def _around(self, face: Detection | None, height: int, width: int) -> Region | None:
         """The window around a small face; it stays where it is as long as the face is well inside, since
