@@ -20,6 +20,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.provenance.mark import mark as mark_frames
+from anifacediff_core.provenance.mark import require_size
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.segments import SEGMENT, Carried, Footage, Segment, Work, plan_segments
 from anifacediff_core.video import probe, read_frames
@@ -140,6 +141,8 @@ class ReenactLongVideo(io.ComfyNode):
         }
         reading = {"mode": region, "face": face, "smoothing": smoothing, "missing": missing}
         finishing = _Finishing.of(original, crop, feather, match_color, mark)
+        if mark:  # now, rather than when the first segment is made
+            require_size(*finishing.size_of(reference.size))
         path = file_of(driving)
         out, name = output_file(filename_prefix, ".mp4")
         told: list[str] = []
@@ -349,6 +352,13 @@ class _Finishing:
         picture = checked(original, "original")[0][:1]
         require_picture_of(crop, picture)
         return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark)
+
+    def size_of(self, side: int) -> tuple[int, int]:
+        """Height and width of the frames of the file, of portraits with such a side."""
+        if self.original is None:
+            return side, side
+        height, width = self.original.shape[-2:]
+        return height, width
 
     def colors(self, portraits: Tensor) -> Tensor:
         """The correction for the whole video from some of its portraits; empty where nothing is pasted."""

@@ -58,7 +58,10 @@ def mark(
 def require_frames(frames: Tensor) -> None:
     if frames.ndim != 4 or frames.shape[1] != 3 or len(frames) == 0:
         raise InputError("The video has no frames or no colors: give RGB frames.")
-    height, width = frames.shape[-2:]
+    require_size(*frames.shape[-2:])
+
+
+def require_size(height: int, width: int) -> None:
     if min(height, width) < LEAST_SIDE:
         raise InputError(
             f"The video has only {width}×{height} pixels: a mark needs at least {LEAST_SIDE}×{LEAST_SIDE}."

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import count as counting
 from itertools import pairwise
 from math import ceil
 from pathlib import Path
@@ -125,14 +126,16 @@ class Work:
     def begin(cls, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say) -> Work:
         """Go on with what is in the folder if it has the same fingerprint, or start anew.
 
-        Of other settings the finished frames are kept as the partial video.
+        Of other settings the finished frames are kept as a video of their own, which no run removes.
         """
         work = cls(folder, partial, fingerprint, footage, say)
         found = work._former()
         if found is None or found.fingerprint != fingerprint:
             if found is not None:
-                kept = found.join_partial()
-                rest = f"; its first {kept} frames are {partial.name}" if kept else ""
+                former = free_name(partial.with_name(partial.name.replace(".partial.", ".former.")))
+                kept = found.join_finished(former)
+                partial.unlink(missing_ok=True)
+                rest = f"; its first {kept} frames are {former.name}" if kept else ""
                 say(f"The run in {folder.name} had other settings or files: starting anew{rest}.")
             elif any(folder.glob("*.mp4")):
                 say(f"The notes in {folder.name} are missing or damaged: starting anew.")
@@ -192,7 +195,7 @@ class Work:
                     self._join(len(segments), Path(temporary))
         except BaseException:
             with suppress(OSError, InputError):  # what is to be told is why it stopped
-                if kept := self.join_partial():
+                if kept := self.join_finished(self.partial):
                     self.say(
                         f"The first {kept} of {frames} frames are {self.partial}; the same run again goes on "
                         "behind them."
@@ -204,14 +207,14 @@ class Work:
             progress(frames, frames)
         return frames
 
-    def join_partial(self) -> int:
-        """Join what is finished into the partial video, if anything is; returns its number of frames."""
+    def join_finished(self, path: Path) -> int:
+        """Join what is finished into a video, if anything is; returns its number of frames."""
         done = 0
         while self._carried(done) is not None and self._fits(done):
             done += 1
         if not done:
             return 0
-        with replacing(self.partial) as temporary:
+        with replacing(path) as temporary:
             return self._join(done, Path(temporary))
 
     def clear(self, *keep: str) -> None:
@@ -288,6 +291,12 @@ class Work:
             return Work(self.folder, self.partial, found["fingerprint"], former, self.say)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def free_name(path: Path) -> Path:
+    """The path, with a number where there is such a file already."""
+    names = (path.with_stem(f"{path.stem}_{number}") for number in counting(2))
+    return path if not path.exists() else next(name for name in names if not name.exists())
 
 
 @contextmanager

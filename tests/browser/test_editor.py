@@ -64,9 +64,9 @@ def found(
         "edits": EDITS,
         "base": {name: getattr(base, name)[0].tolist() for name in ("expression", "pose", "camera")},
         "folder": str(tmp_path_factory.mktemp(prefix)),
-        "timeout": 120_000,
+        "timeout": 300_000,
     }
-    result = browser.drive("edit.mjs", running_comfyui, browser_driver, task, timeout=400)
+    result = browser.drive("edit.mjs", running_comfyui, browser_driver, task, timeout=1200)
     drawn = sorted((running_comfyui.base / "output").glob(f"{prefix}_*.png"))
     return {**result, "drawn": [picture(file) for file in drawn]}
 

@@ -164,7 +164,7 @@ def test_a_damaged_segment_is_made_again(run: Run, whole: Path, ending: str) -> 
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if ending == "mp4" else 9] ^= 255
     path.write_bytes(content)
-    assert run.begin().join_partial() == 5, "what follows the damage is no beginning"
+    assert run.begin().join_finished(run.partial) == 5, "what follows the damage is no beginning"
     make = Made()
     run(make)
     assert make.asked == [1, 3] and run.out.read_bytes() == whole.read_bytes()
@@ -179,7 +179,7 @@ def test_a_segment_of_another_encoder_is_made_again(
         video.write(torch.rand(5, 3, 16, 16))
     digest = module.file_digest(second.with_suffix(".mp4"))
     module.write_tensors(second.with_suffix(".safetensors"), {"level": torch.tensor(0.2)}, {"sha256": digest})
-    assert first.with_suffix(".mp4").exists() and run.begin().join_partial() == 5
+    assert first.with_suffix(".mp4").exists() and run.begin().join_finished(run.partial) == 5
     make = Made()
     run(make)
     assert make.asked == [1, 2, 3] and run.out.read_bytes() == whole.read_bytes()
@@ -191,11 +191,12 @@ def test_other_settings_start_anew_and_keep_what_was_finished(run: Run) -> None:
     make = Made()
     run(make, "others")
     assert make.asked == [0, 1, 2, 3]
-    assert "starting anew; its first 10 frames are out.partial.mp4." in run.said[-1]
+    assert "starting anew; its first 10 frames are out.former.mp4." in run.said[-1]
     run.interrupted(1)
     assert len(frames_of(run.partial)) == 5
     work = run.begin("others")
-    assert len(frames_of(run.partial)) == 5, "of the former settings"
+    first, second = (run.out.with_name(name) for name in ("out.former.mp4", "out.former_2.mp4"))
+    assert (len(frames_of(first)), len(frames_of(second))) == (10, 5) and not run.partial.exists()
     assert sorted(path.name for path in work.folder.iterdir()) == ["manifest.json"]
 
 

@@ -25,7 +25,7 @@ export async function openPage(browser, address, errors, viewport = { width: 192
   await page.waitForFunction(
     () => window.app?.extensionManager && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
     undefined,
-    { timeout: 120_000 },
+    { timeout: 300_000 },
   );
   return page;
 }
