@@ -17,6 +17,7 @@ export function openBrowser(executablePath) {
 // A page that has loaded all nodes; its uncaught errors, and scripts of ours that do not load, go to `errors`.
 export async function openPage(browser, address, errors, viewport = { width: 1920, height: 1080 }) {
   const page = await browser.newPage({ viewport });
+  page.setDefaultTimeout(300_000); // a busy machine is no failure
   page.on("pageerror", (error) => errors.push(String(error.message)));
   page.on("console", (message) => {
     if (/^Error loading extension .*anifacediff/i.test(message.text())) errors.push(message.text());
@@ -24,8 +25,6 @@ export async function openPage(browser, address, errors, viewport = { width: 192
   await page.goto(address);
   await page.waitForFunction(
     () => window.app?.extensionManager && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
-    undefined,
-    { timeout: 300_000 },
   );
   return page;
 }
