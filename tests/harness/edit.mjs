@@ -1,5 +1,5 @@
 // Works with the Expression Editor in ComfyUI's front-end as an artist would, in one renderer of nodes; takes one JSON
-// argument, prints one line of JSON. tests/browser/test_editor.py says what is expected.
+// argument, prints one line of JSON. tests/browser/test_expression_editor.py says what is expected.
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { openBrowser, openPage, run } from "./page.mjs";
