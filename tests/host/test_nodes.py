@@ -383,9 +383,9 @@ def test_the_whole_way_ends_in_pictures(
 
 
 def test_parameters_survive_the_disk(extension: Extension, driving: FaceParameters) -> None:
-    output = extension.output("SaveFaceParameters", parameters=driving, filename_prefix="motion/take")
+    output = extension.output("SaveFaceParameters", parameters=driving, filename_prefix="kept/take")
     _, name = output.result
-    assert name == "motion/take_00001_.safetensors" and name in output.ui.as_dict()["text"][0]
+    assert name == "kept/take_00001_.safetensors" and name in output.ui.as_dict()["text"][0]
     listed = extension.classes["AniFaceDiffLoadFaceParameters"].INPUT_TYPES()["required"]["file"][1][
         "options"
     ]
@@ -395,8 +395,8 @@ def test_parameters_survive_the_disk(extension: Extension, driving: FaceParamete
     assert all(
         torch.equal(getattr(found, part), getattr(driving, part)) for part in ("shape", "pose", "valid")
     )
-    again = extension.run("SaveFaceParameters", parameters=driving, filename_prefix="motion/take")
-    assert again[1] == "motion/take_00002_.safetensors"
+    again = extension.run("SaveFaceParameters", parameters=driving, filename_prefix="kept/take")
+    assert again[1] == "kept/take_00002_.safetensors"
 
 
 # --- Pictures of every kind ----------------------------------------------------------------------
