@@ -33,6 +33,7 @@ EXTRAS = {
     "anifacediff_core/head/pytorch3d_rasterize.py": {"pytorch3d"},
     "anifacediff_core/capture/mediapipe.py": {"mediapipe"},
     "anifacediff_core/network/kernels_triton.py": {"triton"},
+    "anifacediff_core/provenance/manifest.py": {"c2pa"},
 }
 
 
