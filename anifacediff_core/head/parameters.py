@@ -138,17 +138,6 @@ class FaceParameters:
         camera = torch.cat([scale, shift / scale], dim=1)
         return replace(self, **blended, pose=pose, camera=camera, valid=self.valid & other.valid)
 
-    def resample(self, times: Tensor) -> FaceParameters:
-        """Parameters at fractional frame positions.
-
-        Args:
-            times: (new frames,) positions in [0, frames - 1]; positions outside are clamped.
-        """
-        times = times.to(self.shape).clamp(0, len(self) - 1)
-        first = times.floor().long().clamp(max=max(len(self) - 2, 0))
-        second = (first + 1).clamp(max=len(self) - 1)
-        return self[first].interpolate(self[second], times - first)
-
     def require_same_head(self, other: FaceParameters, what: str) -> None:
         sizes = [(each.shape.shape[1], each.expression.shape[1]) for each in (self, other)]
         if self.head == other.head and sizes[0] != sizes[1]:

@@ -44,7 +44,7 @@ class DenoisingSettings:
             flickers; 0 for none.
         noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
         own_estimates: in stage 2, share of the clips whose noisy latents are made of the network's own
-            estimate at a noisier step (`rolled_out`), as in sampling; 0 for none. Not with FSDP.
+            estimate at a noisier step (`_rolled_out`), as in sampling; 0 for none. Not with FSDP.
         learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
             which begins untrained.
         gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
