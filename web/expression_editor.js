@@ -4,6 +4,7 @@ import { app } from "../../scripts/app.js";
 import { Head } from "./editor/head.js";
 import { Panel } from "./editor/panel.js";
 import { translator } from "./editor/words.js";
+import { after } from "./hooks.js";
 
 const NODE = "AniFaceDiffExpressionEditor";
 const WIDGET = "ANIFACEDIFF_EXPRESSION";
@@ -71,14 +72,6 @@ function succeed(id, panel) {
   requestAnimationFrame(() => {
     if (before.element.isConnected && !panel.element.isConnected) before.element.replaceWith(panel.element);
   });
-}
-
-function after(node, hook, action) {
-  const before = node[hook];
-  node[hook] = function (...values) {
-    before?.apply(this, values);
-    action(...values);
-  };
 }
 
 app.registerExtension({

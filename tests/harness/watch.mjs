@@ -1,0 +1,51 @@
+// Runs a workflow that makes a video in ComfyUI's front-end, in one renderer of nodes, and tells what its node shows
+// meanwhile and in the end; takes one JSON argument, prints one line of JSON. tests/browser/test_video_preview.py says
+// what is expected.
+import { join } from "node:path";
+import { openBrowser, openPage, run } from "./page.mjs";
+
+const task = JSON.parse(process.argv[2]);
+const browser = await openBrowser(task.chromium);
+const errors = [];
+
+try {
+  const page = await openPage(browser, task.address, errors);
+  await page.evaluate(async ({ vue, extension, name, type, values }) => {
+    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue);
+    const template = await fetch(`/api/workflow_templates/${extension}/${name}.json`);
+    await app.loadGraphData(await template.json(), true, true, name);
+    const node = app.graph._nodes.find((node) => node.type === type);
+    for (const [name, value] of Object.entries(values)) node.widgets.find((each) => each.name === name).value = value;
+    window.pictures = new Set(); // sizes of what was shown while the node ran
+    window.watching = setInterval(() => {
+      for (const image of document.querySelectorAll("img[src^='blob:']"))
+        if (image.naturalWidth && image.clientWidth) pictures.add(`${image.naturalWidth}×${image.naturalHeight}`);
+    }, 20);
+    window.shown = () =>
+      [...document.querySelectorAll("video")].map(({ src, videoWidth, videoHeight, clientWidth }) => ({
+        query: Object.fromEntries(new URL(src).searchParams),
+        size: [videoWidth, videoHeight],
+        visible: clientWidth > 0,
+      }));
+  }, task);
+  const outcome = await run(page, task.timeout);
+  await page.evaluate(() => {
+    clearInterval(watching);
+    app.canvas.pause_rendering = false;
+    return app.extensionManager.command.execute("Comfy.Canvas.FitView");
+  });
+  // a video that does not come is for the test to tell
+  const finished = () => shown().some(({ query }) => query.type === "output");
+  await page.waitForFunction(finished, null, { timeout: 10_000 }).catch(() => {});
+  await page.waitForTimeout(1000);
+  const screenshot = join(task.folder, "video_preview.png");
+  await page.screenshot({ path: screenshot });
+  const found = await page.evaluate(() => ({
+    pictures: [...pictures],
+    left: document.querySelectorAll("img[src^='blob:']").length,
+    videos: shown(),
+  }));
+  console.log(JSON.stringify({ ...found, outcome, errors, screenshot }));
+} finally {
+  await browser.close();
+}
