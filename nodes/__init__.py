@@ -41,8 +41,10 @@ from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .long_video import ReenactLongVideo  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
-from .motion import BlendMotion, CombineMotion, EditMotion, RetimeMotion, SmoothMotion  # noqa: E402
+from .motion import EditMotion, SmoothMotion  # noqa: E402
+from .motion_mix import BlendMotion, CombineMotion  # noqa: E402
 from .motion_preview import MotionPreview  # noqa: E402
+from .motion_time import RetimeMotion  # noqa: E402
 from .paste import PasteBack  # noqa: E402
 from .portrait import PortraitCrop  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402

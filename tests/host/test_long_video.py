@@ -316,7 +316,7 @@ def test_damaged_drivers(extension: Extension, inputs: dict[str, Any], tmp_path:
 def test_the_workflow_decides(extension: Extension) -> None:
     """What leads to the node counts, not the numbers of nodes; and files by what is in them."""
     node = extension.classes["AniFaceDiffReenactLongVideo"]
-    graph = __import__("sys").modules[node.__module__]._graph
+    graph = __import__("sys").modules[node.__module__].workflow_fingerprint
     picture = extension.base / "input" / "picture.png"
     picture.write_bytes(b"a")
 

@@ -1,0 +1,143 @@
+"""Segments of a long video, made with the host's networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from anifacediff_core.capture.paste import RING_FRAMES, measure_colors, paste_back
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.render import render_normals
+from anifacediff_core.provenance.mark import mark
+from anifacediff_core.sampling.segments import Carried, Segment
+
+from .head import CHUNK, on_device
+from .host.parts import encode_pose
+from .host.runtime import ModelPatcher, Progress
+from .host.sampling import sample
+from .images import checked
+from .paste import require_picture_of
+from .sampling import apply_video, context_of
+from .sockets import Crop, Pose, Reference
+
+DECODED = 8  # frames that are decoded, marked and pasted at a time
+
+
+@dataclass(frozen=True)
+class Finishing:
+    """What happens to decoded pictures.
+
+    Attributes:
+        original: (1, channels, height, width) picture to paste into, and the square there.
+        mark: whether to mark the frames.
+    """
+
+    original: Tensor | None
+    square: Tensor | None
+    feather: float
+    match_color: float
+    mark: bool
+
+    @classmethod
+    def of(
+        cls, original: Tensor | None, crop: Crop | None, feather: float, match_color: float, mark: bool
+    ) -> Finishing:
+        if (original is None) != (crop is None):
+            lacking, other = ("crop", "original") if crop is None else ("original", "crop")
+            raise InputError(
+                f"There is {other} but no {lacking}: connect both to paste the portrait back, or neither."
+            )
+        if original is None or crop is None:
+            return cls(None, None, feather, match_color, mark)
+        picture = checked(original, "original")[0][:1]
+        require_picture_of(crop, picture)
+        return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark)
+
+    def size_of(self, side: int) -> tuple[int, int]:
+        """Height and width of the frames of the file, of portraits with such a side."""
+        if self.original is None:
+            return side, side
+        height, width = self.original.shape[-2:]
+        return height, width
+
+    def colors(self, portraits: Tensor) -> Tensor:
+        """The correction for the whole video from some of its portraits; empty where nothing is pasted."""
+        if self.original is None or self.square is None:
+            return torch.empty(0)
+        return measure_colors(portraits, self.original, self.square, self.feather, self.match_color)
+
+    def apply(self, portraits: Tensor, colors: Tensor) -> Tensor:
+        """Portraits (frames, 3, size, size) to the frames of the file (frames, 3, height, width)."""
+        frames = portraits
+        if self.original is not None and self.square is not None:
+            frames, _ = paste_back(portraits, self.original, self.square, feather=self.feather, colors=colors)
+        return mark(frames) if self.mark else frames
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Makes segments with the host's networks; see `segments.Make`."""
+
+    model: ModelPatcher
+    reference: Reference
+    vae: Any
+    encoder: ModelPatcher
+    head: HeadModel
+    parameters: FaceParameters
+    sampling: dict[str, Any]
+    finishing: Finishing
+    progress: Progress
+
+    def __call__(self, segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+        parameters = self.parameters[segment.sampled]
+        window, overlap = self.sampling["window"], self.sampling["overlap"]
+        pose = self._pose(parameters)
+        model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
+
+        def report(done: int, total: int, picture: Tensor | None) -> None:
+            self.progress.show(segment.position(done, total), len(self.parameters), picture)
+
+        latents = sample(
+            model,
+            *context_of(self.reference),
+            **self.sampling,
+            first=segment.start,
+            finished=carried.get("latents"),
+            report=report,
+        )["samples"]
+        written = segment.stop - segment.start
+        colors = carried.get("colors")
+        if colors is None:
+            chosen = torch.linspace(0, written - 1, min(written, RING_FRAMES)).round().long()
+            pasted = self.finishing.original is not None
+            colors = self.finishing.colors(self._decode(latents[chosen]) if pasted else torch.empty(0))
+        return self._pictures(segment, latents[:written], colors), {
+            "latents": latents[written:],
+            "colors": colors,
+        }
+
+    def _pose(self, parameters: FaceParameters) -> Pose:
+        self.head.require(parameters)
+        chunks = []
+        with on_device(self.head):
+            for start in range(0, len(parameters), CHUNK):
+                part = parameters[start : start + CHUNK]
+                normals = render_normals(self.head, part, self.reference.size, batch=CHUNK)
+                chunks.append(encode_pose(self.encoder, normals))
+        return Pose(tuple(map(torch.cat, zip(*chunks, strict=True))))
+
+    def _pictures(self, segment: Segment, latents: Tensor, colors: Tensor) -> Iterator[Tensor]:
+        for part in latents.split(DECODED):
+            frames = self.finishing.apply(self._decode(part), colors)
+            self.progress.show(segment.stop, len(self.parameters), frames[-1])
+            yield frames
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """(frames, 3, height, width) in [0, 1]."""
+        return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1)
