@@ -6,14 +6,17 @@ import hashlib
 import json
 import math
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .errors import InputError
 
 CHUNK = 4 * 2**20  # bytes that are read at a time
 # Safetensors' names of the types.
@@ -95,6 +98,40 @@ def replacing(path: Path) -> Iterator[str]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def sole(path: Path, otherwise: str) -> Iterator[None]:
+    """Hold a file that nobody else can hold meanwhile, in this process or another; it is removed at the end.
+
+    It is SQLite's lock on an empty database: the standard library has no other one that works on every system
+    and ends with the process, however that dies. Where the file system has no locks, there is none.
+
+    Arguments:
+        otherwise: what to say when somebody else holds it.
+
+    Raises:
+        InputError: that.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        try:
+            database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+            held.enter_context(closing(database))
+            database.execute("PRAGMA journal_mode = OFF")  # which would be a file of its own
+            database.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            if "locked" in str(error):
+                raise InputError(otherwise) from error
+        try:
+            yield
+        finally:
+            if (
+                os.name == "nt"
+            ):  # where no open file can be removed; elsewhere, it may be another's once closed
+                held.close()
+            with suppress(OSError):
+                path.unlink()
 
 
 def file_digest(path: Path) -> str:

@@ -138,23 +138,25 @@ class ReenactLongVideo(io.ComfyNode):
         given = workflow_fingerprint(cls.hidden) or tensors
         settings = [sampling, reading, camera, segment]
         beside = out.name.rsplit("_", 2)[0]  # without the number
-        work = Work.begin(
+        with Work.begin(
             out.with_name(f"{beside}.work"),
             out.with_name(f"{beside}.partial.mp4"),
             fingerprint(given, settings, path),
             Footage.of(path),
             say,
-        )
-        if driving_parameters is None:
-            decisive = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
-            driving_parameters, note = work.parameters(decisive, lambda: _read(path, face_capture, reading))
-            say(note)
-        parameters = FacialShapeAlign.execute(source, driving_parameters, camera).args[0]
-        make = Maker(
-            model, reference, vae, encoder, head_model or load_head(head, parameters), parameters, sampling,
-            finishing, Progress(len(parameters)),
-        )  # fmt: skip
-        frames = work.run(out, plan_segments(len(parameters), segment, overlap), make, make.progress)
+        ) as work:
+            motion = driving_parameters
+            if motion is None:
+                decisive = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
+                motion, note = work.parameters(decisive, lambda: _read(path, face_capture, reading))
+                say(note)
+            parameters = FacialShapeAlign.execute(source, motion, camera).args[0]
+            head_model = head_model or load_head(head, parameters)
+            make = Maker(
+                model, reference, vae, encoder, head_model, parameters, sampling, finishing,
+                Progress(len(parameters)),
+            )  # fmt: skip
+            frames = work.run(out, plan_segments(len(parameters), segment, overlap), make, make.progress)
         say(f"{name}: {frames} frames at {float(work.footage.rate):g} frames a second.")
         folder, _, file = name.rpartition("/")
         shown = ui.PreviewVideo([ui.SavedResult(file, folder, io.FolderType.output)])

@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from itertools import islice
@@ -27,7 +28,7 @@ from ..video import probe, read_frames, read_image
 from ..weights.checkpoint import load_checkpoint
 from .fingerprint import fingerprint
 from .pipeline import Pipeline
-from .segments import SEGMENT, Carried, Footage, Segment, Work, plan_segments
+from .segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
 
 PATHS = ("source", "driving", "out")
 NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "int | None": int}
@@ -109,19 +110,31 @@ class Reenacting:
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
         footage = Footage.of(job.driving, job.max_frames)
-        work = self._work(job, footage)
-        decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint)
-        driving, note = work.parameters(decisive, partial(self._capture, job))
-        self.say(note)
         portrait = crop_portrait(picture, source.square, job.size)
-        frames, bar = len(driving), self.bars("frames")
+        with self._work(job, footage) as work:
+            decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint)
+            driving, note = work.parameters(decisive, partial(self._capture, job))
+            self.say(note)
+            bar = self.bars("frames")
+            make = self._maker(job, portrait, source.parameters, driving, bar)
+            frames = work.run(Path(job.out), plan_segments(len(driving), job.segment, job.overlap), make, bar)
+        self.say(f"{job.out}: {frames} frames at {float(footage.rate):g} frames a second.")
+        return frames
 
+    def _maker(
+        self,
+        job: ReenactJob,
+        portrait: Tensor,
+        source: FaceParameters,
+        driving: FaceParameters,
+        bar: Progress | None,
+    ) -> Make:
         def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
             def within(done: int, total: int) -> None:
                 if bar is not None:
-                    bar(segment.position(done, total), frames)
+                    bar(segment.position(done, total), len(driving))
 
-            conditioning = self.pipeline.conditioning(portrait, source.parameters, driving[segment.sampled])
+            conditioning = self.pipeline.conditioning(portrait, source, driving[segment.sampled])
             latents = self.pipeline.sample(
                 conditioning,
                 steps=job.steps,
@@ -137,11 +150,9 @@ class Reenacting:
             written = segment.stop - segment.start
             return self.pipeline.decode(latents[:written]), {"latents": latents[written:]}
 
-        work.run(Path(job.out), plan_segments(frames, job.segment, job.overlap), make, bar)
-        self.say(f"{job.out}: {frames} frames at {float(footage.rate):g} frames a second.")
-        return frames
+        return make
 
-    def _work(self, job: ReenactJob, footage: Footage) -> Work:
+    def _work(self, job: ReenactJob, footage: Footage) -> AbstractContextManager[Work]:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
         decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint)

@@ -13,6 +13,7 @@ In the work folder beside the result lie, each written whole or not at all:
     0000.mp4, ...        finished segments
     0000.safetensors     what a segment hands to the next one, and the digest of its mp4; it is written
                          last and says that the segment is finished
+    lock                 held by the run that works here
 
 The end joins the segments packet by packet. The folder does not outlive the result.
 """
@@ -37,12 +38,12 @@ from ..errors import InputError
 from ..head.parameters import FORMAT as PARAMETERS
 from ..head.parameters import FaceParameters
 from ..progress import Progress
-from ..storage import file_digest, replacing, write_tensors
+from ..storage import file_digest, replacing, sole, write_tensors
 from ..video import VideoWriter, codec_parameters, frame_pace, join_videos, probe
 
 SEGMENT = 96  # frames
 VERSION = 1
-MANIFEST, DRIVING = "manifest.json", "driving.safetensors"
+MANIFEST, DRIVING, LOCK = "manifest.json", "driving.safetensors", "lock"
 OURS = (MANIFEST, DRIVING, "[0-9]*.mp4", "[0-9]*.safetensors", ".*.mp4.*", ".*.safetensors.*", ".*.json.*")
 
 Carried = Mapping[str, Tensor]
@@ -111,7 +112,7 @@ class Footage:
 
 
 class Work:
-    """An unfinished video and its folder; :meth:`begin` opens one.
+    """An unfinished video and its folder, which is its own within the context that :meth:`begin` opens.
 
     Args:
         folder: where the segments are.
@@ -123,26 +124,44 @@ class Work:
         self.fingerprint, self.footage, self.say = fingerprint, footage, say
 
     @classmethod
-    def begin(cls, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say) -> Work:
+    @contextmanager
+    def begin(
+        cls, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say
+    ) -> Iterator[Work]:
         """Go on with what is in the folder if it has the same fingerprint, or start anew.
 
         Of other settings the finished frames are kept as a video of their own, which no run removes.
+
+        Raises:
+            InputError: another run works in the folder.
         """
-        work = cls(folder, partial, fingerprint, footage, say)
-        found = work._former()
-        if found is None or found.fingerprint != fingerprint:
-            if found is not None:
-                former = free_name(partial.with_name(partial.name.replace(".partial.", ".former.")))
-                kept = found.join_finished(former)
-                partial.unlink(missing_ok=True)
-                rest = f"; its first {kept} frames are {former.name}" if kept else ""
-                say(f"The run in {folder.name} had other settings or files: starting anew{rest}.")
-            elif any(folder.glob("*.mp4")):
-                say(f"The notes in {folder.name} are missing or damaged: starting anew.")
-            work.clear(DRIVING)
-            with _told_of_full_disk(folder), replacing(folder / MANIFEST) as temporary:
-                Path(temporary).write_text(json.dumps(work._manifest()))
-        return work
+        busy = (
+            f"The video {folder.stem} is being made by another run: wait for it or choose another file name."
+        )
+        try:
+            with sole(folder / LOCK, busy):
+                work = cls(folder, partial, fingerprint, footage, say)
+                work._prepare()
+                yield work
+        finally:
+            with suppress(OSError):  # it is not there, or holds something
+                folder.rmdir()
+
+    def _prepare(self) -> None:
+        found = self._former()
+        if found is not None and found.fingerprint == self.fingerprint:
+            return
+        if found is not None:
+            former = free_name(self.partial.with_name(self.partial.name.replace(".partial.", ".former.")))
+            kept = found.join_finished(former)
+            self.partial.unlink(missing_ok=True)
+            rest = f"; its first {kept} frames are {former.name}" if kept else ""
+            self.say(f"The run in {self.folder.name} had other settings or files: starting anew{rest}.")
+        elif any(self.folder.glob("*.mp4")):
+            self.say(f"The notes in {self.folder.name} are missing or damaged: starting anew.")
+        self.clear(DRIVING)
+        with _told_of_full_disk(self.folder), replacing(self.folder / MANIFEST) as temporary:
+            Path(temporary).write_text(json.dumps(self._manifest()))
 
     def parameters(
         self, decisive: str, read: Callable[[], tuple[FaceParameters, str]]
@@ -218,12 +237,10 @@ class Work:
             return self._join(done, Path(temporary))
 
     def clear(self, *keep: str) -> None:
-        """Remove the folder, but nothing in it that is not ours, and no file whose name is to be kept."""
+        """Remove what is ours in the folder, but no file whose name is to be kept."""
         for path in (path for pattern in OURS for path in self.folder.glob(pattern)):
             if path.name not in keep:
                 path.unlink()
-        with suppress(OSError):  # it is not there, or holds something else
-            self.folder.rmdir()
 
     def _missing(self, segments: Sequence[Segment]) -> list[Segment]:
         """Those that are not finished, or damaged, or of another encoder than the first finished one."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -24,10 +25,11 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.progress import Progress
 from anifacediff_core.sampling import segments as module
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.sampling.segments import Carried, Footage, Segment, Work, plan_segments
+from anifacediff_core.sampling.segments import Carried, Footage, Make, Segment, Work, plan_segments
 from anifacediff_core.sampling.windows import blend_finished, initial_noise
 from anifacediff_core.video import VideoWriter, frame_pace, join_videos, probe, read_frames
 from harness.videos import RATE, SOUND_RATE, steady, write_driver
@@ -70,12 +72,29 @@ class Run:
         self.footage = footage or Footage(RATE)
         self.said: list[str] = []
 
-    def begin(self, decisive: str = "settings") -> Work:
+    def begin(self, decisive: str = "settings") -> AbstractContextManager[Work]:
         return Work.begin(self.folder, self.partial, decisive, self.footage, self.said.append)
 
     def __call__(self, make: Made, decisive: str = "settings", frames: int = FRAMES) -> int:
-        segments = plan_segments(frames, LENGTH, OVERLAP)
-        return self.begin(decisive).run(self.out, segments, make, None)
+        return self.run(plan_segments(frames, LENGTH, OVERLAP), make, decisive=decisive)
+
+    def run(
+        self,
+        segments: list[Segment],
+        make: Make,
+        progress: Progress | None = None,
+        decisive: str = "settings",
+    ) -> int:
+        with self.begin(decisive) as work:
+            return work.run(self.out, segments, make, progress)
+
+    def parameters(self, driver: str, read: Any, decisive: str = "settings") -> tuple[FaceParameters, str]:
+        with self.begin(decisive) as work:
+            return work.parameters(driver, read)
+
+    def join_finished(self) -> int:
+        with self.begin() as work:
+            return work.join_finished(self.partial)
 
     def interrupted(self, number: int) -> None:
         with pytest.raises(KeyboardInterrupt):
@@ -164,7 +183,7 @@ def test_a_damaged_segment_is_made_again(run: Run, whole: Path, ending: str) -> 
     content = bytearray(path.read_bytes())
     content[len(content) // 2 if ending == "mp4" else 9] ^= 255
     path.write_bytes(content)
-    assert run.begin().join_finished(run.partial) == 5, "what follows the damage is no beginning"
+    assert run.join_finished() == 5, "what follows the damage is no beginning"
     make = Made()
     run(make)
     assert make.asked == [1, 3] and run.out.read_bytes() == whole.read_bytes()
@@ -179,7 +198,7 @@ def test_a_segment_of_another_encoder_is_made_again(
         video.write(torch.rand(5, 3, 16, 16))
     digest = module.file_digest(second.with_suffix(".mp4"))
     module.write_tensors(second.with_suffix(".safetensors"), {"level": torch.tensor(0.2)}, {"sha256": digest})
-    assert first.with_suffix(".mp4").exists() and run.begin().join_finished(run.partial) == 5
+    assert first.with_suffix(".mp4").exists() and run.join_finished() == 5
     make = Made()
     run(make)
     assert make.asked == [1, 2, 3] and run.out.read_bytes() == whole.read_bytes()
@@ -194,10 +213,11 @@ def test_other_settings_start_anew_and_keep_what_was_finished(run: Run) -> None:
     assert "starting anew; its first 10 frames are out.former.mp4." in run.said[-1]
     run.interrupted(1)
     assert len(frames_of(run.partial)) == 5
-    work = run.begin("others")
+    with run.begin("others"):
+        pass
     first, second = (run.out.with_name(name) for name in ("out.former.mp4", "out.former_2.mp4"))
     assert (len(frames_of(first)), len(frames_of(second))) == (10, 5) and not run.partial.exists()
-    assert sorted(path.name for path in work.folder.iterdir()) == ["manifest.json"]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json"]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +230,39 @@ def test_damaged_notes_start_anew(run: Run, whole: Path, text: str) -> None:
     run(make)
     assert make.asked == [0, 1, 2, 3] and run.out.read_bytes() == whole.read_bytes()
     assert "missing or damaged: starting anew." in run.said[-1]
+
+
+def test_a_second_run_is_refused(run: Run, whole: Path) -> None:
+    """Until the other process ends, however it ends: its lock is still there, but holds nobody up."""
+    run.interrupted(2)
+    code = """
+import sys
+from pathlib import Path
+from anifacediff_core.storage import sole
+with sole(Path(sys.argv[1]), "busy"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    command = [sys.executable, "-c", code, str(run.folder / "lock")]
+    there = {path.name for path in run.folder.iterdir()}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        for _ in range(2):
+            with pytest.raises(InputError, match="out.mp4 is being made by another run: .*[.]$"):
+                run(Made())
+        assert {path.name for path in run.folder.iterdir()} == there | {"lock"}
+        process.kill()
+    assert (run.folder / "lock").exists()
+    make = Made()
+    run(make)
+    assert make.asked == [2, 3] and run.out.read_bytes() == whole.read_bytes()
+    assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"]
+
+
+def test_a_second_run_in_this_process_is_refused(run: Run) -> None:
+    with run.begin(), pytest.raises(InputError, match="another run"):
+        run(Made())
+    assert run(Made()) == FRAMES
 
 
 def test_nothing_of_other_people_is_removed(run: Run) -> None:
@@ -228,21 +281,21 @@ def test_the_driver_is_read_once(run: Run) -> None:
         reads.append(note)
         return driving, note
 
-    assert run.begin().parameters("driver", read)[1] == "All faces found."
-    found, note = run.begin("other settings").parameters("driver", read)
+    assert run.parameters("driver", read)[1] == "All faces found."
+    found, note = run.parameters("driver", read, "other settings")
     assert len(reads) == 1 and note == "All faces found." and torch.equal(found.camera, driving.camera)
-    run.begin().parameters("another driver", read)
+    run.parameters("another driver", read)
     assert len(reads) == 2
     path = run.folder / "driving.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    run.begin().parameters("another driver", read)
+    run.parameters("another driver", read)
     assert len(reads) == 3
 
     def fails() -> Any:
         raise InputError("There is no face.")
 
     with pytest.raises(InputError, match="no face"):
-        run.begin().parameters("a third", fails)
+        run.parameters("a third", fails)
     assert not run.folder.exists(), "nothing that is worth keeping"
 
 
@@ -268,7 +321,7 @@ def test_a_progress_that_raises_stops_it(run: Run) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.begin().run(run.out, plan_segments(FRAMES, LENGTH, OVERLAP), Made(), cancel)
+        run.run(plan_segments(FRAMES, LENGTH, OVERLAP), Made(), cancel)
     assert len(frames_of(run.partial)) == 10 and not run.out.exists()
 
 
@@ -278,7 +331,7 @@ def test_a_cancel_at_the_very_end_leaves_the_result_alone(run: Run, whole: Path)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.begin().run(run.out, plan_segments(FRAMES, LENGTH, OVERLAP), Made(), cancel)
+        run.run(plan_segments(FRAMES, LENGTH, OVERLAP), Made(), cancel)
     assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"]
     assert run.out.read_bytes() == whole.read_bytes()
 
@@ -505,7 +558,7 @@ def test_latents_do_not_depend_on_where_it_was_interrupted(pipeline: Pipeline, t
     segments = plan_segments(14, 5, OVERLAP)
     at_once: dict[int, Tensor] = {}
     whole = Run(tmp_path / "whole")
-    whole.begin().run(whole.out, segments, maker(pipeline, driving, at_once), None)
+    whole.run(segments, maker(pipeline, driving, at_once))
 
     broken, parts = Run(tmp_path / "broken"), {}
     make = maker(pipeline, driving, parts)
@@ -518,7 +571,7 @@ def test_latents_do_not_depend_on_where_it_was_interrupted(pipeline: Pipeline, t
             return make(segment, carried)
 
         try:
-            broken.begin().run(broken.out, segments, one, None)  # type: ignore[arg-type]
+            broken.run(segments, one)  # type: ignore[arg-type]
         except KeyboardInterrupt:
             assert len(parts) == done + 1
     assert parts.keys() == at_once.keys() == {0, 1, 2}
