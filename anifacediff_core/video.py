@@ -22,12 +22,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
+from .sound import Sound, open_media
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
 MICROSECONDS = 1_000_000  # the unit of a container's duration
-MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
-AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 FALLBACK_RATE = Fraction(25)
 TICK = Fraction(1, 90_000)  # the unit of times that follow no rate
 UNEVEN = 0.5  # frames: a video one of whose frames is further from where its rate has it has no constant rate
@@ -44,25 +43,9 @@ class VideoInfo:
     has_audio: bool
 
 
-def _open(path: str | Path, needs_video: bool = True) -> Any:
-    import av
-    from av.error import FFmpegError
-
-    if not Path(path).is_file():
-        raise InputError(f"There is no video file {path}.")
-    try:
-        container = av.open(str(path))
-    except FFmpegError as error:
-        raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
-    if needs_video and not (container.streams.video and container.streams.video[0].width):
-        container.close()
-        raise InputError(f"{path} has no video stream; give a video file as the driving video.")
-    return container
-
-
 def probe(path: str | Path) -> VideoInfo:
     """Size, exact frame rate and number of frames of a video file."""
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = container.streams.video[0]
         rate = stream.average_rate or stream.guessed_rate or FALLBACK_RATE
         frames = stream.frames
@@ -77,7 +60,7 @@ def frame_pace(path: str | Path) -> tuple[Fraction, list[float]]:
     The container tells both, nothing is decoded. Of the rates that it names the one is taken that fits the
     frames best: a mean is distorted by how long the last frame is shown.
     """
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = container.streams.video[0]
         named = [Fraction(rate) for rate in (stream.average_rate, stream.guessed_rate) if rate]
         stamps = [p.pts for p in container.demux(stream) if p.size and not p.is_discard]
@@ -111,7 +94,7 @@ def read_frames(path: str | Path) -> Iterator[Tensor]:
     """Frames of a video one after the other, each (3, height, width)."""
     from av.error import FFmpegError
 
-    with _open(path) as container:
+    with open_media(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         empty = True
@@ -161,90 +144,6 @@ def contact_sheet(columns: Iterable[Tensor]) -> Tensor:
     return torch.cat([torch.cat(list(strip), dim=1) for strip in strips], dim=2)
 
 
-class _Sound:
-    """The sound of a file on its way into an mp4: copied packet by packet if that may hold it, else as AAC.
-
-    Time counts from the first picture, where the file has pictures: that is where the new ones begin.
-
-    Args:
-        copied: False encodes it in any case.
-    """
-
-    def __init__(self, path: str | Path, copied: bool = True) -> None:
-        self._container = _open(path, needs_video=False)
-        self._may_copy = copied
-        streams = self._container.streams
-        self._stream = streams.audio[0] if streams.audio else None
-        self._target: Any = None
-        self._start = Fraction(0)
-        if streams.video and streams.video[0].start_time:
-            self._start = streams.video[0].start_time * streams.video[0].time_base
-        self._packets: Iterator[Any] = iter(())
-        self._pending: Any = None
-
-    def add_to(self, output: Any) -> None:
-        """Give an output container a stream for the sound, if there is one."""
-        self._target = output
-        if self._stream is not None:
-            codec = self._stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
-            copied = self._may_copy and codec in MP4_AUDIO_CODECS
-            self._packets = self._copied(self._stream) if copied else self._encoded(self._stream)
-
-    def copy(self, until: float) -> None:
-        """Hand over what comes before `until` seconds: packets of which more than half does."""
-        while True:
-            if self._pending is None:
-                self._pending = next(self._packets, None)
-            packet = self._pending
-            if packet is None:
-                return
-            if packet.pts is not None:
-                middle = packet.pts + Fraction(packet.duration or 0, 2)
-                if float(middle * packet.time_base) > until:
-                    return
-            self._target.mux(packet)
-            self._pending = None
-
-    def close(self) -> None:
-        self._container.close()
-
-    def _copied(self, source: Any) -> Iterator[Any]:
-        target = self._target.add_stream_from_template(source)
-
-        def packets() -> Iterator[Any]:
-            for packet in self._container.demux(source):
-                if packet.dts is not None and self._shift(packet):
-                    packet.stream = target
-                    yield packet
-
-        return packets()
-
-    def _encoded(self, source: Any) -> Iterator[Any]:
-        rate = source.codec_context.sample_rate
-        target = self._target.add_stream("aac", rate=min(AAC_RATES, key=lambda known: abs(known - rate)))
-        target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
-
-        def packets() -> Iterator[Any]:
-            for frame in self._container.decode(source):
-                if self._shift(frame):
-                    if frame.pts is not None:  # in samples: other units may be as coarse as a frame
-                        frame.pts = round(frame.pts * frame.time_base * frame.sample_rate)
-                        frame.time_base = Fraction(1, frame.sample_rate)
-                    yield from target.encode(frame)
-            yield from target.encode()
-
-        return packets()
-
-    def _shift(self, piece: Any) -> bool:
-        """Count a packet's or frame's time from the first picture; False if it is over by then."""
-        if not self._start or piece.pts is None:
-            return True
-        ticks = round(self._start / piece.time_base)
-        piece.pts -= ticks
-        piece.dts = piece.dts if piece.dts is None else piece.dts - ticks
-        return piece.pts + (getattr(piece, "duration", 0) or getattr(piece, "samples", 0)) > 0
-
-
 def join_videos(
     parts: Sequence[Path],
     path: str | Path,
@@ -252,6 +151,7 @@ def join_videos(
     times: Sequence[float] = (),
     audio_from: str | Path | None = None,
     copy_sound: bool = True,
+    cut_sound: bool = True,
 ) -> int:
     """Join videos of :class:`VideoWriter` into one, packet by packet: nothing is encoded again.
 
@@ -259,8 +159,9 @@ def join_videos(
         parts: of one rate, size and encoder; see :func:`codec_parameters`.
         path: mp4 to write.
         times: of every frame, in seconds, for a video without a constant rate; see :func:`frame_pace`.
-        audio_from: video or sound file whose sound goes along, as far as there are pictures.
+        audio_from: video or sound file whose sound goes along; see :func:`.sound.keep_sound`.
         copy_sound: False encodes it, since packets of a damaged or old file may have times that mp4 refuses.
+        cut_sound: whether it ends with the pictures.
 
     Returns:
         the number of frames.
@@ -278,13 +179,13 @@ def join_videos(
         over = number if number < 0 else number - len(times) + 1
         return round((times[0 if number < 0 else -1] + over / rate) / unit)
 
-    sound = None if audio_from is None else _Sound(audio_from, copy_sound)
+    sound = None if audio_from is None else Sound(audio_from, copy_sound)
     done, video = 0, None
     try:
         with av.open(str(path), "w", format="mp4") as output:
             for part in parts:
                 first = done
-                with _open(part) as container:
+                with open_media(part) as container:
                     source = container.streams.video[0]
                     if video is None:
                         video = output.add_stream_from_template(source)
@@ -303,6 +204,8 @@ def join_videos(
                         done += 1
                         if sound is not None:
                             sound.copy(float(tick(done) * unit))
+            if sound is not None and not cut_sound:
+                sound.copy(float("inf"))
     finally:
         if sound is not None:
             sound.close()
@@ -311,7 +214,7 @@ def join_videos(
 
 def codec_parameters(path: str | Path) -> tuple[bytes, int, int]:
     """What the videos that :func:`join_videos` joins have in common: the encoder's header and the size."""
-    with _open(path) as container:
+    with open_media(path) as container:
         codec = container.streams.video[0].codec_context
         return codec.extradata or b"", codec.width, codec.height
 
@@ -345,7 +248,7 @@ class VideoWriter:
         self.frames = 0
         self._stream: Any = None
         self._container: Any = av.open(str(path), "w", format="mp4")
-        self._sound = _Sound(audio_from) if audio_from is not None else None
+        self._sound = Sound(audio_from) if audio_from is not None else None
 
     def __enter__(self) -> VideoWriter:
         return self

@@ -26,23 +26,27 @@ def add_provenance(commands: Any) -> None:
 
 
 def mark_video(options: argparse.Namespace) -> None:
+    from ..sound import keep_sound
     from ..video import VideoWriter, frame_pace, join_videos, probe, read_frames
     from .container import copy_declared
     from .mark import mark
 
-    source = options.input
+    source, info = options.input, probe(options.input)
     rate, times = frame_pace(source)
-    total, progress = probe(source).frames, bar("frames")
+    progress = bar("frames")
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out.parent) as folder:
-        encoded, timed = (Path(folder) / name for name in ("video.mp4", "timed.mp4"))
-        with VideoWriter(encoded, rate, None if times else source, options.crf) as writer:
+        marked, whole = (Path(folder) / name for name in ("marked.mp4", "whole.mp4"))
+        with VideoWriter(marked, rate, crf=options.crf) as writer:
             for number, frame in enumerate(read_frames(source), 1):
                 writer.write(mark(frame[None], options.identifier, options.strength))
-                progress(number, max(total, number))
-        if times:  # without a constant rate the sound fits the frames' own times only
-            join_videos([encoded], timed, rate, times, source)
-        copy_declared(timed if times else encoded, options.out)
+                progress(number, max(info.frames, number))
+
+        def join(sound: Path | None, copied: bool) -> None:
+            join_videos([marked], whole, rate, times, sound, copied, cut_sound=False)
+
+        keep_sound(join, source if info.has_audio else None, print)
+        copy_declared(whole, options.out, say=print)
 
 
 def detect_mark(options: argparse.Namespace) -> None:

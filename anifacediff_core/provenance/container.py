@@ -4,12 +4,19 @@ media by the IPTC's digital source type.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 from ..errors import InputError
+from ..sound import Sound, keep_sound
 from ..storage import replacing
+from ..video import probe
 
 STATEMENT = "Synthetic media: a face reenactment made with AniFaceDiff."
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -31,45 +38,81 @@ XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 <?xpacket end="w"?>"""
 
 
-def copy_declared(source: Path, target: Path, metadata: Mapping[str, str] | None = None) -> None:
+def copy_declared(
+    source: Path, target: Path, metadata: Mapping[str, str] | None = None, *, say: Callable[[str], None]
+) -> None:
     """Copy a video into an mp4 that says what it is. Pictures and sound go over packet by packet, with their
-    exact times.
+    exact times; sound that mp4 cannot hold is encoded, and left out if that fails.
 
     Arguments:
         metadata: more fields, as the workflow.
+        say: told when the sound had to be left out.
 
     Raises:
         InputError: not a video, or one that mp4 cannot hold.
     """
-    import av
     from av.error import FFmpegError
 
     words = {"comment": STATEMENT, "description": STATEMENT, "digitalsourcetype": SOURCE_TYPE}
+    fields = {**(metadata or {}), **words}
     try:
-        with (
-            replacing(target) as temporary,
-            av.open(str(source)) as given,
-            open(temporary, "wb") as file,
-        ):
-            options = {"movflags": "use_metadata_tags"}
-            with av.open(file, "w", format="mp4", options=options) as written:
-                kept = {name: value for name, value in given.metadata.items() if name not in OF_CONTAINER}
-                written.metadata.update({**kept, **(metadata or {}), **words})
-                streams = {}
-                for stream in (*given.streams.video, *given.streams.audio):
-                    streams[stream] = written.add_stream_from_template(stream)
-                    streams[stream].time_base = stream.time_base
-                for packet in given.demux(list(streams)):
-                    if packet.dts is not None:
-                        packet.stream = streams[packet.stream]
-                        written.mux(packet)
-            file.seek(0, 2)
-            file.write(_box(XMP.encode()))
+        with replacing(target) as temporary:
+            sound = source if probe(source).has_audio else None
+            keep_sound(partial(_copy, source, temporary, fields), sound, say)
+            with open(temporary, "ab") as file:
+                file.write(_box(XMP.encode()))
     except (FFmpegError, ValueError) as error:
         raise InputError(
             f"The video cannot be copied into an mp4 ({error}): take its frames with Get Video Components "
             "and make a new one of them."
         ) from error
+
+
+def _copy(source: Path, target: str, fields: Mapping[str, str], sound: Path | None, copied: bool) -> None:
+    import av
+
+    with ExitStack() as stack:
+        given = stack.enter_context(av.open(str(source)))
+        options = {"movflags": "use_metadata_tags"}
+        written = stack.enter_context(av.open(target, "w", format="mp4", options=options))
+        kept = {name: value for name, value in given.metadata.items() if name not in OF_CONTAINER}
+        written.metadata.update({**kept, **fields})
+        streams = {}
+        for stream in (*given.streams.video, *(given.streams.audio if sound and copied else ())):
+            streams[stream] = written.add_stream_from_template(stream)
+            streams[stream].time_base = stream.time_base
+        encoded = None
+        if sound and not copied:
+            encoded = stack.enter_context(closing(Sound(sound, copied=False, from_pictures=False)))
+            encoded.add_to(written)
+        for packet in _timed(given.demux(list(streams))):
+            if encoded is not None:
+                encoded.copy(float(packet.dts * packet.time_base))
+            packet.stream = streams[packet.stream]
+            written.mux(packet)
+        if encoded is not None:
+            encoded.copy(float("inf"))
+
+
+def _timed(packets: Iterable[Any]) -> Iterator[Any]:
+    """Give packets what mp4 needs and Matroska leaves out, or frames get lost: when the first ones are
+    decoded, counted back from the first that tells it, and how long each is shown.
+    """
+    early: dict[Any, list[Any]] = defaultdict(list)
+    steps: dict[Any, int] = {}
+    for packet in packets:
+        stream = packet.stream
+        if packet.dts is None:
+            early[stream] += [packet] if packet.size else []  # the end of a stream has none
+            continue
+        first = [*early.pop(stream, ()), packet]
+        if stream not in steps:
+            shown = sorted(one.pts for one in first if one.pts is not None)
+            steps[stream] = max(min((later - before for before, later in pairwise(shown)), default=1), 1)
+        for back, one in enumerate(reversed(first)):
+            one.dts = packet.dts - back * steps[stream]
+            one.duration = one.duration or steps[stream]
+        yield from first
 
 
 def _box(content: bytes) -> bytes:

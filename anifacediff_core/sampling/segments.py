@@ -38,6 +38,7 @@ from ..errors import InputError
 from ..head.parameters import FORMAT as PARAMETERS
 from ..head.parameters import FaceParameters
 from ..progress import Progress
+from ..sound import keep_sound
 from ..storage import file_digest, replacing, sole, write_tensors
 from ..video import VideoWriter, codec_parameters, frame_pace, join_videos, probe
 
@@ -261,23 +262,15 @@ class Work:
         write_tensors(path.with_suffix(".safetensors"), carried, {"sha256": file_digest(path)})
 
     def _join(self, count: int, path: Path) -> int:
-        """Join the first segments; no trouble with the sound shall cost the pictures."""
-        from av.error import FFmpegError
-
+        """Join the first segments."""
         footage = self.footage
         sound = footage.sound if footage.sound is not None and Path(footage.sound).is_file() else None
         parts = [self._video(number) for number in range(count)]
-        reason = ""
-        for copied in (True, False) if sound else ():
-            try:
-                return join_videos(parts, path, footage.rate, footage.times, sound, copied)
-            except (FFmpegError, InputError, ValueError) as error:
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                    raise
-                reason = str(error)
-        if sound:
-            self.say(f"The sound of {Path(sound).name} is damaged and left out ({reason}).")
-        return join_videos(parts, path, footage.rate, footage.times)
+
+        def join(sound: Path | None, copied: bool) -> int:
+            return join_videos(parts, path, footage.rate, footage.times, sound, copied)
+
+        return keep_sound(join, sound, self.say)
 
     def _video(self, number: int) -> Path:
         return self.folder / f"{number:04d}.mp4"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import wave
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from anifacediff_core.capture.capture import rgb
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance import manifest
 from anifacediff_core.provenance.container import copy_declared
-from anifacediff_core.video import VideoWriter, probe, read_frames
+from anifacediff_core.sound import keep_sound
+from anifacediff_core.video import VideoWriter, join_videos, probe, read_frames
 
 from .folders import C2PA, file_path
 from .runtime import Progress, tell
@@ -49,20 +50,26 @@ def save_synthetic(
     Returns:
         the file as a VIDEO, and what was done. A file that cannot be signed is kept: it may have taken hours.
     """
+    told: list[str] = []
+
+    def warn(text: str) -> None:
+        told.append(text)
+        tell(text, logging.WARNING)
+
     if isinstance(video, InputImpl.VideoFromComponents):
         with tempfile.TemporaryDirectory(dir=_temporary()) as folder:
-            encoded = Path(folder) / "video.mp4"
-            _encode(video.get_components(), encoded, crf)
-            copy_declared(encoded, path, metadata)
+            encoded = _encode(video.get_components(), Path(folder), crf, warn)
+            copy_declared(encoded, path, metadata, say=warn)
     else:
-        copy_declared(file_of(video), path, metadata)
+        copy_declared(file_of(video), path, metadata, say=warn)
     info = probe(path)
     note = f"{info.frames} frames at {info.rate} a second, declared as synthetic"
     try:
-        return video_of(path), f"{note}, {_sign(path, certificate, private_key)}."
+        note = f"{note}, {_sign(path, certificate, private_key)}."
     except InputError as error:
         tell(str(error), logging.WARNING)
-        return video_of(path), f"{note}, but not signed: {error}"
+        note = f"{note}, but not signed: {error}"
+    return video_of(path), " ".join([note, *told])
 
 
 def _sign(path: Path, certificate: str | None, private_key: str | None) -> str:
@@ -88,22 +95,29 @@ def _pictures(components: Any) -> Tensor:
     return images.movedim(-1, 1)
 
 
-def _encode(components: Any, path: Path, crf: int) -> None:
-    """The host's own encoder rounds the frame rate."""
+def _encode(components: Any, folder: Path, crf: int, warn: Callable[[str], None]) -> Path:
+    """An mp4 in the folder; the host's own encoder rounds the frame rate."""
     frames = _pictures(components)
-    sound = None
-    if components.audio is not None:
-        sound = path.with_suffix(".wav")
-        _write_wave(components.audio, sound)
+    pictures, whole, audio = (folder / name for name in ("pictures.mp4", "video.mp4", "the video"))
     progress = Progress(len(frames))
-    with VideoWriter(path, Fraction(components.frame_rate), sound, crf, cut_sound=True) as writer:
+    with VideoWriter(pictures, Fraction(components.frame_rate), crf=crf) as writer:
         for number, frame in enumerate(frames):
             writer.write(rgb(frame[None].float()))
             progress(number + 1, len(frames))
 
+    def join(sound: Path | None, copied: bool) -> None:
+        if sound is not None:
+            _write_wave(components.audio, sound)
+        join_videos([pictures], whole, writer.rate, (), sound, copied)
+
+    keep_sound(join, None if components.audio is None else audio, warn)
+    return whole
+
 
 def _write_wave(audio: dict[str, Any], path: Path) -> None:
     """The host's AUDIO, waveform (1, channels, samples) in [-1, 1], as 16-bit."""
+    if audio["waveform"].ndim != 3 or 0 in audio["waveform"].shape:
+        raise InputError("The audio has no samples.")
     samples = audio["waveform"][0].float().clamp(-1, 1).mul(32767).round().short().cpu()
     with wave.open(str(path), "wb") as file:
         file.setnchannels(len(samples))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,11 +15,12 @@ from torch import Tensor
 import anifacediff_core
 from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import draw_pattern, mark
 from anifacediff_core.provenance.pattern import draw_tile, identifier_of, message_of, read_message
 from anifacediff_core.video import VideoWriter, frame_pace, probe, read_frames, read_image, write_image
-from harness.videos import write_driver
+from harness.videos import steady, write_driver
 
 EXAMPLES = Path(anifacediff_core.__file__).parent / "assets" / "examples"
 IDENTIFIER = 51966
@@ -191,3 +194,49 @@ def test_the_command_keeps_times_that_follow_no_rate(tmp_path: Path) -> None:
     assert main(["mark", "--input", str(given), "--out", str(out)]) == 0
     assert frame_pace(out)[1] == pytest.approx(times, abs=1e-4)
     assert probe(out).has_audio and sorted(tmp_path.iterdir()) == [given, out]
+
+
+@pytest.mark.parametrize("command", [True, False])
+@pytest.mark.parametrize("steady_rate", [True, False])
+def test_sound_that_cannot_be_copied_is_encoded(tmp_path: Path, command: bool, steady_rate: bool) -> None:
+    """MP4 holds no MP3 of 8000 Hz."""
+    given, out = tmp_path / "given.ts", tmp_path / "out.mp4"
+    times = steady(12) if steady_rate else [0.0, 0.02, 0.04, 0.06, 0.3, 0.5]
+    write_driver(given, times, 0.8, side=128, sound=("libmp3lame", 8000))
+    if command:
+        assert main(["mark", "--input", str(given), "--out", str(out)]) == 0
+    else:
+        copy_declared(given, out, say=pytest.fail)
+    before, after = heard(given), heard(out)
+    assert after.codec == "aac" and after.frames == before.frames == len(times)
+    delay = 1024 / 8000  # of AAC, which begins with a packet of nothing
+    assert after.lag == pytest.approx(before.lag, abs=delay)
+    assert after.seconds == pytest.approx(before.seconds, abs=2 * delay)
+
+
+@dataclass(frozen=True)
+class Heard:
+    codec: str
+    frames: int
+    lag: float  # of the sound behind the pictures, in seconds
+    seconds: float
+
+
+def heard(file: Path) -> Heard:
+    with av.open(str(file)) as opened:
+        frames = [float(frame.time) for frame in opened.decode(video=0)]
+    with av.open(str(file)) as opened:
+        sound = list(opened.decode(audio=0))
+        codec = opened.streams.audio[0].codec_context.codec.canonical_name
+    seconds = sum(frame.samples / frame.sample_rate for frame in sound)
+    return Heard(codec, len(frames), float(sound[0].time) - frames[0], seconds)
+
+
+def test_copying_leaves_out_no_frame(tmp_path: Path) -> None:
+    """In Matroska the first frames have no time of decoding."""
+    given, out = tmp_path / "given.mkv", tmp_path / "out.mp4"
+    write_driver(given, steady(12), 0.4)
+    copy_declared(given, out, say=pytest.fail)
+    for before, after in zip(read_frames(given), read_frames(out), strict=True):
+        assert torch.equal(before, after)
+    assert frame_pace(out)[1] == pytest.approx(frame_pace(given)[1])

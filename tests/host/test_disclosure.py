@@ -18,6 +18,7 @@ from anifacediff_core.provenance.container import SOURCE_TYPE, STATEMENT, XMP
 from anifacediff_core.provenance.mark import mark
 from anifacediff_core.video import VideoWriter, probe, read_frames, read_image
 from harness.extension import Extension, one_sentence
+from harness.videos import steady, write_driver
 
 EXAMPLES = Path(anifacediff_core.__file__).parent / "assets" / "examples"
 RATE = Fraction(30000, 1001)
@@ -102,6 +103,29 @@ def test_save_file(extension: Extension, tmp_path: Path) -> None:
     assert probe(path) == probe(given) and probe(path).has_audio
     for before, after in zip(read_frames(given), read_frames(path), strict=True):
         assert torch.equal(before, after)
+
+
+def test_sound_that_cannot_be_copied_is_encoded(extension: Extension, tmp_path: Path) -> None:
+    """MP4 holds no MP3 of 8000 Hz."""
+    from comfy_api.latest import InputImpl
+
+    given = tmp_path / "given.ts"
+    write_driver(given, steady(12), 0.4, sound=("libmp3lame", 8000))
+    _, name, report = extension.run("SaveVideo", video=InputImpl.VideoFromFile(str(given)), **SAVING)
+    with av.open(str(extension.base / "output" / name)) as file:
+        assert file.streams.audio[0].codec_context.name == "aac"
+    assert report.endswith("no certificate is chosen.")
+
+
+def test_damaged_sound_costs_no_pictures(extension: Extension, image: Tensor) -> None:
+    from comfy_api.latest import InputImpl, Types
+
+    damaged = {"waveform": torch.zeros(1, 2, 0), "sample_rate": 44100}
+    parts = Types.VideoComponents(images=image, audio=damaged, frame_rate=RATE)
+    _, name, report = extension.run("SaveVideo", video=InputImpl.VideoFromComponents(parts), **SAVING)
+    info = probe(extension.base / "output" / name)
+    assert info.frames == len(image) and not info.has_audio
+    assert report.endswith("The sound of the video is damaged and left out (The audio has no samples).")
 
 
 def test_workflow_goes_along(extension: Extension, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,145 @@
+"""The sound of videos and sound files on its way into an mp4, and opening such files."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .errors import InputError
+
+MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+
+Written = TypeVar("Written")
+
+
+def open_media(path: str | Path, needs_video: bool = True) -> Any:
+    """A container to read from; the caller closes it."""
+    import av
+    from av.error import FFmpegError
+
+    if not Path(path).is_file():
+        raise InputError(f"There is no video file {path}.")
+    try:
+        container = av.open(str(path))
+    except FFmpegError as error:
+        raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
+    if needs_video and not (container.streams.video and container.streams.video[0].width):
+        container.close()
+        raise InputError(f"{path} has no video stream; give a video file as the driving video.")
+    return container
+
+
+def keep_sound(
+    write: Callable[[Path | None, bool], Written], sound: str | Path | None, say: Callable[[str], None]
+) -> Written:
+    """Write a video with its sound: copied, or else encoded, or else without, since no trouble with the sound
+    shall cost the pictures.
+
+    Args:
+        write: writes all of it, given where the sound is, and whether it is to be copied.
+        sound: video or sound file; None where there is no sound.
+        say: told when the sound had to be left out.
+    """
+    from av.error import FFmpegError
+
+    if sound is None:
+        return write(None, True)
+    path, reason = Path(sound), ""
+    for copied in (True, False):
+        try:
+            return write(path, copied)
+        except (FFmpegError, InputError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            reason = str(error).rstrip(".")
+    written = write(None, True)
+    say(f"The sound of {path.name} is damaged and left out ({reason}).")
+    return written
+
+
+class Sound:
+    """The sound of a file on its way into an mp4: copied packet by packet if that may hold it, else as AAC.
+
+    Args:
+        copied: False encodes it in any case.
+        from_pictures: time counts from the first picture, where the file has pictures: that is where new ones
+            begin. False leaves it as it is.
+    """
+
+    def __init__(self, path: str | Path, copied: bool = True, from_pictures: bool = True) -> None:
+        self._container = open_media(path, needs_video=False)
+        self._may_copy = copied
+        streams = self._container.streams
+        self._stream = streams.audio[0] if streams.audio else None
+        self._target: Any = None
+        self._start = Fraction(0)
+        if from_pictures and streams.video and streams.video[0].start_time:
+            self._start = streams.video[0].start_time * streams.video[0].time_base
+        self._packets: Iterator[Any] = iter(())
+        self._pending: Any = None
+
+    def add_to(self, output: Any) -> None:
+        """Give an output container a stream for the sound, if there is one."""
+        self._target = output
+        if self._stream is not None:
+            codec = self._stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
+            copied = self._may_copy and codec in MP4_AUDIO_CODECS
+            self._packets = self._copied(self._stream) if copied else self._encoded(self._stream)
+
+    def copy(self, until: float) -> None:
+        """Hand over what comes before `until` seconds: packets of which more than half does."""
+        while True:
+            if self._pending is None:
+                self._pending = next(self._packets, None)
+            packet = self._pending
+            if packet is None:
+                return
+            if packet.pts is not None:
+                middle = packet.pts + Fraction(packet.duration or 0, 2)
+                if float(middle * packet.time_base) > until:
+                    return
+            self._target.mux(packet)
+            self._pending = None
+
+    def close(self) -> None:
+        self._container.close()
+
+    def _copied(self, source: Any) -> Iterator[Any]:
+        target = self._target.add_stream_from_template(source)
+
+        def packets() -> Iterator[Any]:
+            for packet in self._container.demux(source):
+                if packet.dts is not None and self._shift(packet):
+                    packet.stream = target
+                    yield packet
+
+        return packets()
+
+    def _encoded(self, source: Any) -> Iterator[Any]:
+        rate = source.codec_context.sample_rate
+        target = self._target.add_stream("aac", rate=min(AAC_RATES, key=lambda known: abs(known - rate)))
+        target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
+
+        def packets() -> Iterator[Any]:
+            for frame in self._container.decode(source):
+                if self._shift(frame):
+                    if frame.pts is not None:  # in samples: other units may be as coarse as a frame
+                        frame.pts = round(frame.pts * frame.time_base * frame.sample_rate)
+                        frame.time_base = Fraction(1, frame.sample_rate)
+                    yield from target.encode(frame)
+            yield from target.encode()
+
+        return packets()
+
+    def _shift(self, piece: Any) -> bool:
+        """Count a packet's or frame's time from the first picture; False if it is over by then."""
+        if not self._start or piece.pts is None:
+            return True
+        ticks = round(self._start / piece.time_base)
+        piece.pts -= ticks
+        piece.dts = piece.dts if piece.dts is None else piece.dts - ticks
+        return piece.pts + (getattr(piece, "duration", 0) or getattr(piece, "samples", 0)) > 0
