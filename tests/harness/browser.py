@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import install
 
 PLAYWRIGHT = "1.64.1"
 HARNESS = Path(__file__).parent
+NO_VUE = 77  # how a driver ends that finds a front-end with one renderer of nodes only; see page.mjs
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,8 @@ def drive(script: str, server: install.Server, driver: Path, task: dict[str, Any
         ["node", str(driver / script), json.dumps(task)],
         capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+    if result.returncode == NO_VUE:
+        pytest.skip("this front-end does not offer to draw nodes by Vue")
     if result.returncode:
         raise RuntimeError(f"the browser driver failed:\n{result.stderr[-3000:]}")
     return json.loads(result.stdout.splitlines()[-1])

@@ -2,7 +2,7 @@
 // argument, prints one line of JSON. tests/browser/test_expression_editor.py says what is expected.
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { openBrowser, openPage, run } from "./page.mjs";
+import { chooseRenderer, openBrowser, openPage, run } from "./page.mjs";
 
 const task = JSON.parse(process.argv[2]);
 const browser = await openBrowser(task.chromium);
@@ -10,10 +10,10 @@ const errors = [];
 const page = await openPage(browser, task.address, errors, { width: 1280, height: 1000 });
 
 async function prepare() {
-  await page.evaluate(async ({ vue, size, prefix }) => {
+  await chooseRenderer(page, task.vue);
+  await page.evaluate(({ size, prefix }) => {
     window.editors = () =>
       app.graph._nodes.filter((node) => node.type === "AniFaceDiffExpressionEditor").sort((a, b) => a.id - b.id);
-    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue);
     app.graph.clear();
     const add = (type, x, values = {}) => {
       const node = LiteGraph.createNode(type);

@@ -29,9 +29,25 @@ export async function openPage(browser, address, errors, viewport = { width: 192
   return page;
 }
 
-// Queue the graph and wait for its end: "execution_success", or what went wrong.
-export function run(page, timeout) {
-  return page.evaluate(async (timeout) => {
+// Draw nodes by Vue or on the canvas. Where the front-end offers only the canvas, the driver ends with a code of its own;
+// browser.py knows it.
+export async function chooseRenderer(page, vue) {
+  const offered = await page.evaluate(async (vue) => {
+    const name = "Comfy.VueNodes.Enabled";
+    const { settings, set } = app.extensionManager.setting;
+    if (vue && settings[name].type === "hidden") return false;
+    await set(name, vue);
+    return true;
+  }, vue);
+  if (offered) return;
+  await page.context().browser().close();
+  process.exit(77);
+}
+
+// Queue the graph and wait for its end: "execution_success", or what went wrong. Some front-ends show widgets only once the
+// graph is drawn; drawing it in software takes the time that the host needs.
+export function run(page, timeout, { drawn = false } = {}) {
+  return page.evaluate(async ({ timeout, drawn }) => {
     const ended = new Promise((resolve) => {
       const api = window.app.api;
       api.addEventListener("execution_success", () => resolve("execution_success"));
@@ -39,10 +55,9 @@ export function run(page, timeout) {
       api.addEventListener("execution_interrupted", () => resolve("interrupted"));
       setTimeout(() => resolve("no end in time"), timeout);
     });
-    // Drawing the graph in software would take the time that the host needs.
-    window.app.canvas.pause_rendering = true;
+    window.app.canvas.pause_rendering = !drawn;
     await window.app.queuePrompt(0, 1);
     const refused = window.app.lastNodeErrors ?? {};
     return Object.keys(refused).length ? `refused: ${JSON.stringify(refused)}` : await ended;
-  }, timeout);
+  }, { timeout, drawn });
 }

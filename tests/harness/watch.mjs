@@ -2,7 +2,7 @@
 // meanwhile and in the end; takes one JSON argument, prints one line of JSON. tests/browser/test_video_preview.py says
 // what is expected.
 import { join } from "node:path";
-import { openBrowser, openPage, run } from "./page.mjs";
+import { chooseRenderer, openBrowser, openPage, run } from "./page.mjs";
 
 const task = JSON.parse(process.argv[2]);
 const browser = await openBrowser(task.chromium);
@@ -10,8 +10,8 @@ const errors = [];
 
 try {
   const page = await openPage(browser, task.address, errors);
-  await page.evaluate(async ({ vue, extension, name, type, values }) => {
-    await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", vue);
+  await chooseRenderer(page, task.vue);
+  await page.evaluate(async ({ extension, name, type, values }) => {
     const template = await fetch(`/api/workflow_templates/${extension}/${name}.json`);
     await app.loadGraphData(await template.json(), true, true, name);
     const node = app.graph._nodes.find((node) => node.type === type);
@@ -28,10 +28,9 @@ try {
         visible: clientWidth > 0,
       }));
   }, task);
-  const outcome = await run(page, task.timeout);
+  const outcome = await run(page, task.timeout, { drawn: true });
   await page.evaluate(() => {
     clearInterval(watching);
-    app.canvas.pause_rendering = false;
     return app.extensionManager.command.execute("Comfy.Canvas.FitView");
   });
   // a video that does not come is for the test to tell
