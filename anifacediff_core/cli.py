@@ -167,6 +167,18 @@ def _add_avatar_benchmark(parser: argparse.ArgumentParser) -> None:
         metavar="LAMBDA",
         help="also full with these strengths of the expression adapter, e.g. 0 0.5 1 1.5",
     )
+    parser.add_argument(
+        "--shared-noise",
+        type=float,
+        default=1.0,
+        help="share of the initial noise that the frames of a clip have in common: 1, or 0 for none",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp16", "bf16", "fp32"),
+        default="fp16",
+        help="of the network on a GPU; bf16 flickers",
+    )
     parser.add_argument("--judges", type=Path, help="networks that judge; the bundled ones when left out")
     parser.add_argument(
         "--read-back",
@@ -374,6 +386,8 @@ def evaluate_avatars(options: argparse.Namespace) -> None:
         batch=options.batch or (16 if device.type == "cuda" else 4),
         variants=tuple(dict.fromkeys(variants)),
         protocol=options.protocol,
+        shared_noise=options.shared_noise,
+        precision=options.precision,
         read_back=options.read_back,
     )
     checkpoints = options.checkpoint or [checkpoint_path(options)]

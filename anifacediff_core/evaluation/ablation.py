@@ -34,9 +34,10 @@ MEASURES: dict[str, tuple[str, int, bool | None]] = {
     "eyes": ("eyes ↑", 2, True),
     "mouth": ("mouth ↑", 2, True),
     "flicker": ("flicker →1", 3, None),
+    "flicker_off": ("flicker, off 1 ↓", 3, False),
 }
 JUDGED = ("csim", "csim_truth", "apd", "aed", "apd_exact", "aed_exact", "camera")
-SHOWN = ("frechet", "csim", "csim_truth", "apd", "aed", "psnr", "eyes", "flicker")
+SHOWN = ("frechet", "csim", "csim_truth", "apd", "aed", "psnr", "eyes", "flicker", "flicker_off")
 
 
 @dataclass(frozen=True)
@@ -245,6 +246,7 @@ def table(report: dict[str, Any]) -> str:
         "eyes": ("eyes", 1),
         "mouth": ("mouth", 1),
         "flicker": ("flicker", 2),
+        "flicker_off": ("off 1", 3),
         "frechet": ("Fréchet (judges)", 2),
         "csim": ("CSIM (judge)", 3),
         "csim_truth": ("CSIM to truth (judge)", 3),

@@ -52,6 +52,7 @@ from .regions import face_spots, region_masks
 SEED_OFFSET = 500_000_000  # far from the seeds of training pools
 PROTOCOLS = ("cross", "same")
 READ_BACK = ("capture", "encoder", "none")
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FaceReader = Callable[[Tensor], FaceParameters]
 """Pictures of one clip (frames, 3, size, size) -> their captured parameters, on the CPU."""
 KnownReader = Callable[[Tensor, FaceParameters], FaceParameters]
@@ -72,6 +73,7 @@ class Protocol:
         batch: pairs handled at once.
         variants: names of what to measure, see `ablation.find_variant`.
         protocol: "cross", or "same": the source is the first frame of the driver's own track.
+        precision: "fp16", as ComfyUI runs the network on a GPU, "fp32", or "bf16", whose rounding flickers.
         read_back: how the bundled encoder reads the results: by "capture", clip by clip as artists get it; by
             the "encoder" alone, at the faces' true places, many clips at once; or "none".
     """
@@ -87,12 +89,17 @@ class Protocol:
     batch: int = 4
     variants: tuple[str, ...] = tuple(VARIANTS)
     protocol: str = "cross"
+    precision: str = "fp16"
     read_back: str = "capture"
 
     def __post_init__(self) -> None:
         for name in self.variants:
             find_variant(name)
-        for value, known in ((self.protocol, PROTOCOLS), (self.read_back, READ_BACK)):
+        for value, known in (
+            (self.protocol, PROTOCOLS),
+            (self.precision, PRECISIONS),
+            (self.read_back, READ_BACK),
+        ):
             if value not in known:
                 raise InputError(f"The benchmark knows no '{value}'; choose from {', '.join(known)}.")
 
@@ -204,6 +211,7 @@ class Reenactor:
         cfg: float,
         expression_scale: float = 1.0,
         temporal: bool = True,
+        precision: str = "fp16",
     ) -> Tensor:
         """Reenact P sources with F frames each.
 
@@ -211,6 +219,7 @@ class Reenactor:
             source: (P, 3, H, W); normals: (P * F, 3, H, W), pair-major; expression: (P * F, E).
             noise: (P * F, 4, h, w).
             temporal: run the temporal modules, if the network has any.
+            precision: of the multiplications on a GPU, see `Protocol`; elsewhere fp32.
 
         Returns:
             (P * F, 3, H, W) in [0, 1].
@@ -219,7 +228,8 @@ class Reenactor:
         rows, frames = len(normals), len(normals) // len(source)
         guided = cfg != 1.0
         device = source.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        reduced = device.type == "cuda" and precision != "fp32"
+        with torch.autocast(device.type, PRECISIONS[precision], enabled=reduced):
             image = net.encode_image(clip_preprocess(source, net.config.image_size))
             latents = self.autoencoder.encode(source) * net.config.latent_scale
             conditions = Conditions(
@@ -304,6 +314,7 @@ def reenact_cases(
                     cfg=protocol.cfg,
                     expression_scale=variant.scale,
                     temporal=variant.temporal,
+                    precision=protocol.precision,
                 ),
             )
 
@@ -340,6 +351,8 @@ def measure(image: Tensor, truth: Tensor, masks: dict[str, Tensor], frames: int)
     per_clip = {name: values.view(-1, frames).mean(1).tolist() for name, values in per_frame.items()}
     clips, true_clips = image.unflatten(0, (-1, frames)), truth.unflatten(0, (-1, frames))
     per_clip["flicker"] = [flicker(a[None], b[None]) for a, b in zip(clips, true_clips)]
+    # The mean of the above says little: a clip that is too lively hides one that is too stiff.
+    per_clip["flicker_off"] = [abs(value - 1) for value in per_clip["flicker"]]
     return [dict(zip(per_clip, values)) for values in zip(*per_clip.values())]
 
 

@@ -183,6 +183,12 @@ def _require_known_distribution(accelerator: Accelerator, loop: Loop) -> None:
             f"accelerate is configured for {kind}, which this trainer doesn't know; "
             "set distributed_type to MULTI_GPU, or to FSDP with fsdp_version: 2."
         )
+    if kind == "FSDP" and accelerator.state.fsdp_plugin.auto_wrap_policy is not None:
+        # The reference's keys and values are projected before the UNet's blocks run, with their weights.
+        raise InputError(
+            "FSDP is configured to divide each block by itself, but blocks of this network use each other's "
+            "weights; set fsdp_auto_wrap_policy: NO_WRAP."
+        )
     if kind == "FSDP" and loop.precision == "bf16_weights":
         raise InputError("The precision bf16_weights needs whole weights, which FSDP divides; use bf16.")
     if kind == "FSDP" and loop.precision == "fp16":

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import DistributedType
+from accelerate.utils import FullyShardedDataParallelPlugin
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.training import engine
@@ -203,7 +204,19 @@ def test_what_the_trainer_does_not_know_is_refused_with_a_sentence(kind: Distrib
 
 @pytest.mark.parametrize("precision", ["bf16_weights", "fp16"])
 def test_precisions_that_need_whole_weights_are_refused_where_these_are_divided(precision: str) -> None:
-    divided = SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True)
+    whole = _divided("NO_WRAP")
     with pytest.raises(InputError, match="use bf16"):
-        engine._require_known_distribution(divided, engine.Loop(steps=1, precision=precision))  # type: ignore[arg-type]
-    engine._require_known_distribution(divided, engine.Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
+        engine._require_known_distribution(whole, engine.Loop(steps=1, precision=precision))  # type: ignore[arg-type]
+    engine._require_known_distribution(whole, engine.Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("policy", ["SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP"])
+def test_dividing_block_by_block_is_refused_with_a_sentence(policy: str) -> None:
+    with pytest.raises(InputError, match="NO_WRAP"):
+        engine._require_known_distribution(_divided(policy), engine.Loop(steps=1))  # type: ignore[arg-type]
+
+
+def _divided(policy: str) -> SimpleNamespace:
+    plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy=policy)
+    state = SimpleNamespace(fsdp_plugin=plugin)
+    return SimpleNamespace(distributed_type=DistributedType.FSDP, is_fsdp2=True, state=state)

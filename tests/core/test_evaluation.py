@@ -224,6 +224,14 @@ def test_reports_of_several_processes_are_joined(head: HeadModel) -> None:
     assert "| full | 20.0 |" in table(joined)
 
 
+def test_a_clip_too_lively_does_not_hide_one_too_stiff() -> None:
+    truth = torch.rand(1, 3, 16, 16) + torch.linspace(0, 0.3, 4)[:, None, None, None]
+    lively, stiff = (truth[:1] + (truth - truth[:1]) * pace for pace in (1.5, 0.5))
+    clips = measure(torch.cat([lively, stiff]), torch.cat([truth, truth]), {}, frames=4)
+    assert sum(clip["flicker"] for clip in clips) / 2 == pytest.approx(1, abs=1e-4)
+    assert [clip["flicker_off"] for clip in clips] == pytest.approx([0.5, 0.5], abs=1e-4)
+
+
 def test_actions_that_nobody_uses_are_not_visible(head: HeadModel) -> None:
     params = head.neutral(50)
     expression = torch.zeros(50, head.n_expression)

@@ -282,7 +282,7 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
         network_config(experiment)
     planned = {phase.strip() for row in experiment["plan"] for lane in row for phase in lane.split(",")}
     assert planned == set(experiment["phases"])
-    left_out = {"judges", "autoencoder"} if name == "refine" else {"judges"}
+    left_out = {"judges", "autoencoder", "stage2"} if name == "refine" else {"judges"}
     assert planned == set(PHASES) - left_out
     for phase, settings in experiment["phases"].items():
         if phase == "evaluate":
