@@ -15,6 +15,7 @@ from .device import pick_device
 from .errors import InputError
 from .evaluation.commands import add_commands
 from .options import (
+    PICTURE,
     add_checkpoint,
     add_command,
     add_device,
@@ -22,6 +23,7 @@ from .options import (
     add_windows,
     bar,
     checkpoint_path,
+    file_name,
     positive,
     rate,
 )
@@ -75,7 +77,9 @@ def _add_reenact(commands: Any) -> None:
     parser = add_command(commands, "reenact", reenact, "let a source picture move like a driving video")
     parser.add_argument("--source", type=Path, help="picture with one face")
     parser.add_argument("--driving", type=Path, help="video with one face")
-    parser.add_argument("--out", type=Path, help="the mp4 to write; rate and sound are the driver's")
+    parser.add_argument(
+        "--out", type=file_name(".mp4"), help="the mp4 to write; rate and sound are the driver's"
+    )
     parser.add_argument(
         "--jobs",
         type=Path,
@@ -189,7 +193,9 @@ def _add_avatar_benchmark(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", type=Path, help="write the report here; several checkpoints' get _1, _2, … in their names"
     )
-    parser.add_argument("--sheet", type=Path, help="write a contact sheet here (png or jpg); likewise")
+    parser.add_argument(
+        "--sheet", type=file_name(*PICTURE), help="write a contact sheet here (png or jpg); likewise"
+    )
     parser.add_argument("--sheet-rows", type=positive, default=12, help="pairs on the contact sheet")
     add_sampling(parser)
     parser.add_argument(
@@ -208,7 +214,9 @@ def _add_train(commands: Any) -> None:
         train,
         "train an experiment: all phases on all GPUs, or one phase here (also under accelerate launch)",
     )
-    parser.add_argument("--config", required=True, help="a YAML file, or bundled, or smoke")
+    parser.add_argument(
+        "--config", required=True, help="a YAML file, or paper, bundled, refine, judges or smoke"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for weights, log and pictures")
     parser.add_argument("--phase", help="train only this phase, here")
     parser.add_argument("--devices", type=int, help="number of GPUs to use; all when left out, 0 for the CPU")
@@ -271,16 +279,22 @@ def _add_avatars(commands: Any) -> None:
     kinds = group.add_subparsers(title="kinds", required=True, metavar="kind")
 
     def kind(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, out: str
+        name: str,
+        run: Callable[[argparse.Namespace], None],
+        text: str,
+        out: str,
+        path: Callable[[str], Path] = Path,
     ) -> argparse.ArgumentParser:
         parser = add_command(kinds, name, run, text)
-        parser.add_argument("--out", type=Path, required=True, help=out)
+        parser.add_argument("--out", type=path, required=True, help=out)
         parser.add_argument("--size", type=positive, default=256, help="side in pixels")
         parser.add_argument("--seed", type=int, default=0, help="of identities and motion")
         add_device(parser)
         return parser
 
-    gallery = kind("gallery", avatar_gallery, "a sheet of different avatars", "png or jpg")
+    gallery = kind(
+        "gallery", avatar_gallery, "a sheet of different avatars", "png or jpg", file_name(*PICTURE)
+    )
     gallery.add_argument("--rows", type=positive, default=4)
     gallery.add_argument("--columns", type=positive, default=6)
     clips = kind(

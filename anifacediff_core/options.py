@@ -11,6 +11,8 @@ from typing import Any
 from .errors import InputError
 from .progress import Progress
 
+PICTURE = (".png", ".jpg", ".jpeg")
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names a default where there is one."""
@@ -57,6 +59,17 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not a positive number")
     return value
+
+
+def file_name(*endings: str) -> Callable[[str], Path]:
+    """The type of a file to write: what it is shows in its name, and is asked for before the work begins."""
+
+    def named(text: str) -> Path:
+        if Path(text).suffix.lower() not in endings:
+            raise argparse.ArgumentTypeError(f"{text} has to end in {' or '.join(endings)}")
+        return Path(text)
+
+    return named
 
 
 def rate(text: str) -> Fraction:

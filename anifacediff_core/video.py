@@ -118,6 +118,8 @@ def read_image(path: str | Path) -> Tensor:
             if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
                 layer = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", layer.size, (128, 128, 128, 255)), layer)
+            if picture.mode.startswith("I"):  # 16 bits: Pillow's own conversion cuts them off at 255
+                picture = Image.fromarray((np.array(picture) // 257).astype(np.uint8))
             pixels = np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} could not be read as a picture ({error}).") from error

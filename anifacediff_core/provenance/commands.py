@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..options import add_command, bar
+from ..options import add_command, bar, file_name
 
 
 def add_provenance(commands: Any) -> None:
@@ -15,7 +15,9 @@ def add_provenance(commands: Any) -> None:
         commands, "mark", mark_video, "say in pixels and metadata that a video is synthetic, unseen"
     )
     parser.add_argument("--input", type=Path, required=True, help="video")
-    parser.add_argument("--out", type=Path, required=True, help="mp4 to write; rate and sound stay")
+    parser.add_argument(
+        "--out", type=file_name(".mp4"), required=True, help="mp4 to write; rate and sound stay"
+    )
     parser.add_argument("--identifier", type=int, default=0, help="number in the mark, 0 to 65535")
     parser.add_argument("--strength", type=float, default=1.0, help="a multiple of the tested strength")
     parser.add_argument("--crf", type=int, default=18, help="compression of H.264")

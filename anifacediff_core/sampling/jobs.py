@@ -106,6 +106,9 @@ class Reenacting:
 
         Memory does not grow with the video. What was stopped goes on from its work folder, see `segments`.
         """
+        step = self.pipeline.model.config.downsampling
+        if job.size < 1 or job.size % step:
+            raise InputError(f"The size of the result is {job.size}: give a multiple of {step}.")
         picture = read_image(job.source)
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
@@ -229,6 +232,8 @@ def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> Reenact
             raise InputError(f"{what} has {name} {given[name]!r}, which is no {kind}.") from error
     if values["out"] in (values["source"], values["driving"]):
         raise InputError(f"{what} would write its result over {given['out']}; name another one.")
+    if Path(values["out"]).suffix.lower() != ".mp4":
+        raise InputError(f"{what} has out {given['out']!r}, which has to end in .mp4.")
     return ReenactJob(**{**defaults, **values})
 
 

@@ -554,6 +554,8 @@ def test_pictures_with_alpha_gray_and_nonsense(tmp_path: Path) -> None:
     assert read_image(tmp_path / "clear.png").mean() == pytest.approx(128 / 255)
     Image.fromarray(np.full((4, 5), 51, np.uint8)).save(tmp_path / "gray.png")
     assert torch.allclose(read_image(tmp_path / "gray.png"), torch.tensor(0.2))
+    Image.fromarray(np.full((4, 5), 51 * 257, np.uint16)).save(tmp_path / "gray16.png")
+    assert torch.allclose(read_image(tmp_path / "gray16.png"), torch.tensor(0.2))
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nonsense")
     with pytest.raises(InputError, match=r"broken\.png could not be read"):
         read_image(tmp_path / "broken.png")
@@ -565,6 +567,23 @@ def test_pictures_with_alpha_gray_and_nonsense(tmp_path: Path) -> None:
 
 
 # ---- command line
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "reenact --source a.png --driving b.mp4 --out c.gif",
+        "mark --input a.mp4 --out c.mov",
+        "avatars gallery --out c.xyz",
+        "evaluate avatars --sheet c",
+    ],
+)
+def test_names_that_do_not_fit_are_refused_before_the_work(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(command.split())
+    assert f"{command.split()[-1]} has to end in ." in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -138,7 +138,12 @@ def test_a_list_is_csv_or_json_lines_with_paths_from_its_own_folder(tmp_path: Pa
         ("a.csv", "source,driving,out\na,b,./b\n", "would write its result over ./b"),
         ("a.jsonl", '{"source": "a", "driving": "b", "out": "c", "size": Infinity}', "no whole number"),
         ("a.jsonl", '{"source": "a", "driving": "b", "out": "c", "steps": 2.5}', "no whole number"),
-        ("a.csv", "source,driving,out\na,b,c\nd,e,c\n", "Job 2 of a.csv writes .*c like one before it"),
+        ("a.csv", "source,driving,out\na,b,c.gif\n", "has out 'c.gif', which has to end in .mp4"),
+        (
+            "a.csv",
+            "source,driving,out\na,b,c.mp4\nd,e,c.mp4\n",
+            "Job 2 of a.csv writes .*c.mp4 like one before",
+        ),
         ("a.csv", "source,driving,out\na,b,c,d\n", "Job 1 of a.csv has"),
         ("a.jsonl", "{", "could not be read as CSV or JSON lines"),
         ("a.jsonl", "[1]", "Job 1 of a.jsonl has"),
@@ -229,6 +234,17 @@ def test_a_result_appears_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.M
     assert main(["reenact", "--jobs", str(path), *SETTINGS]) == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["one.mp4"]
     assert probe(tmp_path / "out" / "one.mp4").frames == 2
+
+
+def test_a_size_that_does_not_fit_is_told_before_the_driver_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = ["--source", str(EXAMPLES / "source.png"), "--driving", str(EXAMPLES / "driving.mp4")]
+    out = ["--out", str(tmp_path / "one.mp4"), "--device", "cpu"]
+    assert main(["reenact", *files, *out, "--size", "100"]) == 2
+    told = capsys.readouterr()
+    assert told.err == "anifacediff: The size of the result is 100: give a multiple of 8.\n" and not told.out
+    assert not list(tmp_path.iterdir())
 
 
 # ---- Ray
