@@ -116,22 +116,37 @@ def sole(path: Path, otherwise: str) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
-            database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-            held.enter_context(closing(database))
-            database.execute("PRAGMA journal_mode = OFF")  # which would be a file of its own
-            database.execute("BEGIN IMMEDIATE")
+            held.enter_context(_locked(path))
         except sqlite3.Error as error:
-            if "locked" in str(error):
+            if "locked" in str(error) and _has_locks(path.parent):
                 raise InputError(otherwise) from error
         try:
             yield
         finally:
-            if (
-                os.name == "nt"
-            ):  # where no open file can be removed; elsewhere, it may be another's once closed
+            # Windows removes no open file; elsewhere, the file may be another's once it is closed.
+            if os.name == "nt":
                 held.close()
             with suppress(OSError):
                 path.unlink()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with closing(sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)) as database:
+        database.execute("PRAGMA journal_mode = OFF")  # which would be a file of its own
+        database.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether a file of its own can be locked there: network shares without locks call any file locked."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as own, _locked(Path(own) / "lock"):
+            return True
+    except sqlite3.Error:
+        return False
+    except OSError:  # it cannot be tried
+        return True
 
 
 def file_digest(path: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -263,6 +264,17 @@ def test_a_second_run_in_this_process_is_refused(run: Run) -> None:
     with run.begin(), pytest.raises(InputError, match="another run"):
         run(Made())
     assert run(Made()) == FRAMES
+
+
+def test_where_files_cannot_be_locked_nobody_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network shares say of every file that it is locked."""
+
+    def locked(*_: Any, **__: Any) -> Any:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(sqlite3, "connect", locked)
+    assert run(Made()) == FRAMES
+    assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"]
 
 
 def test_nothing_of_other_people_is_removed(run: Run) -> None:
