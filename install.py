@@ -58,7 +58,7 @@ HOST_FRONTEND = [  # installed without their dependencies
 HOST_REQUIREMENTS = [
     "numpy<3", "einops<1", "transformers>=4.50.3,<6", "tokenizers<1", "sentencepiece<1",
     "safetensors>=0.4.2,<1", "aiohttp>=3.11.8,<4", "yarl<2", "pyyaml<7", "pillow<14", "scipy<2", "tqdm<5",
-    "psutil<8", "alembic<2", "SQLAlchemy<3", "av>=14.2,<19", "requests<3", "torchsde<1",
+    "psutil<8", "alembic<2", "SQLAlchemy<3", "av>=15,<19", "requests<3", "torchsde<1",
     "pydantic>=2,<3", "pydantic-settings>=2,<3",
 ]  # fmt: skip
 HOST_WITHOUT_DEPENDENCIES = ["kornia", "kornia_rs", "spandrel"]

@@ -1,4 +1,4 @@
-"""The sound of videos and sound files on its way into an mp4, and opening such files."""
+"""The sound of videos and sound files on its way into an mp4; opening such files and copying from them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .errors import InputError
 
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+OLDEST_PYAV = 15
 
 Written = TypeVar("Written")
 
@@ -33,6 +34,35 @@ def open_media(path: str | Path, needs_video: bool = True) -> Any:
     return container
 
 
+def known_sounds(container: Any) -> list[Any]:
+    """The streams of sound of a container that is read.
+
+    Raises:
+        InputError: there are some, but nobody knows their codecs.
+    """
+    sounds = container.streams.audio
+    known = [stream for stream in sounds if stream.codec_context is not None]
+    if sounds and not known:
+        raise InputError("The codec of the sound is unknown.")
+    return known
+
+
+def add_copy(output: Any, stream: Any) -> Any:
+    """A stream of an output container for another one's packets.
+
+    Raises:
+        InputError: PyAV is too old: before 15 it opens an encoder, whose header does not fit the packets.
+    """
+    import av
+
+    if int(av.__version__.partition(".")[0]) < OLDEST_PYAV:
+        raise InputError(
+            f"PyAV {av.__version__} damages the videos that it copies: update it with "
+            "pip install --upgrade av and run the same again."
+        )
+    return output.add_stream_from_template(stream)
+
+
 def keep_sound(
     write: Callable[[Path | None, bool], Written], sound: str | Path | None, say: Callable[[str], None]
 ) -> Written:
@@ -52,12 +82,12 @@ def keep_sound(
     for copied in (True, False):
         try:
             return write(path, copied)
-        except (FFmpegError, InputError, ValueError) as error:
+        except (FFmpegError, ValueError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
             reason = str(error).rstrip(".")
     written = write(None, True)
-    say(f"The sound of {path.name} is damaged and left out ({reason}).")
+    say(f"The sound of {path.name} cannot be kept and is left out ({reason}).")
     return written
 
 
@@ -73,22 +103,21 @@ class Sound:
     def __init__(self, path: str | Path, copied: bool = True, from_pictures: bool = True) -> None:
         self._container = open_media(path, needs_video=False)
         self._may_copy = copied
-        streams = self._container.streams
-        self._stream = streams.audio[0] if streams.audio else None
         self._target: Any = None
         self._start = Fraction(0)
-        if from_pictures and streams.video and streams.video[0].start_time:
-            self._start = streams.video[0].start_time * streams.video[0].time_base
+        video = self._container.streams.video
+        if from_pictures and video and video[0].start_time:
+            self._start = video[0].start_time * video[0].time_base
         self._packets: Iterator[Any] = iter(())
         self._pending: Any = None
 
     def add_to(self, output: Any) -> None:
         """Give an output container a stream for the sound, if there is one."""
         self._target = output
-        if self._stream is not None:
-            codec = self._stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
+        for stream in known_sounds(self._container)[:1]:
+            codec = stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
             copied = self._may_copy and codec in MP4_AUDIO_CODECS
-            self._packets = self._copied(self._stream) if copied else self._encoded(self._stream)
+            self._packets = self._copied(stream) if copied else self._encoded(stream)
 
     def copy(self, until: float) -> None:
         """Hand over what comes before `until` seconds: packets of which more than half does."""
@@ -109,7 +138,7 @@ class Sound:
         self._container.close()
 
     def _copied(self, source: Any) -> Iterator[Any]:
-        target = self._target.add_stream_from_template(source)
+        target = add_copy(self._target, source)
 
         def packets() -> Iterator[Any]:
             for packet in self._container.demux(source):

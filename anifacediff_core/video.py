@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
-from .sound import Sound, open_media
+from .sound import Sound, add_copy, open_media
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_ENDINGS = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ogv", ".wmv", ".flv"}
@@ -190,7 +190,7 @@ def join_videos(
                 with open_media(part) as container:
                     source = container.streams.video[0]
                     if video is None:
-                        video = output.add_stream_from_template(source)
+                        video = add_copy(output, source)
                         video.time_base = unit
                         if sound is not None:
                             sound.add_to(output)

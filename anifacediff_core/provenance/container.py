@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import InputError
-from ..sound import Sound, keep_sound
+from ..sound import Sound, add_copy, keep_sound, known_sounds
 from ..storage import replacing
 from ..video import probe
 
@@ -61,6 +61,8 @@ def copy_declared(
             keep_sound(partial(_copy, source, temporary, fields), sound, say)
             with open(temporary, "ab") as file:
                 file.write(_box(XMP.encode()))
+    except InputError:
+        raise
     except (FFmpegError, ValueError) as error:
         raise InputError(
             f"The video cannot be copied into an mp4 ({error}): take its frames with Get Video Components "
@@ -78,8 +80,8 @@ def _copy(source: Path, target: str, fields: Mapping[str, str], sound: Path | No
         kept = {name: value for name, value in given.metadata.items() if name not in OF_CONTAINER}
         written.metadata.update({**kept, **fields})
         streams = {}
-        for stream in (*given.streams.video, *(given.streams.audio if sound and copied else ())):
-            streams[stream] = written.add_stream_from_template(stream)
+        for stream in (*given.streams.video, *(known_sounds(given) if sound and copied else ())):
+            streams[stream] = add_copy(written, stream)
             streams[stream].time_base = stream.time_base
         encoded = None
         if sound and not copied:
@@ -107,12 +109,27 @@ def _timed(packets: Iterable[Any]) -> Iterator[Any]:
             continue
         first = [*early.pop(stream, ()), packet]
         if stream not in steps:
-            shown = sorted(one.pts for one in first if one.pts is not None)
-            steps[stream] = max(min((later - before for before, later in pairwise(shown)), default=1), 1)
-        for back, one in enumerate(reversed(first)):
-            one.dts = packet.dts - back * steps[stream]
-            one.duration = one.duration or steps[stream]
-        yield from first
+            steps[stream] = _step(first)
+        yield from _counted_back(first, packet.dts, steps[stream])
+    for first in early.values():  # of a clip of a few frames none tells it
+        yield from _counted_back(first, min(_shown(first), default=0), _step(first))
+
+
+def _shown(packets: list[Any]) -> list[int]:
+    return sorted(one.pts for one in packets if one.pts is not None)
+
+
+def _step(packets: list[Any]) -> int:
+    """How long one packet is shown, by the next one."""
+    return max(min((later - before for before, later in pairwise(_shown(packets))), default=1), 1)
+
+
+def _counted_back(packets: list[Any], decoded: int, step: int) -> Iterator[Any]:
+    """Packets of which the last one is decoded at that time."""
+    for back, one in enumerate(reversed(packets)):
+        one.dts = decoded - back * step
+        one.duration = one.duration or step
+    yield from packets
 
 
 def _box(content: bytes) -> bytes:

@@ -459,7 +459,7 @@ def test_damaged_sound_costs_no_pictures(run: Run) -> None:
     sound.write_bytes(b"no sound at all")
     run.footage = Footage(RATE, str(sound))
     assert run(Made()) == len(frames_of(run.out)) == FRAMES
-    assert not probe(run.out).has_audio and "sound.wav is damaged and left out" in run.said[-1]
+    assert not probe(run.out).has_audio and "sound.wav cannot be kept and is left out" in run.said[-1]
 
 
 def test_the_same_frames_are_the_same_file_whatever_memory_holds(tmp_path: Path) -> None:

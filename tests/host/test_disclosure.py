@@ -125,7 +125,9 @@ def test_damaged_sound_costs_no_pictures(extension: Extension, image: Tensor) ->
     _, name, report = extension.run("SaveVideo", video=InputImpl.VideoFromComponents(parts), **SAVING)
     info = probe(extension.base / "output" / name)
     assert info.frames == len(image) and not info.has_audio
-    assert report.endswith("The sound of the video is damaged and left out (The audio has no samples).")
+    assert report.endswith(
+        "The sound of the video cannot be kept and is left out (The audio has no samples)."
+    )
 
 
 def test_workflow_goes_along(extension: Extension, made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
