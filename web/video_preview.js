@@ -27,6 +27,7 @@ function widgetOf(node) {
 function addWidget(node) {
   const picture = document.createElement("img");
   picture.style.cssText = "width: 100%; height: 100%; object-fit: contain";
+  picture.onload = () => URL.revokeObjectURL(picture.src); // it stays shown, whatever becomes of the node
   const widget = node.addDOMWidget(WIDGET, WIDGET, picture, {
     getMinHeight: () => LEAST_HEIGHT,
     hideOnZoom: false,

@@ -44,6 +44,10 @@ def test_the_finished_video_takes_their_place(found: dict[str, Any]) -> None:
     assert found["left"] == 0, "the pictures are gone"
 
 
+def test_a_deleted_node_keeps_no_picture_in_memory(found: dict[str, Any]) -> None:
+    assert found["kept"] == [1, 0]
+
+
 def test_the_page_shows_no_errors(found: dict[str, Any]) -> None:
     # that one is the host's own
     assert [error for error in found["errors"] if "reading 'id'" not in error] == []

@@ -21,6 +21,17 @@ try {
       for (const image of document.querySelectorAll("img[src^='blob:']"))
         if (image.naturalWidth && image.clientWidth) pictures.add(`${image.naturalWidth}×${image.naturalHeight}`);
     }, 20);
+    window.addresses = new Set(); // of pictures that are kept in memory
+    const { createObjectURL, revokeObjectURL } = URL;
+    URL.createObjectURL = (blob) => {
+      const address = createObjectURL(blob);
+      addresses.add(address);
+      return address;
+    };
+    URL.revokeObjectURL = (address) => {
+      addresses.delete(address);
+      revokeObjectURL(address);
+    };
     window.shown = () =>
       [...document.querySelectorAll("video")].map(({ src, videoWidth, videoHeight, clientWidth }) => ({
         query: Object.fromEntries(new URL(src).searchParams),
@@ -44,7 +55,20 @@ try {
     left: document.querySelectorAll("img[src^='blob:']").length,
     videos: shown(),
   }));
-  console.log(JSON.stringify({ ...found, outcome, errors, screenshot }));
+  // a picture for a node that is deleted then
+  const kept = await page.evaluate(async (type) => {
+    addresses.clear();
+    const node = app.graph._nodes.find((node) => node.type === type);
+    const canvas = document.createElement("canvas");
+    const blob = await new Promise((resolve) => canvas.toBlob(resolve));
+    app.api.dispatchCustomEvent("b_preview_with_metadata", { blob, displayNodeId: String(node.id) });
+    const given = addresses.size;
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    app.graph.remove(node);
+    await new Promise((resolve) => setTimeout(resolve, 1000));
+    return [given, addresses.size];
+  }, task.type);
+  console.log(JSON.stringify({ ...found, kept, outcome, errors, screenshot }));
 } finally {
   await browser.close();
 }
