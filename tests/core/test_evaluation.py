@@ -342,6 +342,8 @@ def test_strengths_of_the_adapter_are_variants_and_nonsense_is_refused() -> None
             find_variant(name)
     with pytest.raises(InputError, match="choose from cross, same"):
         Protocol(protocol="other")
+    with pytest.raises(InputError, match="knows no 'int8'; choose from fp16, bf16, fp32"):
+        Protocol(precision="int8")
 
 
 def test_reports_are_compared_pair_by_pair_and_only_about_the_same_pairs(head: HeadModel) -> None:
