@@ -47,6 +47,12 @@ def known_sounds(container: Any) -> list[Any]:
     return known
 
 
+def fits_mp4(sound: Any) -> bool:
+    """Whether players find the sound of such a stream in an mp4."""
+    codec = sound.codec_context.codec.canonical_name  # the decoder's own may be mp3float
+    return codec in MP4_AUDIO_CODECS
+
+
 def add_copy(output: Any, stream: Any) -> Any:
     """A stream of an output container for another one's packets.
 
@@ -115,8 +121,7 @@ class Sound:
         """Give an output container a stream for the sound, if there is one."""
         self._target = output
         for stream in known_sounds(self._container)[:1]:
-            codec = stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
-            copied = self._may_copy and codec in MP4_AUDIO_CODECS
+            copied = self._may_copy and fits_mp4(stream)
             self._packets = self._copied(stream) if copied else self._encoded(stream)
 
     def copy(self, until: float) -> None:

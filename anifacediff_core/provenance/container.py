@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import InputError
-from ..sound import Sound, add_copy, keep_sound, known_sounds
+from ..sound import Sound, add_copy, fits_mp4, keep_sound, known_sounds
 from ..storage import replacing
 from ..video import probe
 
@@ -79,8 +79,10 @@ def _copy(source: Path, target: str, fields: Mapping[str, str], sound: Path | No
         written = stack.enter_context(av.open(target, "w", format="mp4", options=options))
         kept = {name: value for name, value in given.metadata.items() if name not in OF_CONTAINER}
         written.metadata.update({**kept, **fields})
+        sounds = known_sounds(given) if sound else []
+        copied = copied and all(map(fits_mp4, sounds))
         streams = {}
-        for stream in (*given.streams.video, *(known_sounds(given) if sound and copied else ())):
+        for stream in (*given.streams.video, *(sounds if copied else ())):
             streams[stream] = add_copy(written, stream)
             streams[stream].time_base = stream.time_base
         encoded = None

@@ -214,6 +214,14 @@ def test_sound_that_cannot_be_copied_is_encoded(tmp_path: Path, command: bool, s
     assert after.seconds == pytest.approx(before.seconds, abs=2 * delay)
 
 
+def test_sound_that_players_do_not_find_in_mp4_is_encoded(tmp_path: Path) -> None:
+    """As the uncompressed one of cameras."""
+    given, out = tmp_path / "given.mov", tmp_path / "out.mp4"
+    write_driver(given, steady(12), 0.4, sound=("pcm_s16le", 48000))
+    copy_declared(given, out, say=pytest.fail)
+    assert heard(given).codec == "pcm_s16le" and heard(out).codec == "aac"
+
+
 @dataclass(frozen=True)
 class Heard:
     codec: str
