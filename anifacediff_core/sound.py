@@ -30,7 +30,7 @@ def open_media(path: str | Path, needs_video: bool = True) -> Any:
         raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
     if needs_video and not (container.streams.video and container.streams.video[0].width):
         container.close()
-        raise InputError(f"{path} has no video stream; give a video file as the driving video.")
+        raise InputError(f"{path} has no video stream; give a file that has one.")
     return container
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
@@ -74,9 +74,9 @@ class Models(Protocol):
 class CaptureModels:
     """The networks and the head that their parameters belong to, all on one device."""
 
-    detector: Detects
-    encoder: Reads
-    head: HeadModel
+    detector: Detects = field(repr=False)  # ComfyUI prints the inputs of a node that failed
+    encoder: Reads = field(repr=False)
+    head: HeadModel = field(repr=False)
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint, head: HeadModel) -> CaptureModels:

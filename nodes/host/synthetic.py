@@ -63,7 +63,7 @@ def save_synthetic(
     else:
         copy_declared(file_of(video), path, metadata, say=warn)
     info = probe(path)
-    note = f"{info.frames} frames at {info.rate} a second, declared as synthetic"
+    note = f"{info.frames} frames, {info.rate} fps, declared synthetic"
     try:
         note = f"{note}, {_sign(path, certificate, private_key)}."
     except InputError as error:
@@ -74,7 +74,7 @@ def save_synthetic(
 
 def _sign(path: Path, certificate: str | None, private_key: str | None) -> str:
     if certificate is None and private_key is None:
-        return "not signed since no certificate is chosen"
+        return "not signed"
     if certificate is None or private_key is None:
         raise InputError("A C2PA manifest needs a certificate and its private key: choose both.")
     manifest.sign(path, file_path(C2PA, certificate), file_path(C2PA, private_key))

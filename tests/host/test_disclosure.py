@@ -86,7 +86,7 @@ def test_save_frames(extension: Extension, made: Any) -> None:
         metadata = file.metadata
     assert metadata["comment"] == metadata["description"] == STATEMENT
     assert metadata["digitalsourcetype"] == SOURCE_TYPE and XMP.encode() in path.read_bytes()
-    assert report.startswith(f"{name}: 4 frames at 30000/1001") and "not signed" in report
+    assert report.startswith(f"{name}: 4 frames, 30000/1001 fps") and "not signed" in report
     for video in (saved, made):
         assert extension.run("DetectMark", video=video)[:2] == (True, 77)
 
@@ -114,7 +114,7 @@ def test_sound_that_cannot_be_copied_is_encoded(extension: Extension, tmp_path: 
     _, name, report = extension.run("SaveVideo", video=InputImpl.VideoFromFile(str(given)), **SAVING)
     with av.open(str(extension.base / "output" / name)) as file:
         assert file.streams.audio[0].codec_context.name == "aac"
-    assert report.endswith("no certificate is chosen.")
+    assert report.endswith("declared synthetic, not signed.")
 
 
 def test_damaged_sound_costs_no_pictures(extension: Extension, image: Tensor) -> None:
