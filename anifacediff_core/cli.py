@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .avatars.commands import add_avatars
 from .device import pick_device
 from .errors import InputError
+from .evaluation.benchmark_commands import add_benchmark
 from .evaluation.commands import add_commands
 from .options import (
-    PICTURE,
     add_checkpoint,
     add_command,
     add_device,
@@ -27,12 +26,8 @@ from .options import (
     positive,
     rate,
 )
-from .progress import Progress
 from .provenance.commands import add_provenance
 from .scale import add_scale, scale_of
-
-if TYPE_CHECKING:
-    import torch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +60,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_train(commands)
     _add_prepare(commands)
-    _add_avatars(commands)
+    add_avatars(commands)
     add_provenance(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -131,80 +126,8 @@ def _add_evaluate(commands: Any) -> None:
         description="Measure a checkpoint, results of any method, or detectors of forgeries.",
     )
     kinds = group.add_subparsers(title="benchmarks", required=True, metavar="benchmark")
-    parser = add_command(
-        kinds,
-        "avatars",
-        evaluate_avatars,
-        "cross-identity reenactment of unseen avatars, against the exact truth",
-    )
-    _add_avatar_benchmark(parser)
-    compared = add_command(
-        kinds,
-        "compare",
-        compare_avatars,
-        "the difference of avatar benchmarks of several checkpoints, pair by pair",
-    )
-    compared.add_argument("reports", nargs="+", type=Path, help="JSON files; the first is compared with")
-    compared.add_argument("--json", type=Path, help="write the differences here")
+    add_benchmark(kinds)
     add_commands(kinds)
-
-
-def _add_avatar_benchmark(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pairs", type=positive, default=16, help="pairs of source and driver")
-    parser.add_argument("--seed", type=int, default=0, help="of identities, motion and noise")
-    parser.add_argument("--frames", type=positive, default=24, help="frames of each clip")
-    parser.add_argument(
-        "--protocol",
-        choices=("cross", "same"),
-        default="cross",
-        help="another avatar drives, or the source is the first frame of its own track",
-    )
-    parser.add_argument("--batch", type=positive, help="pairs handled at once; 16 on a GPU and 4 elsewhere")
-    parser.add_argument(
-        "--variants", nargs="+", metavar="NAME", help="only these: full, no_adapter, driver_shape, …"
-    )
-    parser.add_argument(
-        "--scales",
-        nargs="+",
-        type=float,
-        default=[],
-        metavar="LAMBDA",
-        help="also full with these strengths of the expression adapter, e.g. 0 0.5 1 1.5",
-    )
-    parser.add_argument(
-        "--shared-noise",
-        type=float,
-        default=1.0,
-        help="share of the initial noise that the frames of a clip have in common: 1, or 0 for none",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("fp16", "bf16", "fp32"),
-        default="fp16",
-        help="of the network on a GPU; bf16 flickers",
-    )
-    parser.add_argument("--judges", type=Path, help="networks that judge; the bundled ones when left out")
-    parser.add_argument(
-        "--read-back",
-        choices=("capture", "encoder", "none"),
-        default="capture",
-        help="how the bundled encoder reads results: as videos are captured, or faster, from known places",
-    )
-    parser.add_argument(
-        "--json", type=Path, help="write the report here; several checkpoints' get _1, _2, … in their names"
-    )
-    parser.add_argument(
-        "--sheet", type=file_name(*PICTURE), help="write a contact sheet here (png or jpg); likewise"
-    )
-    parser.add_argument("--sheet-rows", type=positive, default=12, help="pairs on the contact sheet")
-    add_sampling(parser)
-    parser.add_argument(
-        "--checkpoint",
-        type=Path,
-        action="append",
-        help="weights; the bundled ones when left out. Several are measured on the same pairs and compared",
-    )
-    add_device(parser)
 
 
 def _add_train(commands: Any) -> None:
@@ -270,50 +193,6 @@ def _add_prepare(commands: Any) -> None:
     add_checkpoint(parser)
     add_device(parser)
     add_scale(parser)
-
-
-def _add_avatars(commands: Any) -> None:
-    group = commands.add_parser(
-        "avatars", help="render avatars", description="Render avatars with the studio."
-    )
-    kinds = group.add_subparsers(title="kinds", required=True, metavar="kind")
-
-    def kind(
-        name: str,
-        run: Callable[[argparse.Namespace], None],
-        text: str,
-        out: str,
-        path: Callable[[str], Path] = Path,
-    ) -> argparse.ArgumentParser:
-        parser = add_command(kinds, name, run, text)
-        parser.add_argument("--out", type=path, required=True, help=out)
-        parser.add_argument("--size", type=positive, default=256, help="side in pixels")
-        parser.add_argument("--seed", type=int, default=0, help="of identities and motion")
-        add_device(parser)
-        return parser
-
-    gallery = kind(
-        "gallery", avatar_gallery, "a sheet of different avatars", "png or jpg", file_name(*PICTURE)
-    )
-    gallery.add_argument("--rows", type=positive, default=4)
-    gallery.add_argument("--columns", type=positive, default=6)
-    clips = kind(
-        "clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters"
-    )
-    clips.add_argument("--count", type=positive, default=2, help="number of clips")
-    clips.add_argument("--frames", type=positive, default=48, help="frames of each")
-    clips.add_argument("--fps", type=rate, default=Fraction(24), help="frame rate")
-    shards = kind("shards", avatar_shards, "shards of moving avatars, for training", "folder for the shards")
-    shards.add_argument("--count", type=positive, required=True, help="number of avatars")
-    shards.add_argument("--frames", type=positive, default=96, help="frames of each")
-    shards.add_argument(
-        "--fps", type=rate, default=Fraction(24), help="frame rate; 1 gives frames that differ"
-    )
-    shards.add_argument("--normals", action="store_true", help="store normals, too")
-    add_scale(shards)
-    data = kind("data", avatar_data, "pictures, normals and parameters of random avatars", "folder")
-    data.add_argument("--count", type=positive, default=16, help="number of avatars")
-    data.add_argument("--frames", type=positive, default=4, help="pictures of each")
 
 
 def _add_inspect(commands: Any) -> None:
@@ -382,64 +261,6 @@ def train(options: argparse.Namespace) -> None:
     from .training.conductor import Conductor
 
     Conductor(options.config, experiment, options.set, options.out, options.devices).run()
-
-
-def evaluate_avatars(options: argparse.Namespace) -> None:
-    from .evaluation.ablation import VARIANTS, markdown, scale_name
-    from .evaluation.avatars import Protocol
-    from .evaluation.report import comparisons, evaluate_checkpoint
-
-    device = pick_device(options.device)
-    variants = [*(options.variants or VARIANTS), *(scale_name(scale) for scale in options.scales)]
-    protocol = Protocol(
-        pairs=options.pairs,
-        seed=options.seed,
-        frames=options.frames,
-        steps=options.steps,
-        cfg=options.cfg,
-        batch=options.batch or (16 if device.type == "cuda" else 4),
-        variants=tuple(dict.fromkeys(variants)),
-        protocol=options.protocol,
-        shared_noise=options.shared_noise,
-        precision=options.precision,
-        read_back=options.read_back,
-    )
-    checkpoints = options.checkpoint or [checkpoint_path(options)]
-    reports = {}
-    for number, path in enumerate(checkpoints, start=1):
-        found = evaluate_checkpoint(
-            path,
-            protocol,
-            json_path=_numbered(options.json, number, len(checkpoints)),
-            sheet=_numbered(options.sheet, number, len(checkpoints)),
-            device=device,
-            judges=options.judges,
-            sheet_rows=options.sheet_rows,
-            progress=bar("pairs"),
-        )
-        if found is not None:
-            reports[str(path)] = found
-            print(f"\n## {path}\n" if len(checkpoints) > 1 else "")
-            print(markdown(found))
-    if len(reports) > 1:
-        print(f"\n{comparisons(reports)[1]}")
-
-
-def _numbered(path: Path | None, number: int, count: int) -> Path | None:
-    """One of several files where one was named: report.json, report_2.json."""
-    return path if path is None or count == 1 else path.with_stem(f"{path.stem}_{number}")
-
-
-def compare_avatars(options: argparse.Namespace) -> None:
-    from .evaluation.report import comparisons, read_report
-
-    if len(options.reports) < 2:
-        raise InputError("There is one report and nothing to compare it with; name two or more.")
-    found, text = comparisons({str(path): read_report(path) for path in options.reports})
-    print(text)
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1, allow_nan=False))
 
 
 def reenact(options: argparse.Namespace) -> None:
@@ -534,76 +355,6 @@ def prepare(options: argparse.Namespace) -> None:
         print(line)
 
 
-def avatar_shards(options: argparse.Namespace) -> None:
-    from .training.avatar_shards import AvatarRecipe, prepare_avatars
-
-    recipe = AvatarRecipe(
-        count=options.count,
-        frames=options.frames,
-        fps=str(options.fps),
-        size=options.size,
-        seed=options.seed,
-        normals=options.normals,
-    )
-    scale = scale_of(options)
-    count = prepare_avatars(options.out, recipe, options.device, scale, progress=bar("chunks"))
-    print(f"{options.out}: {count} shards.")
-
-
-def avatar_gallery(options: argparse.Namespace) -> None:
-    import torch
-    from einops import rearrange
-
-    from .avatars.poses import random_frames
-    from .video import write_image
-
-    studio, head, identities, generator = _studio(options, options.rows * options.columns)
-    params = random_frames(len(identities), generator, head)
-    pictures = torch.cat(list(_render(studio, identities, params, options.size, bar("avatars"))))
-    write_image(options.out, rearrange(pictures, "(y x) c h w -> c (y h) (x w)", x=options.columns))
-
-
-def avatar_clips(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from .avatars.tracks import random_tracks
-    from .video import VideoWriter
-
-    studio, head, identities, generator = _studio(options, options.count)
-    tracks = random_tracks(options.count, options.frames, float(options.fps), generator, head)
-    for clip in range(options.count):
-        identity = identities[clip].repeat_interleave(options.frames)
-        params = tracks[clip * options.frames : (clip + 1) * options.frames]
-        params = replace(params, shape=identity.shape)
-        with VideoWriter(options.out / f"clip_{clip:04d}.mp4", options.fps) as video:
-            for pictures in _render(studio, identity, params, options.size, bar(f"clip {clip + 1}")):
-                video.write(pictures)
-        params.to("cpu").save(options.out / f"clip_{clip:04d}.safetensors")
-
-
-def avatar_data(options: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from .avatars.poses import random_frames
-    from .head.render import render_normals as draw
-    from .video import write_image
-
-    studio, head, identities, generator = _studio(options, options.count)
-    identities = identities.repeat_interleave(options.frames)
-    params = replace(random_frames(len(identities), generator, head), shape=identities.shape)
-    normals = draw(head, params, options.size, progress=bar("normals"))
-    index = 0
-    for pictures in _render(studio, identities, params, options.size, bar("avatars")):
-        for picture in pictures:
-            name = f"{index // options.frames:05d}_{index % options.frames:02d}"
-            write_image(options.out / f"{name}.png", picture)
-            write_image(options.out / f"{name}_normals.png", normals[index])
-            index += 1
-    params.to("cpu").save(options.out / "parameters.safetensors")
-    names = {"head": head.name, "expression": head.expression_names, "frames_per_avatar": options.frames}
-    (options.out / "data.json").write_text(json.dumps(names, indent=1))
-
-
 def inspect(options: argparse.Namespace) -> None:
     from .weights.inspection import describe
 
@@ -646,29 +397,3 @@ def assemble(options: argparse.Namespace) -> None:
             progress=bar("tensors"),
         )
     )
-
-
-def _studio(options: argparse.Namespace, count: int) -> tuple[Any, Any, Any, torch.Generator]:
-    import torch
-
-    from .avatars.identity import Identity
-    from .avatars.studio import Studio
-    from .head.model import HeadModel
-
-    head = HeadModel.bundled().to(pick_device(options.device))
-    generator = torch.Generator().manual_seed(options.seed)
-    identities = Identity.random(count, generator, head)
-    return Studio(head), head, identities, generator
-
-
-def _render(
-    studio: Any, identities: Any, params: Any, size: int, progress: Progress
-) -> Iterator[torch.Tensor]:
-    """Pictures in batches, on the CPU."""
-    from dataclasses import replace
-
-    params = replace(params, shape=identities.shape.to(params.shape))
-    for start in range(0, len(params), 8):
-        part = slice(start, start + 8)
-        yield studio.render(identities[part], params[part], size=size).cpu()
-        progress(min(start + 8, len(params)), len(params))

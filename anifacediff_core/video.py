@@ -119,7 +119,7 @@ def read_image(path: str | Path) -> Tensor:
                 layer = picture.convert("RGBA")
                 picture = Image.alpha_composite(Image.new("RGBA", layer.size, (128, 128, 128, 255)), layer)
             if picture.mode.startswith("I"):  # 16 bits: Pillow's own conversion cuts them off at 255
-                picture = Image.fromarray((np.array(picture) // 257).astype(np.uint8))
+                picture = Image.fromarray((np.array(picture).clip(0, 65535) // 257).astype(np.uint8))
             pixels = np.array(picture.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} could not be read as a picture ({error}).") from error
