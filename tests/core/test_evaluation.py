@@ -558,6 +558,8 @@ def test_pictures_with_alpha_gray_and_nonsense(tmp_path: Path) -> None:
     assert torch.allclose(read_image(tmp_path / "gray.png"), torch.tensor(0.2))
     Image.fromarray(np.full((4, 5), 51 * 257, np.uint16)).save(tmp_path / "gray16.png")
     assert torch.allclose(read_image(tmp_path / "gray16.png"), torch.tensor(0.2))
+    Image.fromarray(np.full((4, 5), 70_000, np.int32)).save(tmp_path / "gray32.tif")
+    assert read_image(tmp_path / "gray32.tif").min() == 1, "white; it wraps around nowhere"
     (tmp_path / "broken.png").write_bytes(b"\x89PNG nonsense")
     with pytest.raises(InputError, match=r"broken\.png could not be read"):
         read_image(tmp_path / "broken.png")
@@ -599,6 +601,18 @@ def test_bad_input_is_one_sentence_and_code_2(tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", "avatars", "--pairs", "0"])
     assert stop.value.code == 2
+
+
+def test_the_options_of_the_benchmark_reach_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Protocol] = []
+    monkeypatch.setattr(report, "evaluate_checkpoint", lambda path, protocol, **_: given.append(protocol))
+    options = "--pairs 3 --seed 5 --steps 7 --cfg 2 --shared-noise 0.25 --precision bf16 --read-back none"
+    command = f"evaluate avatars {options} --variants full --scales 0.5 --device cpu"
+    assert main(command.split()) == 0
+    (found,) = given
+    assert (found.pairs, found.seed, found.steps, found.cfg) == (3, 5, 7, 2)
+    assert (found.shared_noise, found.precision, found.read_back) == (0.25, "bf16", "none")
+    assert found.variants == ("full", "scale_0.5")
 
 
 @pytest.mark.parametrize(
