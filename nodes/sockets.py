@@ -9,6 +9,7 @@ import torch
 from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.sampling.settings import SamplingSettings
 
 FaceParametersSocket = io.Custom("FACE_PARAMETERS")
 FaceLandmarksSocket = io.Custom("FACE_LANDMARKS")  # the host's own, in releases that have a face landmarker
@@ -23,7 +24,6 @@ AppearanceSocket = io.Custom("ANIFACEDIFF_APPEARANCE")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")  # the host's own, in releases that have face detectors
 
 CATEGORY = "AniFaceDiff"
-SIZE = 256  # side of the pictures that the bundled model was trained on
 
 Value = TypeVar("Value")
 
@@ -104,4 +104,4 @@ def connected(value: Value | None, name: str, maker: str) -> Value:
 
 
 def size_input(tooltip: str) -> io.Int.Input:
-    return io.Int.Input("size", default=SIZE, min=64, max=2048, step=8, tooltip=tooltip)
+    return io.Int.Input("size", default=SamplingSettings.size, min=64, max=2048, step=8, tooltip=tooltip)

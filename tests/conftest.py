@@ -93,7 +93,7 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def running_comfyui(comfyui: Path) -> Iterator[install.Server]:
-    """A real ComfyUI with this extension, shared by all tests; the example files are in its input folder."""
+    """A real ComfyUI with this extension, shared by all tests."""
     with server.start(comfyui) as running:
         yield running
 

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,9 +29,10 @@ from ..weights.checkpoint import load_checkpoint
 from .fingerprint import fingerprint
 from .pipeline import Pipeline
 from .segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
+from .settings import SamplingSettings
 
 PATHS = ("source", "driving", "out")
-NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "int | None": int}
+NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class ReenactJob:
         driving: video with one face.
         out: mp4 to write; rate and sound are the driver's.
         size: side of the result in pixels.
+        steps, cfg: of sampling; as the checkpoint wants it when None.
         max_frames: use only the first frames of the driving video.
         segment: frames that are finished, saved and freed together.
     """
@@ -50,13 +52,13 @@ class ReenactJob:
     source: str
     driving: str
     out: str
-    size: int = 256
-    seed: int = 0
-    window: int = 24
-    overlap: int = 6
-    expression_scale: float = 1.0
-    steps: int = 10
-    cfg: float = 1.5
+    size: int = SamplingSettings.size
+    seed: int = SamplingSettings.seed
+    window: int = SamplingSettings.window
+    overlap: int = SamplingSettings.overlap
+    expression_scale: float = SamplingSettings.expression_scale
+    steps: int | None = None
+    cfg: float | None = None
     max_frames: int | None = None
     segment: int = SEGMENT
 
@@ -106,6 +108,8 @@ class Reenacting:
 
         Memory does not grow with the video. What was stopped goes on from its work folder, see `segments`.
         """
+        wanted = self.pipeline.sampling.but(steps=job.steps, cfg=job.cfg)
+        job = replace(job, steps=wanted.steps, cfg=wanted.cfg)
         step = self.pipeline.model.config.downsampling
         if job.size < 1 or job.size % step:
             raise InputError(f"The size of the result is {job.size}: give a multiple of {step}.")
@@ -211,7 +215,7 @@ def read_jobs(path: Path, defaults: dict[str, Any] | None = None) -> list[Reenac
 
 
 def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> ReenactJob:
-    kinds = {field.name: str(field.type) for field in fields(ReenactJob)}
+    kinds = {field.name: str(field.type).removesuffix(" | None") for field in fields(ReenactJob)}
     if not isinstance(row, dict) or not set(row) <= kinds.keys():
         unknown = sorted(set(map(str, row)) - kinds.keys()) if isinstance(row, dict) else [str(row)]
         raise InputError(f"{what} has {', '.join(unknown)}; known are {', '.join(kinds)}.")

@@ -1,7 +1,8 @@
 """One safetensors file with all parts of the model under prefixes and their configuration in its header.
 
 The header's entry "anifacediff" is JSON: `version` of the format, `network` (the NetworkConfig), `head` (name
-of the head model that the parts were trained on) and `provenance` (how they came about; free form).
+of the head model that the parts were trained on), `provenance` (how they came about; free form) and, where
+the weights want to be sampled otherwise than others of their size, `sampling` (the SamplingConfig).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder,
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.network.sampling_config import PREFIX, SamplingConfig
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import write_tensor_stream, write_tensors
 from anifacediff_core.weights.reading import TensorInfo
@@ -56,12 +58,14 @@ def save_checkpoint(
     *,
     head: str,
     provenance: dict[str, Any] | None = None,
+    sampling: SamplingConfig | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a checkpoint; a file that is there already stays whole until the new one is complete.
 
     Arguments:
         parts: state dict of each part, of those in `PARTS`.
+        sampling: how the weights want to be sampled, if not as others of their size.
         dtype: floating-point weights are stored in this.
     """
     path = Path(path)
@@ -73,7 +77,7 @@ def save_checkpoint(
             stored = weight.to(dtype) if weight.is_floating_point() else weight
             _require_finite(stored, f"{part}.{name}", path)
             tensors[f"{part}.{name}"] = stored.contiguous().clone()
-    write_tensors(path, tensors, _metadata(config, head, provenance))
+    write_tensors(path, tensors, _metadata(config, head, provenance, sampling))
 
 
 def stream_checkpoint(
@@ -83,6 +87,7 @@ def stream_checkpoint(
     *,
     head: str,
     provenance: dict[str, Any] | None = None,
+    sampling: SamplingConfig | None = None,
     dtype: torch.dtype = torch.float16,
     progress: Progress | None = None,
 ) -> None:
@@ -106,7 +111,7 @@ def stream_checkpoint(
                 if progress is not None:
                     progress(done, len(layout))
 
-    write_tensor_stream(path, layout, tensors(), _metadata(config, head, provenance))
+    write_tensor_stream(path, layout, tensors(), _metadata(config, head, provenance, sampling))
 
 
 def _require_known(parts: Iterable[str]) -> None:
@@ -115,8 +120,12 @@ def _require_known(parts: Iterable[str]) -> None:
             raise InputError(f"A checkpoint has no part {part!r}: expected some of {', '.join(PARTS)}.")
 
 
-def _metadata(config: NetworkConfig, head: str, provenance: dict[str, Any] | None) -> dict[str, str]:
+def _metadata(
+    config: NetworkConfig, head: str, provenance: dict[str, Any] | None, sampling: SamplingConfig | None
+) -> dict[str, str]:
     header = {"version": VERSION, "network": config.to_json(), "head": head, "provenance": provenance or {}}
+    if sampling is not None:
+        header["sampling"] = sampling.to_json()
     return {HEADER: json.dumps(header), "format": "pt"}
 
 
@@ -146,6 +155,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         head=header["head"],
         parts=tuple(part for part in PARTS if part in found),
         provenance=header.get("provenance", {}),
+        wish=sampling_of(path, header),
     )
 
 
@@ -163,6 +173,20 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     if version != VERSION:
         raise InputError(f"{path.name} has version {version}, expected {VERSION}: update AniFaceDiff.")
     return header
+
+
+def sampling_of(path: Path, header: Mapping[str, Any]) -> SamplingConfig | None:
+    """How a header says that its weights want to be sampled, if it does."""
+    if "sampling" not in header:
+        return None
+    try:
+        return SamplingConfig.from_json(header["sampling"])
+    except InputError as error:
+        told = str(error).removeprefix(PREFIX).rstrip(".")
+        raise InputError(
+            f"{path.name} has a header with sampling that nobody can do: {told}; fetch it again or update "
+            "AniFaceDiff."
+        ) from error
 
 
 def load_network(checkpoint: Checkpoint) -> AniFaceDiff:
@@ -194,6 +218,7 @@ class Checkpoint:
         head: name of the head model.
         parts: names of the parts that it holds.
         provenance: how the weights came about.
+        wish: how they say that they want to be sampled; None where they don't.
     """
 
     path: Path
@@ -201,6 +226,12 @@ class Checkpoint:
     head: str
     parts: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    wish: SamplingConfig | None = None
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """How to sample where nobody asks for anything else."""
+        return self.wish or SamplingConfig.of(self.config)
 
     def part(self, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The state dict of one part, on the CPU, as stored or in `dtype`."""

@@ -75,6 +75,8 @@ def _recognition(found: Recognition, file: TensorFile) -> Iterator[str]:
         yield _line("config", _fields(found.config))
     if found.head:
         yield _line("head", found.head)
+    if found.sampling is not None:
+        yield _line("sampling", _fields(found.sampling.to_json()))
     if found.provenance:
         yield _line("made", _shortened(_fields(found.provenance)))
 

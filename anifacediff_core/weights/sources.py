@@ -129,6 +129,7 @@ def open_folder(path: Path) -> FolderCheckpoint:
         head=own or (FLAME if config.profile in ("anifacediff", "magicportrait") else ""),
         parts=tuple(part for part in PARTS if part in folder.parts),
         provenance={"folder": {part: describe_sources(found) for part, found in folder.parts.items()}},
+        wish=next((found.sampling for found in folder.parts["unet"] if found.sampling), None),
         folder=folder,
     )
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.sampling.windows import blend_finished, initial_noise
 
 from .apply import conditioned_size
@@ -38,14 +39,14 @@ def sample(
     latent: dict | None = None,
     *,
     seed: int,
-    steps: int = 20,
-    cfg: float = 2.5,
-    sampler: str = "euler",
-    scheduler: str = "simple",
+    steps: int = SamplingSettings.steps,
+    cfg: float = SamplingSettings.cfg,
+    sampler: str = SamplingSettings.sampler,
+    scheduler: str = SamplingSettings.scheduler,
     denoise: float = 1.0,
-    window: int = 24,
-    overlap: int = 6,
-    shared_noise: float = 1.0,
+    window: int = SamplingSettings.window,
+    overlap: int = SamplingSettings.overlap,
+    shared_noise: float = SamplingSettings.shared_noise,
     first: int = 0,
     finished: Tensor | None = None,
     report: Report | None = None,

@@ -6,7 +6,7 @@ import json
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
-from anifacediff_core.weights.checkpoint import HEADER, read_header
+from anifacediff_core.weights.checkpoint import HEADER, read_header, sampling_of
 from anifacediff_core.weights.importers.recognition import Listing, Origin, Origins, Recognition
 
 
@@ -29,6 +29,7 @@ def recognize(listing: Listing) -> Recognition | None:
         config=header["network"],
         head=header["head"],
         provenance=header.get("provenance", {}),
+        sampling=sampling_of(listing.path, header),
     )
 
 

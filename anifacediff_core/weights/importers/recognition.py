@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.weights.layout import Layout
 from anifacediff_core.weights.reading import TensorFile, TensorInfo, open_tensors
 
@@ -124,6 +125,7 @@ class Recognition:
         head: name of the head model that an AniFaceDiff checkpoint was trained on.
         provenance: what an AniFaceDiff checkpoint tells about itself.
         partial: parts of which the file gives only some tensors: initializers for training.
+        sampling: how an AniFaceDiff checkpoint says that it wants to be sampled.
     """
 
     path: Path
@@ -134,6 +136,7 @@ class Recognition:
     head: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     partial: frozenset[str] = frozenset()
+    sampling: SamplingConfig | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
