@@ -1,4 +1,4 @@
-"""The first click of somebody who has just installed the extension: a template, Run, a video. Nothing was copied."""
+"""The first click of somebody who has just installed the extension: a template, Run, a video."""
 
 from __future__ import annotations
 
