@@ -66,7 +66,7 @@ class SamplingConfig:
         Raises:
             InputError: these are no such values, or some that only a newer version knows.
         """
-        known = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or not values.keys() <= known:
+        known = [field.name for field in fields(cls)]
+        if not isinstance(values, dict) or not values.keys() <= set(known):
             raise InputError(f"{PREFIX}the entry is {values!r:.80}, expected some of {', '.join(known)}.")
         return cls(**values)

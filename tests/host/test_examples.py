@@ -118,7 +118,7 @@ def test_where_nothing_can_be_written_the_log_says_so(
 ) -> None:
     input_folder.write_bytes(b"a file where the folder would be")
     host.examples.bring_examples()
-    assert len(caplog.records) == 1 and "could not be put into" in caplog.text
+    assert len(caplog.records) == 1 and "Not all examples" in caplog.text
 
 
 def test_the_rest_comes_where_one_cannot_be_written(
