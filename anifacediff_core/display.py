@@ -1,5 +1,5 @@
-"""How a video wants its frames to be shown, obeyed: turned and mirrored by its display matrix, pixels that are
-not square scaled, HDR and wide gamuts brought to what a common screen shows.
+"""How a video wants its frames to be shown, obeyed: turned and mirrored by its display matrix, with square
+pixels, HDR and wide gamuts brought to what a common screen shows.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _compression(peaks: Tensor) -> Tensor:
 
 @lru_cache(maxsize=3)
 def _light(transfer: int) -> np.ndarray:
-    """(65536,) float32: light of 16-bit values, in whites of SDR; of HLG, the light of the scene in [0, 1]."""
+    """(65536,) float32: light of 16-bit values, in whites of SDR; of HLG, the scene's light in [0, 1]."""
     value = np.linspace(0, 1, 1 << 16)
     if transfer == PQ:
         m1, m2 = 2610 / 16384, 2523 / 32

@@ -55,8 +55,8 @@ def is_picture(path: str | Path) -> bool:
 
 
 def shown(picture: Image.Image) -> np.ndarray:
-    """A picture, or the current frame of one, as (height, width, 3) uint8: upright, in sRGB, with transparency
-    laid over middle gray.
+    """A picture, or the current frame of one, as (height, width, 3) uint8: upright, in sRGB, with
+    transparency laid over middle gray.
     """
     profile = picture.info.get("icc_profile")
     with suppress(OSError, ValueError, SyntaxError, TypeError):  # a damaged orientation is none

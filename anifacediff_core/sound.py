@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -104,13 +105,13 @@ def read_sound(path: str | Path, start: Fraction, seconds: float) -> tuple[np.nd
     try:
         with open_media(path, needs_video=False) as container:
             decoded = (frame for stream in known_sounds(container)[:1] for frame in container.decode(stream))
-            for frame in (one for frame in decoded for one in resampler.resample(frame)):
+            for frame in chain.from_iterable(map(resampler.resample, decoded)):
                 samples, rate = frame.to_ndarray(), rate or frame.sample_rate
                 most = round(seconds * rate)
                 place = done
-                if frame.pts is not None:
+                if frame.pts is not None and frame.time_base is not None:
                     place = round((frame.pts * frame.time_base - start) * rate)
-                if not parts or abs(place - done) > STEADY * rate:  # smaller ones are of rounded times
+                if not done or abs(place - done) > STEADY * rate:  # smaller ones are of rounded times
                     silent = min(max(place, done), most) - done
                     parts.append(np.zeros((len(samples), silent), np.float32))
                     samples = samples[:, max(done - place, 0) :]
