@@ -67,7 +67,7 @@ def copy_declared(
         raise
     except (FFmpegError, ValueError) as error:
         raise InputError(
-            f"The video cannot be copied into an mp4 ({error}): take its frames with Get Video Components "
+            f"The video cannot be copied into an mp4 ({error}): take its frames with Video Frames "
             "and make a new one of them."
         ) from error
 
