@@ -32,6 +32,7 @@ from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
 from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
+from .driving import VideoFrames  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
@@ -56,6 +57,7 @@ NODES: list[type[io.ComfyNode]] = [
     ExpressionAdapterLoader,
     LoraLoader,
     LoadDECA,
+    VideoFrames,
     PortraitCrop,
     DECAExtract,
     ParametersFromFaceLandmarks,
