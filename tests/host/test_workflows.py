@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import install
+from anifacediff_core.options import bundled_checkpoint
+from anifacediff_core.weights.checkpoint import load_checkpoint
 from harness import files, graphs, server
 from harness.server import workflow_names
 
@@ -148,6 +150,27 @@ def test_what_is_saved_is_marked(name: str) -> None:
     whole = [node for node in graph.values() if node["class_type"] == "AniFaceDiffReenactLongVideo"]
     assert all(node["inputs"]["mark"] is True for node in whole)
     assert len(made) + len(whole) == 1
+
+
+@pytest.mark.parametrize("name", ["first_reenactment", *OPTIONAL, *PLAIN])
+def test_the_bundled_checkpoint_is_sampled_as_it_wants_to_be(name: str) -> None:
+    wanted = load_checkpoint(bundled_checkpoint()).sampling
+    graph = install.load_graph(name)
+    (sampler,) = [node["inputs"] for node in graph.values() if node["class_type"] in SAMPLERS]
+    found = [sampler[key] for key in ("steps", "cfg", "sampler_name", "scheduler")]
+    assert found == [wanted.steps, wanted.cfg, wanted.sampler, wanted.scheduler]
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_times_and_sound_are_those_of_the_video_that_gives_the_rate(name: str) -> None:
+    graph = install.load_graph(name)
+    for saving in (node for node in graph.values() if node["class_type"] == "AniFaceDiffSaveVideo"):
+        made = graph[saving["inputs"]["video"][0]]["inputs"]
+        frames = graph[made["fps"][0]]
+        assert made["audio"][0] == made["fps"][0]
+        assert frames["class_type"] == "AniFaceDiffVideoFrames"
+        assert saving["inputs"]["driving"] == frames["inputs"]["video"]
+        assert graph[saving["inputs"]["driving"][0]]["class_type"] == "LoadVideo"
 
 
 # --- What the host says of it --------------------------------------------------------------------
