@@ -203,7 +203,7 @@ def test_without_guidance_only_the_conditional_half_is_computed(
 ) -> None:
     model, *conds = applied(host, twin)
     rows: list[int] = []
-    networks = (model.model.diffusion_model.input_blocks[0], twin.core.unet.conv_in)
+    networks = (model.model.diffusion_model.input_blocks[0][0], twin.core.unet.conv_in)
     hooks = [
         network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
         for network in networks
