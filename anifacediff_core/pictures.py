@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from .errors import InputError
 from .media import require_affordable
@@ -41,6 +41,10 @@ def open_picture(file: str | Path | IO[bytes], formats: Sequence[str] = FORMATS)
             yield picture
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name} could not be read as a picture: give PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF or JPEG 2000."
+        ) from error
     except (OSError, ValueError, SyntaxError, MemoryError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} could not be read as a picture ({error}).") from error
 
