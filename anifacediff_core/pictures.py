@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from .errors import InputError
 from .media import require_affordable
@@ -32,25 +32,35 @@ def open_picture(file: str | Path | IO[bytes], formats: Sequence[str] = FORMATS)
     """
     name = file if isinstance(file, (str, Path)) else "The picture"
     try:
-        Image.init()
-        known = [one for one in formats if one in Image.OPEN]
-        with Image.open(file, formats=known) as picture:
+        with Image.open(file, formats=_readable(formats)) as picture:
             require_affordable(name, *picture.size)
             if max(picture.size) > MOST_SIDE:
                 raise InputError(f"{name} is {max(picture.size)} pixels long: give a common picture.")
             yield picture
     except InputError:
         raise
+    except UnidentifiedImageError as error:
+        raise InputError(
+            f"{name} could not be read as a picture: give PNG, JPEG, WebP, AVIF, TIFF, BMP, GIF or JPEG 2000."
+        ) from error
     except (OSError, ValueError, SyntaxError, MemoryError, EOFError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} could not be read as a picture ({error}).") from error
+
+
+def _readable(formats: Sequence[str]) -> list[str]:
+    """Those that this Pillow has."""
+    Image.init()
+    return [one for one in formats if one in Image.OPEN]
 
 
 def is_picture(path: str | Path) -> bool:
     """Whether a file is one of these formats by its content, whatever its name."""
     try:
-        with open_picture(path):
+        with Image.open(path, formats=_readable(FORMATS)):
             return True
-    except InputError:
+    except Image.DecompressionBombError:
+        return True
+    except (OSError, ValueError, SyntaxError):
         return False
 
 

@@ -184,7 +184,7 @@ def decode_picture(data: bytes, size: int, what: str) -> Tensor:
         InputError: damaged, or of another size.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+        with open_picture(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
             if picture.size != (size, size):
                 raise InputError(
                     f"A frame of {what} has {picture.width}x{picture.height} pixels where its description "

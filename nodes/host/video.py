@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+from av.error import FFmpegError
 from comfy_api.latest import InputImpl
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.storage import file_digest
 from anifacediff_core.video import WHOLE, Part
 
@@ -53,7 +55,12 @@ def _kept(write: Callable[[Path], object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         written = Path(beside) / "video.mp4"
-        write(written)
+        try:
+            write(written)
+        except (UnicodeError, FFmpegError, ValueError) as error:
+            raise InputError(
+                f"The host cannot write the video to a file ({error}): give a whole one."
+            ) from error
         path = folder / f"anifacediff_{file_digest(written)[:16]}.mp4"
         written.replace(path)
     return path

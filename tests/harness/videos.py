@@ -48,7 +48,8 @@ def write_driver(
             tone = (8000 * np.sin(np.arange(round(seconds * sound_rate)) / 8)).astype(np.int16)[None]
             samples = av.AudioFrame.from_ndarray(tone, format="s16", layout="mono")
             samples.sample_rate = sound_rate
-            samples.pts, samples.time_base = round(heard_at * sound_rate), Fraction(1, sound_rate)
+            if heard_at:
+                samples.pts, samples.time_base = round(heard_at * sound_rate), Fraction(1, sound_rate)
             output.mux(heard.encode(samples))
             output.mux(heard.encode())
 
