@@ -22,10 +22,10 @@ ROOT = install.ROOT
 
 
 @contextmanager
-def start(comfyui: Path, extension: Path = ROOT) -> Iterator[install.Server]:
-    """ComfyUI on the CPU with the extension and the example files that the shipped workflows name."""
+def start(comfyui: Path, extension: Path = ROOT, examples: bool = True) -> Iterator[install.Server]:
+    """ComfyUI on the CPU with the extension and, with `examples`, the files that its workflows name."""
     with install.running_server(comfyui, sys.executable, cpu=True, extension=extension) as server:
-        if install.EXAMPLES.is_dir():
+        if examples:
             shutil.copytree(install.EXAMPLES, server.base / "input", dirs_exist_ok=True)
             shorten(install.EXAMPLES / "driving.mp4", server.base / "input" / "driving.mp4")
         yield server
