@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from anifacediff_core.capture.capture import rgb
@@ -21,6 +20,7 @@ from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.sound import keep_sound
 from anifacediff_core.video import VideoWriter, join_videos, probe, read_frames
 
+from .api import InputImpl
 from .folders import C2PA, file_path
 from .runtime import Progress, tell
 from .video import file_of, video_of

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import InputImpl
 
 from anifacediff_core.storage import file_digest
 from anifacediff_core.video import probe
+
+from .api import InputImpl
 
 CUT = 1.5  # frames; where a VIDEO is longer or shorter than its file by more, another node has cut it
 

@@ -15,6 +15,7 @@ from harness import files, graphs, server
 from harness.server import workflow_names
 
 FRAMES, STEPS, SIZE = 4, 2, 128
+WINDOW, OVERLAP = 3, 1  # two windows, as most videos have several
 # Nodes that are switched off in a workflow until a user has the files for them.
 OPTIONAL = {
     "lora_upscale_paste_back": ["ImageUpscaleWithModel", "LoraLoaderModelOnly", "UpscaleModelLoader"],
@@ -33,6 +34,7 @@ CHOICES = {
 PLAIN = ["expression_editor", "long_video", "two_drivers"]
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
 SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo")
+WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")
 SIZED = (
     "AniFaceDiffPortraitCrop",
     "AniFaceDiffDECAExtract",
@@ -52,10 +54,12 @@ def host_with_files(running_comfyui: install.Server) -> install.Server:
 
 
 def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
-    """Few frames, steps and pixels, and the choices made."""
+    """Few frames, steps and pixels, in two windows, and the choices made."""
     assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") >= 1
     samplers = [install.set_inputs(graph, kind, "steps", STEPS) for kind in SAMPLERS]
     assert sum(samplers) == 1
+    windows = [install.set_inputs(graph, kind, "window", WINDOW) for kind in WINDOWED]
+    assert sum(windows) == sum(install.set_inputs(graph, kind, "overlap", OVERLAP) for kind in WINDOWED) > 0
     for (kind, widget), value in CHOICES.get(name, {}).items():
         assert install.set_inputs(graph, kind, widget, value) == 1
     for kind in SIZED:
