@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { Head } from "./editor/head.js";
 import { Panel } from "./editor/panel.js";
 import { translator } from "./editor/words.js";
-import { after } from "./hooks.js";
+import { after, asWideAsItsNode } from "./hooks.js";
 
 const NODE = "AniFaceDiffExpressionEditor";
 const WIDGET = "ANIFACEDIFF_EXPRESSION";
@@ -36,6 +36,7 @@ function expressionWidget(node, name) {
     getMinHeight: () => LEAST_HEIGHT,
     hideOnZoom: false,
   });
+  asWideAsItsNode(widget);
   panel.element.classList.add("widget-expands"); // the new node renderer gives such a widget all free height
   head ??= Head.load(here("editor/head.safetensors"));
   head.then(

@@ -150,6 +150,10 @@ def test_a_node_of_the_same_id_elsewhere_takes_nothing_away(found: dict[str, Any
     assert found["twin"]
 
 
+def test_the_panel_stays_as_wide_as_its_node(found: dict[str, Any]) -> None:
+    assert found["widths"]["after"] == found["widths"]["before"] > 300
+
+
 def test_values_are_saved_loaded_copied_and_queued(found: dict[str, Any]) -> None:
     saved = found["saved"]
     (node,) = (each for each in saved["graph"].values() if each["class_type"].endswith("ExpressionEditor"))
