@@ -51,7 +51,8 @@ function expressionWidget(node, name) {
 
 // What is connected decides which head the sliders start from, and whether they can take away.
 function follow(node, panel) {
-  const connected = () => node.inputs?.some((input) => input.name === "parameters" && input.link != null) ?? false;
+  const connected = () =>
+    node.inputs?.some((input, slot) => input.name === "parameters" && node.isInputConnected(slot)) ?? false;
   const apply = node.widgets.find((widget) => widget.name === "apply");
   const update = () => {
     panel.takesAway = connected() && apply.value === "add";
