@@ -69,16 +69,18 @@ def load_workflows(
     driver: Path,
     names: list[str],
     screenshots: Path,
+    vue: bool,
     running: Collection[str] = (),
     timeout: float = 900.0,
 ) -> dict[str, Page]:
     """Open every workflow from the host's template list in one browser and tell what happened.
 
-    Those named in `running` are also queued, and their end is waited for.
+    Nodes are drawn by Vue or on the canvas. Those named in `running` are also queued, and their end is waited for.
     """
     task = {
         "extension": "ComfyUI-AniFaceDiff",
         "names": names,
+        "vue": vue,
         "running": list(running),
         "screenshots": str(screenshots),
         "timeout": timeout * 1000,

@@ -2,7 +2,7 @@
 // shall run and waits for their end. Takes one JSON argument, prints one line of JSON; tests/harness/browser.py says
 // what is in it.
 import { join } from "node:path";
-import { openBrowser, openPage, run } from "./page.mjs";
+import { chooseRenderer, openBrowser, openPage, run } from "./page.mjs";
 
 const task = JSON.parse(process.argv[2]);
 const browser = await openBrowser(task.chromium);
@@ -35,6 +35,7 @@ try {
   for (const name of task.names) {
     const errors = [];
     const page = await openPage(browser, task.address, errors);
+    await chooseRenderer(page, task.vue);
     results[name] = await inspect(page, name, errors);
     await page.close();
   }
