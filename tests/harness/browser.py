@@ -75,7 +75,7 @@ def load_workflows(
 ) -> dict[str, Page]:
     """Open every workflow from the host's template list in one browser and tell what happened.
 
-    Nodes are drawn by Vue or on the canvas. Those named in `running` are also queued, and their end is waited for.
+    Nodes are drawn by Vue or on the canvas. Those in `running` are also queued, and their end is waited for.
     """
     task = {
         "extension": "ComfyUI-AniFaceDiff",
