@@ -24,7 +24,7 @@ NO_VUE = 77  # how a driver ends that finds a front-end with one renderer of nod
 class Page:
     """What the front-end made of one workflow."""
 
-    unknown: list[str]  # types of nodes that it marks as having errors
+    unknown: list[str]  # types of nodes that it does not know
     graph: dict[str, Any]  # the API form that it would queue
     outcome: str  # "execution_success", or what went wrong, or "not queued"
     errors: list[str]  # uncaught errors of the page meanwhile

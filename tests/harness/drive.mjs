@@ -15,7 +15,9 @@ async function inspect(page, name, errors) {
       await window.app.loadGraphData(await template.json(), true, true, name);
       const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
       const { output } = await window.app.graphToPrompt();
-      return { unknown: nodes.filter((node) => node.has_errors === true).map((node) => node.type), graph: output };
+      // not by `has_errors`: newer front-ends set it for files that are missing, too
+      const unknown = nodes.map(({ type }) => type).filter((type) => !(type in LiteGraph.registered_node_types));
+      return { unknown, graph: output };
     },
     [task.extension, name],
   );
