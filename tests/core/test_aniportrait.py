@@ -138,7 +138,7 @@ def test_features_of_a_long_video_do_not_depend_on_the_chunks(model: AniFaceDiff
     assert isinstance(guider, LandmarkGuider)
     alone = guider(drawings[4:])
     for level, one, other in zip(whole, parts, alone, strict=True):
-        assert error(one, level) < 5e-5
+        assert error(one, level) < 1e-3
         assert error(other, level[4:]) > 1e-2
 
 
