@@ -64,7 +64,7 @@ def found(
         "edits": EDITS,
         "base": {name: getattr(base, name)[0].tolist() for name in ("expression", "pose", "camera")},
         "folder": str(tmp_path_factory.mktemp(prefix)),
-        "timeout": 300_000,
+        "timeout": 900_000,
     }
     result = browser.drive("edit.mjs", running_comfyui, browser_driver, task, timeout=1200)
     drawn = sorted((running_comfyui.base / "output").glob(f"{prefix}_*.png"))
