@@ -26,7 +26,6 @@ def _use_core_of_this_folder() -> None:
 
 _use_core_of_this_folder()
 
-from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
@@ -37,6 +36,7 @@ from .editor import ExpressionEditor  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
+from .host.api import ComfyExtension, io  # noqa: E402
 from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import (
@@ -26,6 +25,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint
 
+from .host.api import io
 from .host.runtime import Progress, device, show_text
 from .images import checked, to_core, to_host
 from .sockets import (

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import MOST_STRENGTH, STRENGTH, mark
 from anifacediff_core.provenance.pattern import IDENTIFIERS
 
+from .host.api import io, ui
 from .host.files import output_file, workflow_metadata
 from .host.folders import C2PA, file_names
 from .host.runtime import Progress, show_text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from .host.api import io
 
 from .host.synthetic import components_of
 from .sockets import make_schema

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
-
 from anifacediff_core.capture.live_link import TIMECODE_RATES, load_live_link
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.retime import exact_rate
 
+from .host.api import io, ui
 from .host.files import input_file, input_names, output_file, workflow_metadata
 from .host.runtime import Progress
 from .sockets import FaceParametersSocket, make_schema

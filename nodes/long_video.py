@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
 from torch import Tensor
 
 from anifacediff_core.capture.capture import capture
@@ -22,6 +21,7 @@ from anifacediff_core.video import probe, read_frames
 from .capture import face_input, on_device, region_input, smoothing_input
 from .fingerprints import facts_of_model, workflow_fingerprint
 from .head import FacialShapeAlign, head_input, load_head
+from .host.api import io, ui
 from .host.files import output_file
 from .host.parts import pose_kinds
 from .host.runtime import ModelPatcher, Progress, tell

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.sampling.settings import SamplingSettings
 
+from .host.api import io
 from .host.apply import apply_anifacediff, image_conditioning, needs_expression, text_conditioning
 from .host.lora import watch_loras
 from .host.runtime import ModelPatcher

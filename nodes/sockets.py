@@ -6,10 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.sampling.settings import SamplingSettings
+
+from .host.api import io
 
 FaceParametersSocket = io.Custom("FACE_PARAMETERS")
 FaceLandmarksSocket = io.Custom("FACE_LANDMARKS")  # the host's own, in releases that have a face landmarker

@@ -13,7 +13,6 @@ from typing import Any
 
 import folder_paths
 import torch
-from comfy_api.latest import InputImpl
 from torch import Tensor
 
 from anifacediff_core.capture.capture import rgb
@@ -32,6 +31,7 @@ from anifacediff_core.video import (
     to_tensor,
 )
 
+from .api import InputImpl
 from .folders import C2PA, file_path
 from .runtime import Progress, tell
 from .video import file_of, part_of, video_of

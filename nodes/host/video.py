@@ -10,11 +10,12 @@ from typing import Any
 
 import folder_paths
 from av.error import FFmpegError
-from comfy_api.latest import InputImpl
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.storage import file_digest
 from anifacediff_core.video import WHOLE, Part
+
+from .api import InputImpl
 
 
 def part_of(video: Any) -> tuple[Path, Part]:

@@ -17,6 +17,7 @@ from harness import files, graphs, server
 from harness.server import workflow_names
 
 FRAMES, STEPS, SIZE = 4, 2, 128
+WINDOW, OVERLAP = 3, 1  # two windows, as most videos have several
 # Nodes that are switched off in a workflow until a user has the files for them.
 OPTIONAL = {
     "lora_upscale_paste_back": ["ImageUpscaleWithModel", "LoraLoaderModelOnly", "UpscaleModelLoader"],
@@ -35,6 +36,7 @@ CHOICES = {
 PLAIN = ["expression_editor", "long_video", "two_drivers"]
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
 SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo")
+WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")
 SIZED = (
     "AniFaceDiffPortraitCrop",
     "AniFaceDiffDECAExtract",
@@ -54,10 +56,12 @@ def host_with_files(running_comfyui: install.Server) -> install.Server:
 
 
 def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
-    """Few frames, steps and pixels, and the choices made."""
+    """Few frames, steps and pixels, in two windows, and the choices made."""
     assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") >= 1
     samplers = [install.set_inputs(graph, kind, "steps", STEPS) for kind in SAMPLERS]
     assert sum(samplers) == 1
+    windows = [install.set_inputs(graph, kind, "window", WINDOW) for kind in WINDOWED]
+    assert sum(windows) == sum(install.set_inputs(graph, kind, "overlap", OVERLAP) for kind in WINDOWED) > 0
     for (kind, widget), value in CHOICES.get(name, {}).items():
         assert install.set_inputs(graph, kind, widget, value) == 1
     for kind in SIZED:
@@ -117,7 +121,8 @@ def test_workflow_and_api_graph_hold_the_same_nodes(name: str) -> None:
 @pytest.mark.parametrize("name", workflow_names())
 def test_workflow_and_api_graph_say_the_same(running_comfyui: install.Server, name: str) -> None:
     known = install.request(running_comfyui.address, "/object_info")
-    assert graphs.to_api(server.read_workflow(name), known) == install.load_graph(name)
+    graph, committed = graphs.to_api(server.read_workflow(name), known), install.load_graph(name)
+    assert graphs.without_news(graph, committed, known) == committed
 
 
 @pytest.mark.parametrize("name", workflow_names())
