@@ -11,11 +11,13 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
 from . import archive, arrays, pickled, safetensors_file
 from .archive import Program
 from .file import READ_ERRORS, Region, TensorFile, TensorInfo
+from .scaled import apply_scales
 
 __all__ = ["Program", "TensorFile", "TensorInfo", "open_tensors"]
 
@@ -29,6 +31,7 @@ _PACKED = {
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+_BEGINNING = 2**16  # bytes that tell what a file is
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -48,18 +51,21 @@ def open_tensors(path: str | Path) -> TensorFile:
     file = TensorFile(path, stream)
     try:
         _open(file, stream)
+        apply_scales(file)
     except BaseException as error:
         file.close()
         if isinstance(error, InputError) or not isinstance(error, READ_ERRORS):
             raise
         raise InputError(
-            f"{path.name} is truncated or damaged ({str(error)[:80]}): expected a whole file, fetch it again."
+            f"{path.name} is truncated or damaged ({shown(error)}): expected a whole file, fetch it again."
         ) from error
     return file
 
 
 def _open(file: TensorFile, stream: BinaryIO) -> None:
-    head = stream.read(1024)
+    head = stream.read(_BEGINNING)
+    if _is_weights(head) and _has_line_ends_of_text(head):
+        raise InputError(f"{file.name} is damaged, its line ends were changed: fetch it in binary.")
     if head.startswith(b"PK"):
         archive.open_archive(file, stream)
     elif head.startswith(arrays.MAGIC):
@@ -71,6 +77,17 @@ def _open(file: TensorFile, stream: BinaryIO) -> None:
         pickled.open_pickle(file, stream)
     else:
         raise InputError(f"{file.name} {_foreign(head)}")
+
+
+def _is_weights(head: bytes) -> bool:
+    known = head.startswith((b"PK", arrays.MAGIC)) or head[8:9] == b"{"
+    return known or _PICKLE.match(head) is not None
+
+
+def _has_line_ends_of_text(head: bytes) -> bool:
+    """Whether somebody's program took it for text and wrote CR LF for every LF; numbers are broken by that."""
+    lines = head.count(b"\n")
+    return lines > 1 and lines == head.count(b"\r\n")
 
 
 def _foreign(head: bytes) -> str:
@@ -87,6 +104,8 @@ def _foreign(head: bytes) -> str:
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             return f"is a {name} archive: expected weights, unpack it first."
+    if head.startswith(b"GGUF"):
+        return "is a GGUF file, quantized for other programs: fetch the same model as safetensors."
     if head[257:262] == b"ustar":
         return "is a tar archive: expected weights, unpack it first."
     if not re.search(rb"[^\t\n\r\x20-\x7e]", head):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .file import Source, TensorFile, TensorInfo, are_counts, brief, product, read_bytes
+from .file import Source, TensorFile, TensorInfo, brief, is_shape, product, read_bytes
 from .values import ArrayType, Blob, Buffer, Global, PickledArray, StandIn
 
 MAGIC = b"\x93NUMPY"
@@ -104,7 +104,7 @@ def add_sparse(file: TensorFile, name: str, matrix: Sparse, data: Buffer) -> Non
     dtype = _checked(file, name, matrix.values).dtype
     for indices in (matrix.minor, matrix.major):
         _checked(file, name, indices)
-    if not are_counts(matrix.shape):
+    if not is_shape(matrix.shape):
         raise file.damaged(f"expected a shape of {name}, found {brief(matrix.shape)}")
     if product(matrix.shape) > _MAX_DENSE:
         raise file.implausible(f"at most {_MAX_DENSE} elements of {name}", brief(matrix.shape))
@@ -195,7 +195,7 @@ def _info(
     file: TensorFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], available: int
 ) -> TensorInfo:
     """What becomes of an array of which `available` bytes are there."""
-    if not are_counts(shape):
+    if not is_shape(shape):
         raise file.damaged(f"expected a shape of {name}, found {brief(shape)}")
     if product(shape) * dtype.itemsize > available:
         raise file.damaged(f"expected {brief(shape)} numbers in {name}, found {available} bytes")
