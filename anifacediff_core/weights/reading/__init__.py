@@ -16,10 +16,11 @@ from anifacediff_core.errors import InputError
 
 from . import archive, arrays, pickled, safetensors_file
 from .archive import Program
+from .arrays import numbers_of
 from .file import READ_ERRORS, Region, TensorFile, TensorInfo
 from .scaled import apply_scales
 
-__all__ = ["Program", "TensorFile", "TensorInfo", "open_tensors"]
+__all__ = ["READ_ERRORS", "Program", "TensorFile", "TensorInfo", "numbers_of", "open_tensors"]
 
 # Protocols 2 and up; a dict, list, class or instance of protocols 0 and 1.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\(+[dl][p(cS]|\(+S'|[}\]][q(]|\(*[ci][\w.]+\r?\n[\w.]+\r?\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -150,14 +151,42 @@ class ArrayHeader(NamedTuple):
 
 
 def read_header(source: Source) -> ArrayHeader:
-    prefix = read_bytes(source, 0, 8)
+    position = 0
+
+    def read(count: int) -> bytes:
+        nonlocal position
+        position += count
+        return bytes(read_bytes(source, position - count, count))
+
+    return _header(read)
+
+
+def numbers_of(read: Callable[[int], bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of an .npy file whose numbers are read next.
+
+    Arguments:
+        read: gives the next bytes, as many as it is asked for.
+
+    Raises:
+        ValueError: it is no such file, or holds no plain numbers.
+    """
+    header = _header(read)
+    kind = header.type
+    dtype = _numpy_type(ArrayType(kind[1:], kind[:1])) if isinstance(kind, str) else None
+    if dtype is None or not is_shape(header.shape):
+        raise ValueError("an array of no numbers")
+    return header.shape, header.fortran, dtype
+
+
+def _header(read: Callable[[int], bytes]) -> ArrayHeader:
+    prefix = read(8)
     if prefix[:6] != MAGIC or prefix[6] not in (1, 2, 3):
         raise ValueError("a header of an unknown version")
     width = 2 if prefix[6] == 1 else 4
-    length = int.from_bytes(read_bytes(source, 8, width), "little")
+    length = int.from_bytes(read(width), "little")
     if length > _MAX_HEADER:
         raise ValueError("a long header")
-    text = read_bytes(source, 8 + width, length).decode("latin1").strip()
+    text = read(length).decode("latin1").strip()
     try:
         header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text))  # Python 2 writes 3L
         shape, fortran, kind = header["shape"], header["fortran_order"], header["descr"]
