@@ -1,8 +1,8 @@
 """What files say about themselves, held against limits before it is believed.
 
-Headers, notes and settings come from strangers. Whatever is wrong with one of them (it is nested too deep, names
-something twice, holds a number beyond all bounds, is no text at all), the functions here raise ValueError, so
-that whoever reads a file has one kind of error to put into its sentence.
+Headers, notes and settings come from strangers. Whatever is wrong with one of them (it is nested too deep,
+names something twice, holds a number beyond all bounds, is no text at all), the functions here raise ValueError,
+so that whoever reads a file has one kind of error to put into its sentence.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def parse_json(text: str | bytes | bytearray) -> Any:
 
     Raises:
         ValueError: it is no JSON, or none that anybody would have written: nested deeper than `MOST_LEVELS`,
-            with a name twice in one object, a number that is not finite or beyond `LARGEST_INTEGER`, or half of
-            a character.
+            with a name twice in one object, a number that is not finite or beyond `LARGEST_INTEGER`, or half
+            of a character.
     """
     if not isinstance(text, str):
         text = bytes(text).decode("utf-8")
@@ -105,7 +105,7 @@ def parse_rate(value: Any) -> Fraction:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A stranger's text as part of a message: on one line, of no great length, and unable to move a cursor."""
+    """A stranger's text as part of a message: on one line, not long, and unable to move a cursor."""
     text = str(value) if len(str(value)) <= most else str(value)[:most] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -113,8 +113,8 @@ def shown(value: object, most: int = 80) -> str:
 def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor of any type holds neither NaN nor infinity.
 
-    It is looked at in parts, since the answer for all numbers would be a second tensor. PyTorch cannot tell it of
-    some types of one byte (float8_e4m3fn) and half of them on some devices, but of all once they are float32.
+    It is looked at in parts, since the answer for all numbers would be a second tensor. Of types of one byte
+    PyTorch can tell it once they are float32; of float8_e4m3fn it cannot as they are.
     """
     if not tensor.is_floating_point() and not tensor.is_complex():
         return True
@@ -144,7 +144,7 @@ def _number(text: str) -> float:
 
 
 def _require_shallow(value: Any, most: float = math.inf) -> None:
-    """Refuse lists and mappings in more than `MOST_LEVELS` levels, in themselves, or of over `most` values."""
+    """Refuse more than `MOST_LEVELS` of lists and mappings, also in themselves, or more than `most` values."""
     level = [part for part in (value,) if isinstance(part, (dict, list))]
     parts = 0
     for _ in range(MOST_LEVELS):

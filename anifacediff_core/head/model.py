@@ -333,8 +333,9 @@ def _check_numbers(
         )
     fractions = tensor.is_floating_point() and whole and not torch.equal(tensor, tensor.round())
     if tensor.is_complex() or tensor.dtype == torch.bool or fractions:
+        kind = str(tensor.dtype).removeprefix("torch.")
         raise InputError(
-            f"The head file '{name}' has {shown(key)} of the type {str(tensor.dtype).removeprefix('torch.')}: "
+            f"The head file '{name}' has {shown(key)} of the type {kind}: "
             f"expected {'whole' if whole else 'real'} numbers; get a fresh copy."
         )
     if not is_finite(tensor):

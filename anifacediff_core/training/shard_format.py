@@ -357,7 +357,9 @@ def _read_manifest(url: str, split: str | None) -> ShardSet:
 def _plain(name: str) -> str:
     """A file's name from a list; no path and no command that would be run."""
     if not re.fullmatch(r"\w[\w.-]*\.tar", name, re.ASCII):
-        raise InputError(f"The list of shards names {shown(name)!r}, which is no shard; prepare the set again.")
+        raise InputError(
+            f"The list of shards names {shown(name)!r}, which is no shard; prepare the set again."
+        )
     return name
 
 

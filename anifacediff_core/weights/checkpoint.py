@@ -128,9 +128,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     with open_tensors(path) as file:
         kind, metadata, names = file.kind, file.metadata, list(file.infos)
     if kind != "safetensors":
-        raise InputError(
-            f"{path.name} is of another format ({kind}): expected a whole safetensors file, choose another one."
-        )
+        raise InputError(f"{path.name} is of another format ({kind}): expected a whole safetensors file.")
     if HEADER not in metadata:
         raise InputError(
             f"{path.name} is not an AniFaceDiff checkpoint: expected a header {HEADER!r}, found none; "
@@ -194,8 +192,8 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
             outline = make_autoencoder(shapes)
     except (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError) as error:
         raise InputError(
-            f"{checkpoint.path.name} has a vae of no kind that is read here: expected Stable Diffusion's or a "
-            "TAESD, choose another checkpoint."
+            f"{checkpoint.path.name} has a vae of an unknown kind: expected Stable Diffusion's or a TAESD, "
+            "choose another checkpoint."
         ) from error
     network = outline.network if isinstance(outline, StableAutoEncoder) else outline
     checkpoint.require_fit(network, "vae")

@@ -86,7 +86,7 @@ def _is_weights(head: bytes) -> bool:
 
 
 def _has_line_ends_of_text(head: bytes) -> bool:
-    """Whether somebody's program took it for text and wrote CR LF for every LF; numbers are broken by that."""
+    """Whether a program took it for text and wrote CR LF for every LF, which breaks its numbers."""
     lines = head.count(b"\n")
     return lines > 1 and lines == head.count(b"\r\n")
 

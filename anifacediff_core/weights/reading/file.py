@@ -119,7 +119,9 @@ class TensorFile:
             raise self.implausible(f"at most {MAX_TENSORS} tensors", "more")
         self._budget -= product(info.shape) * info.dtype.itemsize
         if self._budget < 0:
-            raise self.implausible("weights that fit its size", "many times as many numbers as it has room for")
+            raise self.implausible(
+                "weights that fit its size", "many times as many numbers as it has room for"
+            )
         self.infos[name] = info
         self._loaders[name] = load
 
