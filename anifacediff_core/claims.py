@@ -1,8 +1,8 @@
 """What files say about themselves, held against limits before it is believed.
 
 Headers, notes and settings come from strangers. Whatever is wrong with one of them (it is nested too deep,
-names something twice, holds a number beyond all bounds, is no text at all), the functions here raise ValueError,
-so that whoever reads a file has one kind of error to put into its sentence.
+names something twice, holds a number beyond all bounds, is no text at all), the functions here raise
+ValueError, so that whoever reads a file has one kind of error to put into its sentence.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _number(text: str) -> float:
 
 
 def _require_shallow(value: Any, most: float = math.inf) -> None:
-    """Refuse more than `MOST_LEVELS` of lists and mappings, also in themselves, or more than `most` values."""
+    """Refuse more than `MOST_LEVELS` of lists and mappings, endless ones too, or more than `most` values."""
     level = [part for part in (value,) if isinstance(part, (dict, list))]
     parts = 0
     for _ in range(MOST_LEVELS):

@@ -128,8 +128,8 @@ def _check_claims(checkpoint: Checkpoint) -> None:
         for name, shape in LAYOUTS[part](checkpoint.config).items():
             if found.get(name) != shape and not (name not in found and name.endswith(TABLE)):
                 raise InputError(
-                    f"{checkpoint.path.name} does not fit its own header: expected {part}.{name} {list(shape)}, "
-                    f"found {list(found[name]) if name in found else 'none'}; fetch it again."
+                    f"{checkpoint.path.name} does not fit its own header: expected {part}.{name} "
+                    f"{list(shape)}, found {list(found[name]) if name in found else 'none'}; fetch it again."
                 )
 
 

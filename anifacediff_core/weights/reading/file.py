@@ -25,8 +25,8 @@ MAX_NAME = 500  # characters
 _MAX_AXES = 32
 _MAX_LENGTHS = 2**48  # product of a shape's lengths but zeros, far beyond any file
 _MAX_REPEATED = 2**20  # elements of a tensor that repeats fewer stored ones
-# Bytes that all tensors of a file may take: those of the file a few times over, since tensors share storages and
-# archives and sparse matrices are packed.
+# Bytes that all tensors of a file may take: those of the file a few times over, since tensors share storages,
+# and archives and sparse matrices are packed.
 _SMALLEST_BUDGET, _TIMES_SIZE = 256 * 2**20, 8
 
 # What the libraries raise on files that are not as they should be.
@@ -119,9 +119,7 @@ class TensorFile:
             raise self.implausible(f"at most {MAX_TENSORS} tensors", "more")
         self._budget -= product(info.shape) * info.dtype.itemsize
         if self._budget < 0:
-            raise self.implausible(
-                "weights that fit its size", "many times as many numbers as it has room for"
-            )
+            raise self.implausible("numbers that fit its size", "many times as many")
         self.infos[name] = info
         self._loaders[name] = load
 
@@ -169,7 +167,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Packed:
-    """A compressed member of an archive; it is unpacked once, beside the memory, however many tensors it holds."""
+    """A compressed member of an archive; it is unpacked once, on the disk, however many tensors it holds."""
 
     archive: zipfile.ZipFile
     member: zipfile.ZipInfo
@@ -181,7 +179,7 @@ class Packed:
 
     @cached_property
     def unpacked(self) -> Region:
-        copy = self.resources.enter_context(tempfile.TemporaryFile())
+        copy = self.resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - it is entered
         with self.archive.open(self.member) as stream:
             shutil.copyfileobj(stream, copy)
         return Region(copy, 0, self.size)

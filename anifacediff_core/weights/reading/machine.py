@@ -234,8 +234,8 @@ class _Machine:
         wanted = Global(module, name)
         if runs_code(wanted):
             raise InputError(
-                f"{self.name} tries to run code ({shown(wanted)}) when it is loaded: expected nothing but weights, "
-                "don't use it and fetch the file from its authors."
+                f"{self.name} tries to run code ({shown(wanted)}) when it is loaded: expected nothing but "
+                "weights, don't use it and fetch the file from its authors."
             )
         return wanted
 

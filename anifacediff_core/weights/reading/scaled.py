@@ -1,9 +1,9 @@
-"""ComfyUI's scaled fp8: weights of one byte with their scales beside them, read as the weights they stand for.
+"""ComfyUI's scaled fp8: weights of one byte, with scales beside them, read as the weights that they stand for.
 
 Older files have ``<layer>.scale_weight`` beside ``<layer>.weight``, and a mark ``scaled_fp8``. Newer ones have
-``<layer>.weight_scale`` and tell the format of each layer, in ``<layer>.comfy_quant`` (JSON as bytes) or in the
-header's ``_quantization_metadata``. The scales of inputs (``scale_input``, ``input_scale``) serve to multiply in
-fp8; the weights are the same without them.
+``<layer>.weight_scale`` and tell each layer's format, in ``<layer>.comfy_quant`` (JSON as bytes) or in the
+header's ``_quantization_metadata``. The scales of inputs (``scale_input``, ``input_scale``) serve to multiply
+in fp8; the weights are the same without them.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def _require_fitting(file: TensorFile, weight: TensorInfo, scale: TensorInfo, fo
     numbers = weight.dtype.is_floating_point or (weight.dtype == torch.uint8 and format in _FORMATS)
     if not (single or by_row) or not scale.dtype.is_floating_point or not numbers:
         raise InputError(
-            f"{file.name} is quantized in a way that is not read here: fetch the same model in fp16, or in fp8 "
-            "with one scale for each layer."
+            f"{file.name} is quantized in a way that is not read here: fetch the same model in fp16, or in "
+            "fp8 with one scale for each layer."
         )
 
 

@@ -338,7 +338,7 @@ def set_state(value: Any, state: Any) -> None:
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
     """Set an item of a dict once; a key that could be costly to look up becomes a stand-in for it.
 
-    So do all tuples: Python hashes them alike in every process, so that a file can have thousands of one hash.
+    So do all tuples: Python hashes them alike in every process, so a file can have thousands of one hash.
     """
     if not _is_plain(key) and not isinstance(key, (Global, StandIn)):
         key = StandIn(Global("builtins", "str" if isinstance(key, Blob) else type(key).__name__))
