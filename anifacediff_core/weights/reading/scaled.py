@@ -1,9 +1,9 @@
-"""ComfyUI's scaled fp8: weights of one byte, with scales beside them, read as the weights that they stand for.
+"""ComfyUI's scaled fp8: weights of one byte, with scales beside them, read as the weights they stand for.
 
-Older files have ``<layer>.scale_weight`` beside ``<layer>.weight``, and a mark ``scaled_fp8``. Newer ones have
-``<layer>.weight_scale`` and tell each layer's format, in ``<layer>.comfy_quant`` (JSON as bytes) or in the
-header's ``_quantization_metadata``. The scales of inputs (``scale_input``, ``input_scale``) serve to multiply
-in fp8; the weights are the same without them.
+Older files have ``<layer>.scale_weight`` beside ``<layer>.weight``, and a mark ``scaled_fp8``. Newer ones
+have ``<layer>.weight_scale`` and tell each layer's format, in ``<layer>.comfy_quant`` (JSON as bytes) or in
+the header's ``_quantization_metadata``. The scales of inputs (``scale_input``, ``input_scale``) serve to
+multiply in fp8; the weights are the same without them.
 """
 
 from __future__ import annotations
