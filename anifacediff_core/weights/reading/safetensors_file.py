@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 
-from .file import Region, TensorFile, add_stored
+from .file import MAX_TENSORS, Region, TensorFile, add_stored
 
 _MAX_HEADER = 16 * 2**20  # bytes; a Stable Diffusion checkpoint has 150,000
 _TYPES = {
@@ -51,10 +51,11 @@ def open_safetensors(file: TensorFile, stream: BinaryIO) -> None:
             file.metadata = dict(checked.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file.name} is truncated or damaged ({error}): expected a whole safetensors file, "
-            "fetch it again."
+            f"{file.name} is truncated or damaged: expected a whole safetensors file, fetch it again."
         ) from error
     header = parse_json(stream.read(length))
+    if len(header) > MAX_TENSORS + 1:
+        raise file.implausible(f"at most {MAX_TENSORS} tensors", "more")
     for name, entry in header.items():
         if name == "__metadata__":
             continue

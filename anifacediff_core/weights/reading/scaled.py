@@ -21,6 +21,7 @@ from .file import TensorFile, TensorInfo, product
 
 _SCALES = ("scale_weight", "weight_scale")
 _INPUT_SCALES = ("scale_input", "input_scale")
+_FOREIGN = (".quant_state.", ".absmax")  # of bitsandbytes, which packs numbers in its own ways
 _MARK, _FORMAT, _HEADER = "scaled_fp8", "comfy_quant", "_quantization_metadata"
 _FORMATS = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 _LONGEST_FORMAT = 4096  # bytes
@@ -32,6 +33,10 @@ def apply_scales(file: TensorFile) -> None:
     Raises:
         InputError: a layer is quantized in another way.
     """
+    if any(part in name for name in file.infos for part in _FOREIGN):
+        raise InputError(
+            f"{file.name} is quantized by bitsandbytes, which is not read here: fetch the same model in fp16."
+        )
     formats = _formats(file)
     for name in list(file.infos):
         layer, _, kind = name.rpartition(".")
