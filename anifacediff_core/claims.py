@@ -67,7 +67,7 @@ def parse_yaml(text: str) -> Any:
         finally:
             loader.dispose()
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:300]) from error
+        raise ValueError(_problem(error)) from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:  # tags that lie
@@ -75,6 +75,13 @@ def parse_yaml(text: str) -> Any:
     _require_shallow(value, MOST_PARTS)
     _require_plain(value)
     return value
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong and in which line, without the piece of the text that the library quotes."""
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    told = shown(problem or " ".join(str(error).split()), 160)
+    return f"{told} in line {mark.line + 1}" if mark else told
 
 
 class _Loader(yaml.SafeLoader):
