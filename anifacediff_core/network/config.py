@@ -42,6 +42,10 @@ MOST_ENTRIES = 16  # levels, or pictures of a pose encoder
 LONGEST_NAME = 100  # characters
 
 
+# What the modules raise when they are built of sizes that do not go together.
+UNBUILDABLE = (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, AssertionError)
+
+
 class ConfigError(InputError):
     """Numbers of which no network can be built."""
 

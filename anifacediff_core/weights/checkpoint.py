@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from anifacediff_core.claims import is_finite, parse_json, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder, make_autoencoder
-from anifacediff_core.network.config import ConfigError, NetworkConfig
+from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
@@ -135,16 +135,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             f"its first tensor is {min(names, default='missing')}."
         )
     header = read_header(path, metadata)
-    try:
-        config = NetworkConfig.from_json(header["network"])
-    except ConfigError as error:
-        raise InputError(
-            f"{path.name} has a header that describes no network, {_within(error)}; fetch it again."
-        ) from error
     found = {name.split(".", 1)[0] for name in names}
     return Checkpoint(
         path=path,
-        config=config,
+        config=NetworkConfig.from_json(header["network"]),
         head=header["head"],
         parts=tuple(part for part in PARTS if part in found),
         provenance=header.get("provenance", {}),
@@ -165,12 +159,23 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
         ) from error
     if version != VERSION:
         raise InputError(f"{path.name} has version {shown(version)}, expected {VERSION}: update AniFaceDiff.")
+    try:
+        NetworkConfig.from_json(network)
+    except ConfigError as error:
+        raise InputError(
+            f"{path.name} has a header that describes no network, {_within(error)}; fetch it again."
+        ) from error
     return header
 
 
 def load_network(checkpoint: Checkpoint) -> AniFaceDiff:
     """The network with the checkpoint's weights, float32, on the CPU; with temporal modules if it has any."""
-    outline = AniFaceDiff.outline(checkpoint.config, motion="motion" in checkpoint.parts)
+    try:
+        outline = AniFaceDiff.outline(checkpoint.config, motion="motion" in checkpoint.parts)
+    except UNBUILDABLE as error:
+        raise InputError(
+            f"{checkpoint.path.name} describes a network that cannot be built; fetch it again."
+        ) from error
     parts = [part for part in NETWORK_PARTS if getattr(outline, part) is not None]
     for part in parts:  # before there is memory for what the header claims
         checkpoint.require_fit(getattr(outline, part), part)
@@ -190,7 +195,7 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
     try:
         with torch.device("meta"):
             outline = make_autoencoder(shapes)
-    except (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError) as error:
+    except UNBUILDABLE as error:
         raise InputError(
             f"{checkpoint.path.name} has a vae of an unknown kind: expected Stable Diffusion's or a TAESD, "
             "choose another checkpoint."

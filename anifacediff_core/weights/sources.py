@@ -25,11 +25,12 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
-from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.config import ConfigError, NetworkConfig
 from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, TensorStream, load_checkpoint
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize_file
 from anifacediff_core.weights.importers.motion_modules import TABLE
 from anifacediff_core.weights.layout import (
+    Layout,
     expression_adapter_layout,
     image_encoder_layout,
     motion_layout,
@@ -125,7 +126,7 @@ def _check_claims(checkpoint: Checkpoint) -> None:
     """
     for part in filter(LAYOUTS.__contains__, checkpoint.parts):
         found = checkpoint.shapes(part)
-        for name, shape in LAYOUTS[part](checkpoint.config).items():
+        for name, shape in _layout(part, checkpoint.config, checkpoint.path).items():
             if found.get(name) != shape and not (name not in found and name.endswith(TABLE)):
                 raise InputError(
                     f"{checkpoint.path.name} does not fit its own header: expected {part}.{name} "
@@ -258,7 +259,7 @@ def check_parts(config: NetworkConfig, parts: Parts) -> None:
     for part, found in parts.items():
         if part not in LAYOUTS or any(part in recognition.partial for recognition in found):
             continue
-        expected = LAYOUTS[part](config)
+        expected = _layout(part, config, found[0].path)
         infos = part_infos(part, found)
         for name in sorted(expected.keys() | infos.keys()):
             there = infos[name].shape if name in infos else None
@@ -269,6 +270,15 @@ def check_parts(config: NetworkConfig, parts: Parts) -> None:
                     f"{list(expected[name]) if name in expected else 'absent'}, "
                     f"found {list(there) if there is not None else 'none'}."
                 )
+
+
+def _layout(part: str, config: NetworkConfig, path: Path) -> Layout:
+    try:
+        return LAYOUTS[part](config)
+    except ConfigError as error:
+        raise InputError(
+            f"{path.name} describes a {part} that cannot be built: fetch it again or choose another file."
+        ) from error
 
 
 def part_infos(part: str, found: Iterable[Recognition]) -> dict[str, TensorInfo]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.config import ConfigError
+from anifacediff_core.network.config import UNBUILDABLE, ConfigError
 from anifacediff_core.weights.importers import (
     anifacediff,
     autoencoder,
@@ -74,7 +74,7 @@ def recognize(file: TensorFile) -> Recognition:
     for importer in IMPORTERS:
         try:
             found = importer(listing)
-        except (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError) as error:
+        except UNBUILDABLE as error:
             if isinstance(error, InputError) and not isinstance(error, ConfigError):
                 raise
             kind = importer.__module__.rpartition(".")[2].replace("_", " ")
