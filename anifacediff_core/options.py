@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .claims import parse_rate
 from .errors import InputError
 from .progress import Progress
 from .sampling.settings import SamplingSettings
@@ -83,12 +84,9 @@ def file_name(*endings: str) -> Callable[[str], Path]:
 def rate(text: str) -> Fraction:
     """A frame rate such as 24 or 30000/1001."""
     try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
+        return parse_rate(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is no frame rate; give one like 30000/1001") from error
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive frame rate")
-    return value
 
 
 def bar(text: str) -> Progress:

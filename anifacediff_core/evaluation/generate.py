@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..capture.capture import Captured, Models, capture
+from ..claims import parse_json
 from ..errors import InputError
 from ..head.parameters import FaceParameters
 from ..progress import Progress
@@ -179,7 +180,7 @@ def _claim(
     file = out / METHOD_FILE
     if file.exists():
         try:
-            there = json.loads(file.read_text(encoding="utf-8"))
+            there = parse_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             there = None
         if there != told:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..claims import parse_json
 from ..errors import InputError
 from . import rotation
 from .model import HeadModel
@@ -40,8 +41,8 @@ def read_edits(text: str, head: HeadModel) -> dict[str, float]:
         InputError: the text is nothing of that kind, a name is unknown, a number is out of its limits.
     """
     try:
-        values = json.loads(text.strip() or "{}")
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text.strip() or "{}")
+    except ValueError as error:
         raise _no_edits() from error
     if not isinstance(values, dict):
         raise _no_edits()

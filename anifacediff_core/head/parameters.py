@@ -14,6 +14,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
+from ..claims import parse_json
 from ..errors import InputError
 from ..storage import replacing, write_tensors
 from .parameters_json import from_json, to_json
@@ -213,7 +214,7 @@ class FaceParameters:
         """
         try:
             tensors = load_bytes(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
             return cls._of(tensors, _header(header.get("__metadata__")), what)
         except (SafetensorError, ValueError) as error:
             if isinstance(error, InputError):
@@ -233,9 +234,14 @@ class FaceParameters:
             raise InputError(
                 f"{what} holds no face parameters; choose a file written by Save Face Parameters."
             )
-        parameters = {
-            name: tensors[name].bool() if name == "valid" else tensors[name].float() for name in TENSORS
-        }
+        try:
+            parameters = {
+                name: tensors[name].bool() if name == "valid" else tensors[name].float() for name in TENSORS
+            }
+        except RuntimeError as error:  # of a type that PyTorch can store and not convert
+            raise InputError(
+                f"The face parameters in {what} are of no known type; save them again."
+            ) from error
         if any(parameters[name].dim() != 2 for name in TENSORS[:-1]):
             raise InputError(f"The face parameters in {what} are not one row per frame; save them again.")
         return cls(**parameters, head=str(header.get("head"))).require_finite(what)
@@ -243,7 +249,7 @@ class FaceParameters:
 
 def _header(metadata: dict[str, str] | None) -> Any:
     """What a safetensors file says about its face parameters; None if it holds none."""
-    return json.loads((metadata or {}).get(FORMAT, "null"))
+    return parse_json((metadata or {}).get(FORMAT, "null"))
 
 
 assert {field.name for field in fields(FaceParameters)} == {*TENSORS, "head"}

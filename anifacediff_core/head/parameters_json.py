@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..claims import parse_json
+
 VERSION = 1
 
 
@@ -34,12 +36,12 @@ def from_json(text: str, names: tuple[str, ...]) -> tuple[dict[str, Tensor], dic
         ValueError: it is no such JSON, or of a later version.
     """
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         if not isinstance(content, dict) or content.get("version") != VERSION:
             raise ValueError(f"the version is not {VERSION}")
         header = {name: value for name, value in content.items() if name not in names}
         tensors = {name: _tensor(content[name]) for name in names}
-    except (RecursionError, TypeError, KeyError, OverflowError) as error:
+    except (TypeError, KeyError, OverflowError) as error:
         raise ValueError("it is of another form") from error
     return tensors, header
 

@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from anifacediff_core.claims import is_finite, parse_json, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder, make_autoencoder
-from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import PREFIX, SamplingConfig
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import write_tensor_stream, write_tensors
-from anifacediff_core.weights.reading import TensorInfo
+from anifacediff_core.weights.reading import TensorInfo, open_tensors
 
 VERSION = 1
 HEADER = "anifacediff"
@@ -134,14 +134,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}: choose another file.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata, names = file.metadata() or {}, list(file.keys())
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path.name} is truncated or of another format ({error}): "
-            "expected a whole safetensors file, fetch it again."
-        ) from error
+    with open_tensors(path) as file:
+        kind, metadata, names = file.kind, file.metadata, list(file.infos)
+    if kind != "safetensors":
+        raise InputError(f"{path.name} is of another format ({kind}): expected a whole safetensors file.")
     if HEADER not in metadata:
         raise InputError(
             f"{path.name} is not an AniFaceDiff checkpoint: expected a header {HEADER!r}, found none; "
@@ -162,16 +158,23 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
 def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     """A checkpoint's header, with `version`, `network`, `head` and mostly `provenance`."""
     try:
-        header = json.loads(metadata[HEADER])
+        header = parse_json(metadata[HEADER])
         version, network, head = header["version"], header["network"], header["head"]
-        if not isinstance(network, dict) or not isinstance(head, str):
-            raise TypeError("a network or head of another form")
+        made = header.get("provenance", {})
+        if not (isinstance(network, dict) and isinstance(head, str) and isinstance(made, dict)):
+            raise TypeError("a network, head or provenance of another form")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{path.name} has a damaged header ({error}): expected version, network and head."
+            f"{path.name} has a damaged header ({shown(error)}): expected version, network and head."
         ) from error
     if version != VERSION:
-        raise InputError(f"{path.name} has version {version}, expected {VERSION}: update AniFaceDiff.")
+        raise InputError(f"{path.name} has version {shown(version)}, expected {VERSION}: update AniFaceDiff.")
+    try:
+        NetworkConfig.from_json(network)
+    except ConfigError as error:
+        raise InputError(
+            f"{path.name} has a header that describes no network, {_within(error)}; fetch it again."
+        ) from error
     return header
 
 
@@ -191,21 +194,47 @@ def sampling_of(path: Path, header: Mapping[str, Any]) -> SamplingConfig | None:
 
 def load_network(checkpoint: Checkpoint) -> AniFaceDiff:
     """The network with the checkpoint's weights, float32, on the CPU; with temporal modules if it has any."""
-    model = AniFaceDiff.without_values(checkpoint.config, motion="motion" in checkpoint.parts)
-    for part in NETWORK_PARTS:
-        module = getattr(model, part)
-        if module is not None:
-            checkpoint.load_into(module, part)
+    try:
+        outline = AniFaceDiff.outline(checkpoint.config, motion="motion" in checkpoint.parts)
+    except UNBUILDABLE as error:
+        raise InputError(
+            f"{checkpoint.path.name} describes a network that cannot be built; fetch it again."
+        ) from error
+    parts = [part for part in NETWORK_PARTS if getattr(outline, part) is not None]
+    for part in parts:  # before there is memory for what the header claims
+        checkpoint.require_fit(getattr(outline, part), part)
+    model = outline.without_values()
+    for part in parts:
+        checkpoint.load_into(getattr(model, part), part)
     return model.eval()
 
 
 def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
-    """The autoencoder that the checkpoint holds, float32, on the CPU."""
-    weights = checkpoint.part("vae")
-    autoencoder = make_autoencoder({name: tuple(weight.shape) for name, weight in weights.items()})
-    whole = isinstance(autoencoder, StableAutoEncoder)
-    checkpoint.load_into(autoencoder.get_submodule("network") if whole else autoencoder, "vae")
+    """The autoencoder that the checkpoint holds, float32, on the CPU.
+
+    Raises:
+        InputError: it holds none, or one of another kind.
+    """
+    shapes = checkpoint.shapes("vae")
+    try:
+        with torch.device("meta"):
+            outline = make_autoencoder(shapes)
+    except UNBUILDABLE as error:
+        raise InputError(
+            f"{checkpoint.path.name} has a vae of an unknown kind: expected Stable Diffusion's or a TAESD, "
+            "choose another checkpoint."
+        ) from error
+    network = outline.network if isinstance(outline, StableAutoEncoder) else outline
+    checkpoint.require_fit(network, "vae")
+    autoencoder = outline.to_empty(device="cpu")
+    network = autoencoder.network if isinstance(autoencoder, StableAutoEncoder) else autoencoder
+    checkpoint.load_into(network, "vae")
     return autoencoder.eval()
+
+
+def _within(error: ConfigError) -> str:
+    """What a refused config says, as a part of a longer sentence."""
+    return str(error).removeprefix("Network config: ").rstrip(".")
 
 
 @dataclass(frozen=True)
@@ -235,9 +264,7 @@ class Checkpoint:
 
     def part(self, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The state dict of one part, on the CPU, as stored or in `dtype`."""
-        if name not in self.parts:
-            found = ", ".join(self.parts) or "nothing"
-            raise InputError(f"{self.path.name} has no {name}: expected that part, found {found}.")
+        self._require(name)
         weights = {}
         for key, weight in self.tensors(name):
             cast = dtype is not None and weight.is_floating_point()
@@ -247,26 +274,41 @@ class Checkpoint:
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         """The tensors of one part that is there, one at a time."""
         prefix = f"{name}."
-        with safe_open(self.path, "pt") as file:
-            for key in filter(lambda key: key.startswith(prefix), file.keys()):
-                weight = file.get_tensor(key)
-                _require_finite(weight, key, self.path)
-                yield key[len(prefix) :], weight
+        with open_tensors(self.path) as file:
+            for key in filter(lambda key: key.startswith(prefix), list(file.infos)):
+                yield key[len(prefix) :], file.read(key)
+
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors of one part that is there, which are known without reading them."""
+        self._require(name)
+        prefix = f"{name}."
+        with open_tensors(self.path) as file:
+            return {
+                key[len(prefix) :]: info.shape for key, info in file.infos.items() if key.startswith(prefix)
+            }
 
     def load_into(self, module: nn.Module, name: str) -> None:
         """Load one part into its module, in the module's own precision; names and shapes must agree."""
-        weights = self.part(name)
+        self.require_fit(module, name)
+        module.load_state_dict(self.part(name))
+
+    def require_fit(self, module: nn.Module, name: str) -> None:
+        """Refuse a part that has other names or shapes than its module, before any of it is read."""
         expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-        found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+        found = self.shapes(name)
         for key in sorted(expected.keys() | found.keys()):
             if expected.get(key) != found.get(key):
                 raise InputError(
                     f"{self.path.name} does not fit: expected {name}.{key} {expected.get(key, 'absent')}, "
                     f"found {found.get(key, 'absent')}."
                 )
-        module.load_state_dict(weights)
+
+    def _require(self, name: str) -> None:
+        if name not in self.parts:
+            found = ", ".join(self.parts) or "nothing"
+            raise InputError(f"{self.path.name} has no {name}: expected that part, found {found}.")
 
 
 def _require_finite(tensor: Tensor, name: str, path: Path) -> None:
-    if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+    if not is_finite(tensor):
         raise InputError(f"{path.name} is damaged: expected finite weights, found NaN or infinity in {name}.")

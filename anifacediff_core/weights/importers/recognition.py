@@ -200,8 +200,8 @@ def require_shape(listing: Listing, name: str, shape: tuple[int, ...], format: s
     if found is None or _trimmed(found) != _trimmed(shape):
         there = "none" if found is None else str(list(found))
         raise InputError(
-            f"{listing.path.name} does not fit its kind ({format}): "
-            f"expected {name} {list(shape)}, found {there}."
+            f"{listing.path.name} looks like {format} but is incomplete, damaged or a variant of it: "
+            f"expected {name} {list(shape)}, found {there}; fetch it again or choose another file."
         )
 
 
@@ -230,8 +230,8 @@ def leave(
         reason = next((text for pattern, text in reasons.items() if re.match(pattern, name)), None)
         if reason is None and re.match(own, name):
             raise InputError(
-                f"{listing.path.name} does not fit its kind ({format}): expected no {name}, "
-                f"found {list(listing.infos[name].shape)}."
+                f"{listing.path.name} looks like {format} but is a variant of it: expected no "
+                f"{name}, found {list(listing.infos[name].shape)}; choose another file."
             )
         left[original] = reason or "no part of this network"
     return left
