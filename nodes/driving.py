@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from .host.api import io
-
 from .host.synthetic import components_of
 from .sockets import make_schema
 
