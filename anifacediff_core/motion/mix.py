@@ -65,14 +65,8 @@ def combine(
         if from_second[part]:
             pose[:, columns] = second.pose[:, columns]
     camera = (second if from_second["place"] else first).camera
-    mixed = replace(
-        first,
-        expression=expression,
-        pose=pose,
-        camera=camera,
-        valid=first.valid & second.valid,
-    )
-    return look_along(mixed, names)
+    mixed = replace(first, expression=expression, pose=pose, camera=camera)
+    return look_along(mixed.no_surer_than(second), names)
 
 
 def mix(
