@@ -16,6 +16,7 @@ from ..head.model import HeadModel
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
+from ..motion.parts import require_numbers
 from ..progress import Progress
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
@@ -200,8 +201,9 @@ def calmed(raw: FaceParameters, head: HeadModel, smoothing: float, missing: str,
     """Readings frame by frame to smooth ones without gaps; ``valid`` stays.
 
     Raises:
-        InputError: see :func:`.missing.require_faces`.
+        InputError: see :func:`.missing.require_faces`; or the smoothing is NaN or infinite.
     """
+    require_numbers(smoothing=smoothing)
     require_faces(raw.valid, missing, what)
     readings = raw[held(raw.valid)] if missing == "hold" else raw
     return replace(smooth_parameters(readings, head.expression_names, smoothing), valid=raw.valid)

@@ -16,6 +16,7 @@ from anifacediff_core.capture.tracker import smooth_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.alignment import align
+from anifacediff_core.head.editing import edit
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.motion import gaze_pose
 from anifacediff_core.head.parameters import TENSORS, FaceParameters
@@ -490,6 +491,26 @@ def test_json_is_exact_and_readable(driving: FaceParameters, tmp_path: Path) -> 
     content = json.loads((tmp_path / "motion.json").read_text())
     assert content["version"] == 1 and len(content["pose"]) == 24 and content["prompt"] == '{"1": {}}'
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused(
+    head: HeadModel, names: list[str], driving: FaceParameters, value: float
+) -> None:
+    works = [
+        lambda: smooth_motion(driving, names, value, 0.3),
+        lambda: smooth_motion(driving, names, 0.3, value),
+        lambda: edit_motion(driving, names, ONES | {"mouth": value}),
+        lambda: edit_motion(driving, names, ONES, source=driving[0], neutralize=value),
+        lambda: mix(driving, driving, value),
+        lambda: mix(driving, driving, torch.full((24,), value)),
+        lambda: retime(driving, Fraction(24), Fraction(24), value),
+        lambda: exact_rate(value),
+        lambda: edit(head, driving, {"headYaw": value}),
+    ]
+    for work in works:
+        with pytest.raises(InputError, match="give"):
+            work()
 
 
 @pytest.mark.parametrize("name", ["motion.json", "motion.safetensors"])
