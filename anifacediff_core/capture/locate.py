@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -123,23 +124,30 @@ def _square(center: Tensor, side: float) -> tuple[float, float, float]:
 
 
 def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
-    score = float(face.get("score", 1.0))
+    score = _score(face)
     points = face.get("landmarks_xy")
     if points is not None:
         points = torch.as_tensor(points, dtype=torch.float64)[:, :2]
         if len(points) == LANDMARKS:
-            return Detection(score, _shares(square_of_landmarks(points), longer))
+            return Detection(score, _shares(square_of_landmarks(points), longer), sure=score)
         if len(points) >= mesh.MESH_POINTS:
             low, high = points.amin(0), points.amax(0)
             around = _square((low + high) / 2, float((high - low).mean()))
             inner = square_of_landmarks(points[list(JAW_AND_BROWS)])
-            return Detection(score, _shares(inner, longer), _shares(around, longer))
+            return Detection(score, _shares(inner, longer), _shares(around, longer), sure=score)
     if face.get("bbox_xyxy") is not None:
         left, top, right, bottom = (float(value) for value in face["bbox_xyxy"])
-        return Detection(score, _shares(_square_of((left, top, right, bottom), what), longer))
+        return Detection(score, _shares(_square_of((left, top, right, bottom), what), longer), sure=score)
     raise InputError(
         f"There are neither 68 points nor MediaPipe's mesh nor a box in {what}; use another landmarker."
     )
+
+
+def _score(found: Mapping[str, Any]) -> float:
+    """In [0, 1]; 1 where there is none, or one that is no number."""
+    score = found.get("score", 1.0)
+    known = isinstance(score, Real) and math.isfinite(score)
+    return min(max(float(score), 0.0), 1.0) if known else 1.0
 
 
 def _as_list(boxes: Any) -> Sequence[Any]:
@@ -156,8 +164,8 @@ def _boxed(box: Any, size: tuple[int, int], what: str) -> Detection:
             f"There is something else than a box in {what}: expected x, y, width and height, found "
             f"{str(box)[:60]!r}."
         )
-    score = float(box.get("score", 1.0)) if isinstance(box, Mapping) else 1.0
-    return Detection(score, _shares(_square_of(_corners(box, size), what), max(size)))
+    score = _score(box) if isinstance(box, Mapping) else 1.0
+    return Detection(score, _shares(_square_of(_corners(box, size), what), max(size)), sure=score)
 
 
 def _square_of(box: Box, what: str) -> tuple[float, float, float]:
@@ -262,7 +270,7 @@ class OpencvFaces:
             gray.numpy(), scaleFactor=1.1, minNeighbors=4, minSize=(least, least)
         )
         return [
-            Detection(0.9, _shares(square_of_box((x, y, x + w, y + h)), max(gray.shape)))
+            Detection(0.9, _shares(square_of_box((x, y, x + w, y + h)), max(gray.shape)), sure=1.0)
             for x, y, w, h in (tuple(float(value) for value in box) for box in boxes)
         ]
 
