@@ -18,21 +18,20 @@ from ..motion.parts import require_numbers
 from .detector import Detection
 
 LEAST = 0.5  # what is less sure counts as missing
-# Logarithms of 1 - score and of 1 - overlap at which a face is as likely open as covered, and what a step of
-# one weighs.
-SCORE_WEIGHT, OVERLAP_WEIGHT, SCORE_OR_OVERLAP = 1.0, 1.0, 6.6
-SCORE_ALONE, SCORE_ALONE_WEIGHT = 2.0, 2.0
-# Distance from the video's own shape, and steps of the scale, in multiples of the usual ones.
-STRANGE_SHAPE, SHAPE_WEIGHT = 2.6, 3.0
-AROUND = 4  # frames on each side that a frame's scale is compared with
-JUMP, LEAST_JUMP, JUMP_WEIGHT = 0.08, 4.0, 60.0
-FEWEST = 5  # frames of which a usual one can be told
+# How near to 1 score and agreement are together, see `_nines`, when a face is as likely open as covered.
+SCORE_AND_AGREEMENT, SCORE_ALONE, SLOPE = 5.5, 2.0, 1.5
+# Distance from the video's own shape, in multiples of the usual one, at which it is as likely another's; the
+# usual one is at least a share of the shape itself, since few frames may be alike.
+STRANGE, STRANGE_SLOPE, LEAST_USUAL = 2.6, 3.0, 0.25
+# By how much the logarithm of the scale leaves that of the frames on both sides.
+AROUND, JUMP, USUAL_JUMPS, JUMP_SLOPE = 4, 0.065, 4.0, 60.0
+FEWEST = 5  # frames that can tell what is usual
 
 
 def of_faces(faces: list[Detection]) -> Tensor:
     """Confidence (faces,) by what the detector tells alone."""
     nines = _nines(torch.tensor([face.score for face in faces]))
-    return _by_others(faces, torch.sigmoid(SCORE_ALONE_WEIGHT * (nines - SCORE_ALONE)))
+    return _by_others(faces, torch.sigmoid(SLOPE * (nines - SCORE_ALONE)))
 
 
 def of_readings(faces: list[Detection], agreement: Tensor) -> Tensor:
@@ -41,10 +40,8 @@ def of_readings(faces: list[Detection], agreement: Tensor) -> Tensor:
     Args:
         agreement: (faces,), overlap of the face squares that the readings tell, see :func:`overlap`.
     """
-    agreed = OVERLAP_WEIGHT * _nines(agreement.cpu())
-    score = torch.tensor([face.score for face in faces])
-    own = torch.sigmoid(2 * (SCORE_WEIGHT * _nines(score) + agreed - SCORE_OR_OVERLAP))
-    return _by_others(faces, own)
+    nines = _nines(torch.tensor([face.score for face in faces])) + _nines(agreement.cpu())
+    return _by_others(faces, torch.sigmoid(SLOPE * (nines - SCORE_AND_AGREEMENT)))
 
 
 def _by_others(faces: list[Detection], own: Tensor) -> Tensor:
@@ -73,7 +70,9 @@ def over_time(readings: FaceParameters) -> Tensor:
     sure = known >= LEAST
     if int(sure.sum()) < FEWEST:
         return known
-    return torch.minimum(known, torch.minimum(_likeness(readings.shape, sure), _steadiness(readings, sure)))
+    return torch.minimum(
+        known, torch.minimum(_likeness(readings.shape, sure), _steadiness(readings.camera, sure))
+    )
 
 
 def sure_frames(raw: FaceParameters, least: float, missing: str = "interpolate") -> FaceParameters:
@@ -95,23 +94,29 @@ def sure_frames(raw: FaceParameters, least: float, missing: str = "interpolate")
 
 def _likeness(shape: Tensor, sure: Tensor) -> Tensor:
     """How likely each frame's shape (frames, modes) is the same person's as in those that are sure."""
-    away = (shape - shape[sure].median(0).values).norm(dim=1)
-    usual = away[sure].median()
+    middle = shape[sure].median(0).values
+    away = (shape - middle).norm(dim=1)
+    usual = torch.maximum(away[sure].median(), LEAST_USUAL * middle.norm())
     if usual < 1e-6:  # read by something that tells no shape
         return torch.ones_like(away)
-    return torch.sigmoid(SHAPE_WEIGHT * (STRANGE_SHAPE - away / usual))
+    return torch.sigmoid(STRANGE_SLOPE * (STRANGE - away / usual))
 
 
-def _steadiness(readings: FaceParameters, sure: Tensor) -> Tensor:
-    """How likely each frame's scale is right beside those of the frames around it."""
-    scale = readings.camera[:, 0].clamp(min=1e-6).log()
-    places = torch.nonzero(sure).squeeze(1)
-    around = scale[places].unfold(0, min(2 * AROUND + 1, len(places)), 1).median(1).values
-    frames = torch.arange(len(scale), device=scale.device)
-    middle = torch.searchsorted(places, frames) - AROUND
-    away = (scale - around[middle.clamp(0, len(around) - 1)]).abs()
-    limit = torch.maximum(away.new_tensor(JUMP), LEAST_JUMP * away[sure].median())
-    return torch.sigmoid(JUMP_WEIGHT * (limit - away))
+def _steadiness(camera: Tensor, sure: Tensor) -> Tensor:
+    """How likely each frame's scale (frames, 3) is right, between those of the sure frames before and after:
+    a head may come nearer, but not jump to and fro.
+    """
+    scale = camera[:, 0].clamp(min=1e-6).log()
+    known, frames = torch.nonzero(sure).squeeze(1), torch.arange(len(scale), device=scale.device)
+    nothing = scale.new_full((AROUND,), torch.nan)
+    middle = torch.cat([nothing, scale[known], nothing]).unfold(0, AROUND, 1).nanmedian(1).values
+    place = torch.searchsorted(known, frames)
+    before, after = middle[place], middle[place + sure + AROUND]
+    low = torch.fmin(before, after)
+    high = torch.fmax(before, after)
+    away = torch.maximum(low - scale, scale - high).clamp(min=0)
+    limit = torch.maximum(away.new_tensor(JUMP), USUAL_JUMPS * away[sure].median())
+    return torch.sigmoid(JUMP_SLOPE * (limit - away))
 
 
 def _nines(share: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import mediapipe, mesh
-from .arkit import unpack
+from .arkit import score_of, unpack
 from .detector import SQUARE_SCALE, Detection
 
 LANDMARKS = 68
@@ -124,7 +123,7 @@ def _square(center: Tensor, side: float) -> tuple[float, float, float]:
 
 
 def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
-    score = _score(face)
+    score = score_of(face)
     points = face.get("landmarks_xy")
     if points is not None:
         points = torch.as_tensor(points, dtype=torch.float64)[:, :2]
@@ -143,13 +142,6 @@ def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
     )
 
 
-def _score(found: Mapping[str, Any]) -> float:
-    """In [0, 1]; 1 where there is none, or one that is no number."""
-    score = found.get("score", 1.0)
-    known = isinstance(score, Real) and math.isfinite(score)
-    return min(max(float(score), 0.0), 1.0) if known else 1.0
-
-
 def _as_list(boxes: Any) -> Sequence[Any]:
     """The boxes of one frame; what is no list of them counts as one, to be looked at by itself."""
     if boxes is None:
@@ -164,7 +156,7 @@ def _boxed(box: Any, size: tuple[int, int], what: str) -> Detection:
             f"There is something else than a box in {what}: expected x, y, width and height, found "
             f"{str(box)[:60]!r}."
         )
-    score = _score(box) if isinstance(box, Mapping) else 1.0
+    score = score_of(box) if isinstance(box, Mapping) else 1.0
     return Detection(score, _shares(_square_of(_corners(box, size), what), max(size)), sure=score)
 
 
