@@ -24,7 +24,9 @@ FOR_GOOD = 72  # frames without it before one is taken that was beside it
 STEADINESS = 0.75  # share of the last crop in the next one
 REACH = 0.8  # a face moves less than this share of its square from frame to frame
 FORESIGHT = 6  # frames that a movement is thought to go on while nobody sees it
-SAME_LOOK, LOOK_WEIGHT = 0.35, 2.0  # looks that differ less are the same; what the rest weighs
+SAME_LOOK, LOOK_WEIGHT = 0.15, 4.0  # looks that differ less are the same; what the rest weighs
+ALIKE = 0.25  # looks of one person at other times
+MISTAKEN = 0.15  # looks of two people that fit this much better the other way round show a mistake
 CHOICES = ("number", "largest", "nearest")
 # The portrait square against the face square, as in the avatars that the networks are trained on.
 MARGIN, PORTRAIT_LIFT = 0.25, 0.12
@@ -66,14 +68,15 @@ class Track:
         return REACH * (1 + 0.5 * self.missing)
 
     def seen(self, face: Detection, alone: bool) -> None:
-        """Go on with a face of the next picture; only one that stands `alone` shows how it looks."""
+        """Go on with a face of the next picture; only one that stands `alone` shows its look and movement."""
         (x, y), (u, v) = face.center, self.face.center
         change = x - u, y - v, math.log(face.square[2] / self.face.square[2])
         first, second, third = (
             0.5 * (old + new / (self.missing + 1)) for old, new in zip(self.velocity, change, strict=True)
         )
-        self.velocity = first, second, third
-        if face.look is not None and alone:
+        if alone:
+            self.velocity = first, second, third
+        if alone and face.look is not None:
             self.look = face.look if self.look is None else torch.lerp(self.look, face.look, 0.1)
         self.face, self.missing = face, 0
 
@@ -144,7 +147,22 @@ class Tracker:
             known = number in taken or any(face is other for other in taken.values())
             if not known and cost < tracks[number].reach and not self._is_lost(tracks[number]):
                 taken[number] = face
+        for number in list(taken):
+            if (
+                0 in taken
+                and number
+                and self._are_mistaken(tracks[0], tracks[number], taken[0], taken[number])
+            ):
+                taken[0], taken[number] = taken[number], taken[0]
         return taken
+
+    @staticmethod
+    def _are_mistaken(first: Track, second: Track, one: Detection, other: Detection) -> bool:
+        """Whether two people, apart again, look as if they had been taken for each other."""
+        if first.look is None or second.look is None or not _apart(one, other):
+            return False
+        straight = unlike(first.look, one.look) + unlike(second.look, other.look)
+        return unlike(first.look, other.look) + unlike(second.look, one.look) < straight - MISTAKEN
 
     def _is_lost(self, track: Track) -> bool:
         return track.missing > PATIENCE and track is self._followed
@@ -159,8 +177,8 @@ class Tracker:
         if lost is None:
             return self._first(faces, width, height)
         known = [face for number, face in taken.items() if number]
-        back = [face for face in faces if face.look is not None and lost.look is not None]
-        back = [face for face in back if unlike(lost.look, face.look) < SAME_LOOK]
+        seen = [face for face in faces if face.look is not None and lost.look is not None]
+        back = [face for face in seen if unlike(lost.look, face.look) < ALIKE]
         new = [face for face in faces if not any(face is other for other in known)]
         usable = [face for face in back if any(face is other for other in new)] or new
         if lost.missing > FOR_GOOD:
@@ -179,10 +197,21 @@ class Tracker:
             if face is None or all(face is not other for other in rest):
                 track.missing += 1
             else:
-                track.seen(face, all(_apart(face, other) for other in rest if other is not face))
+                track.seen(face, self._stands_alone(face, rest))
                 known.append(face)
-        new = [Track(face, face.look) for face in rest if all(face is not other for other in known)]
-        self._others = [track for track in self._others if track.missing <= PATIENCE] + new
+        self._others = [track for track in self._others if track.missing <= FOR_GOOD]
+        if self.last is None or self._is_hidden:
+            return  # whoever comes up now may be the followed one
+        new = [face for face in rest if all(face is not other for other in known)]
+        self._others += [Track(face, face.look) for face in new if self._stands_alone(face, rest)]
+
+    @property
+    def _is_hidden(self) -> bool:
+        return self._followed is not None and self._followed.missing > 0
+
+    def _stands_alone(self, face: Detection, rest: list[Detection]) -> bool:
+        beside = [other for other in rest if other is not face]
+        return all(_apart(face, other) for other in [*beside, *([self.last] if self.last else [])])
 
     def crop(self, square: tuple[float, float, float]) -> tuple[float, float, float]:
         """A steadied square for the encoder. It may lag: the camera is counted back from the very same
@@ -237,7 +266,7 @@ class Tracker:
 
 def _apart(first: Detection, second: Detection) -> bool:
     """Whether two faces do not cover each other."""
-    return math.dist(first.center, second.center) > 0.5 * (first.square[2] + second.square[2]) / 2
+    return math.dist(first.center, second.center) > 0.6 * (first.square[2] + second.square[2]) / 2
 
 
 def fill_gaps(values: Tensor, valid: Tensor) -> Tensor:
