@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from anifacediff_core.capture.live_link import TIMECODE_RATES, load_live_link
+from anifacediff_core.capture.live_link import load_live_link
+from anifacediff_core.capture.timecode import RATES
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -122,11 +123,11 @@ class LoadLiveLink(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "timecode_fps",
-                    options=["auto", *map(str, TIMECODE_RATES)],
+                    options=["auto", *map(str, RATES)],
                     default="auto",
                     optional=True,
-                    tooltip="Frames a second that the timecode counts in. auto tells it from the highest "
-                    "frame number; the app's own default is 60.",
+                    tooltip="Frames a second that the timecode counts in. auto finds it in all lines. 1000 "
+                    "is for milliseconds in place of frames.",
                 ),
                 *[
                     io.Boolean.Input(

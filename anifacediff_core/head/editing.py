@@ -64,9 +64,10 @@ def edit(head: HeadModel, params: FaceParameters, edits: Mapping[str, float]) ->
         As many frames, on the same device; shape and validity stay.
 
     Raises:
-        InputError: the parameters belong to another head.
+        InputError: the parameters belong to another head, or a value is out of its limits or no number.
     """
     head.require(params)
+    edits = {name: _checked(name, value, head) for name, value in edits.items()}
     names = head.expression_names
     offset = params.expression.new_tensor([edits.get(name, 0.0) for name in names])
     expression = (params.expression + offset).clamp(0, 1)
