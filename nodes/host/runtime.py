@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from html import escape
 
 import comfy.model_management
 import comfy.utils
@@ -13,6 +14,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
+
+from anifacediff_core.errors import printable
 
 __all__ = ["ModelPatcher", "Progress", "device", "show_text", "tell"]
 
@@ -44,13 +47,17 @@ class Progress:
 
 
 def tell(text: str, level: int = logging.INFO) -> None:
-    """Write a line into the log as well as onto the node that runs."""
-    logging.log(level, "AniFaceDiff: %s", text)
+    """Write lines into the log as well as onto the node that runs."""
+    for line in text.splitlines():
+        logging.log(level, "AniFaceDiff: %s", printable(line))
     show_text(text)
 
 
 def show_text(text: str) -> None:
-    """Write a line onto the node that runs, where there is a front-end to show it."""
+    """Write lines onto the node that runs, where there is a front-end to show them.
+
+    It takes them for HTML, and there are names of strangers' files in them.
+    """
     context = get_executing_context()
     if context is None:
         return
@@ -59,7 +66,7 @@ def show_text(text: str) -> None:
     server: PromptServer | None = getattr(PromptServer, "instance", None)
     send: Callable[[str, str], None] | None = getattr(server, "send_progress_text", None)
     if send is not None:
-        send(text, context.node_id)
+        send(escape("\n".join(map(printable, text.splitlines()))), context.node_id)
 
 
 def _to_pillow(picture: Tensor) -> Image.Image:
