@@ -22,6 +22,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from .errors import InputError
+from .finite import require_finite
 from .sound import Sound, add_copy, open_media
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
@@ -267,10 +268,14 @@ class VideoWriter:
         self.close()
 
     def write(self, frames: Tensor) -> None:
-        """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even."""
+        """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even.
+
+        Raises:
+            InputError: NaN or infinity, of which pictures would be black.
+        """
         from av import VideoFrame
 
-        for frame in frames:
+        for frame in require_finite(frames, self.frames):
             pixels = to_pixels(frame)
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
             if self._stream is None:

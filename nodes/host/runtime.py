@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from html import escape
 
 import comfy.model_management
 import comfy.utils
@@ -56,7 +55,8 @@ def tell(text: str, level: int = logging.INFO) -> None:
 def show_text(text: str) -> None:
     """Write lines onto the node that runs, where there is a front-end to show them.
 
-    It takes them for HTML, and there are names of strangers' files in them.
+    Older ones take them for HTML, and there are names of strangers' files in them. Newer ones escape
+    themselves: so only what opens a tag is escaped here, which suffices.
     """
     context = get_executing_context()
     if context is None:
@@ -66,7 +66,8 @@ def show_text(text: str) -> None:
     server: PromptServer | None = getattr(PromptServer, "instance", None)
     send: Callable[[str, str], None] | None = getattr(server, "send_progress_text", None)
     if send is not None:
-        send(escape("\n".join(map(printable, text.splitlines()))), context.node_id)
+        shown = "\n".join(map(printable, text.splitlines()))
+        send(shown.replace("<", "&lt;"), context.node_id)
 
 
 def _to_pillow(picture: Tensor) -> Image.Image:
