@@ -29,6 +29,7 @@ _use_core_of_this_folder()
 from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
+from .checks import guarded  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
 from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
@@ -88,4 +89,4 @@ NODES: list[type[io.ComfyNode]] = [
 class AniFaceDiffExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folders()
-        return NODES
+        return [guarded(node) for node in NODES]

@@ -186,8 +186,8 @@ class Reenacting:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
         decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint)
-        partial_video = out.with_name(f"{out.stem}.partial{out.suffix}")
-        return Work.begin(out.with_name(f"{out.name}.work"), partial_video, decisive, footage, self.say)
+        folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
+        return Work.begin(folder, partial_video, decisive, footage, self.say)
 
     def _capture(self, job: ReenactJob) -> tuple[FaceParameters, str]:
         frames = probe(job.driving).frames
