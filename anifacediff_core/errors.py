@@ -9,6 +9,7 @@ import unicodedata
 from safetensors import SafetensorError
 
 LONGEST = 1000  # characters of a message; a sentence has at most some hundred
+LONGEST_WORD = 180  # characters of a name in it
 
 # What comes from outside of the program, anywhere: disks, files, memory.
 FAULTS = (OSError, UnicodeError, RecursionError, MemoryError, EOFError, OverflowError, SafetensorError)
@@ -23,17 +24,23 @@ def printable(text: object, longest: int | None = LONGEST) -> str:
     r"""A text of anybody's, such as a name in a file, as one line that does nothing but show itself.
 
     Ends of lines become spaces; what a terminal or a browser would obey is written as Python writes it,
-    `\x1b` for the beginning of an escape sequence. Of a text longer than `longest` the middle is left out.
+    `\x1b` for the beginning of an escape sequence. Of a text longer than `longest`, and of very long names in
+    it, the middle is left out.
     """
     line = str(text)
-    if longest is not None and len(line) > longest:
-        line = f"{line[: longest // 2]} … {line[-longest // 2 :]}"
+    if longest is not None:
+        line = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda name: _cut(name[0], LONGEST_WORD), line)
+        line = _cut(line, longest)
     if line.isprintable():  # almost always
         return line
     return "".join(
         repr(sign)[1:-1] if unicodedata.category(sign) in _OBEYED and sign not in _JOINERS else sign
         for sign in re.sub(r"[ \t]*[\r\n]+[ \t]*", " ", line)
     )
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]}…{text[-longest // 2 :]}"
 
 
 class InputError(ValueError):

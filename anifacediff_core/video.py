@@ -183,11 +183,12 @@ def join_videos(
         return round((times[0 if number < 0 else -1] + over / rate) / unit)
 
     sound = None if audio_from is None else Sound(audio_from, copy_sound)
+    delays = [_delay(part, rate) for part in parts]
     done, video = 0, None
     try:
         with av.open(str(path), "w", format="mp4") as output:
-            for part in parts:
-                first = done
+            for part, delay in zip(parts, delays, strict=True):
+                first, earlier = done, max(delays) - delay
                 with open_media(part) as container:
                     source = container.streams.video[0]
                     if video is None:
@@ -201,7 +202,7 @@ def join_videos(
                         frames = packet.time_base * rate  # in a unit of the part's time
                         shown, decoded = (first + round(stamp * frames) for stamp in (packet.pts, packet.dts))
                         packet.stream, packet.time_base = video, unit
-                        packet.pts, packet.dts = tick(shown), tick(decoded)
+                        packet.pts, packet.dts = tick(shown), tick(decoded - earlier)
                         packet.duration = tick(shown + 1) - packet.pts
                         output.mux(packet)
                         done += 1
@@ -213,6 +214,13 @@ def join_videos(
         if sound is not None:
             sound.close()
     return done
+
+
+def _delay(path: Path, rate: Fraction) -> int:
+    """By how many frames decoding begins before the first one is shown: in very short videos by fewer."""
+    with open_media(path) as container:
+        packet = next(container.demux(container.streams.video[0]))
+        return round((packet.pts - packet.dts) * packet.time_base * rate)
 
 
 def codec_parameters(path: str | Path) -> tuple[bytes, int, int]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import inspect
 from functools import wraps
-from math import isfinite
+from math import inf
 from numbers import Integral, Real
 from typing import Any
 
@@ -72,7 +72,7 @@ def _is_choice(entry: Any, value: Any) -> bool:
 
 
 def _is_within(entry: Any, value: Any, kind: type) -> bool:
-    if not isinstance(value, kind) or not isfinite(value):  # type: ignore[arg-type]
+    if not isinstance(value, kind) or value != value or value in (inf, -inf):
         return False
     return (entry.min is None or value >= entry.min) and (entry.max is None or value <= entry.max)
 

@@ -231,7 +231,7 @@ class Work:
                 with replacing(out) as temporary:
                     self._join(len(segments), Path(temporary))
         except BaseException:
-            with suppress(OSError, InputError):  # what is to be told is why it stopped
+            with suppress(Exception):  # what is to be told is why it stopped
                 if kept := self.join_finished(self.partial):
                     self.say(
                         f"The first {kept} of {frames} frames are {self.partial}; the same run again goes on "
