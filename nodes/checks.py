@@ -28,7 +28,7 @@ def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     @wraps(execute)
     def checked(cls: type[io.ComfyNode], *args: Any, **values: Any) -> io.NodeOutput:
         schema = node.define_schema()
-        given = signature.bind_partial(cls, *args, **values).arguments
+        given = {**signature.bind_partial(cls, *args, **values).arguments, **values}
         for entry in schema.inputs:
             if entry.id in given:
                 _require_valid(entry, given[entry.id], str(schema.display_name))
