@@ -233,7 +233,8 @@ def notes(**footage: Any) -> str:
     [
         "", "{", "[]", '{"version": 1}', '{"version": 99, "fingerprint": "settings"}', "[" * 100_000,
         notes(rate="1/0"), notes(rate="1e1000000000"), notes(rate=float("inf")), notes(rate="0"),
-        notes(rate=None), notes(sound=5), notes(times=[float("nan")]), notes(times=["a"]), notes(times=None), "\ud800",
+        notes(rate=None), notes(sound=5), notes(times=[float("nan")]), notes(times=["a"]), notes(times=None),
+        "\ud800",
     ],
 )  # fmt: skip
 def test_damaged_notes_start_anew(run: Run, whole: Path, text: str) -> None:

@@ -57,7 +57,7 @@ def test_limits_of_widgets_hold_for_values_of_other_nodes(extension: Extension) 
                 for value in (entry.min - 1, entry.max + 1):
                     assert f"from {entry.min} to {entry.max}" in refused(node, entry, value)
     told = refused(extension.classes["AniFaceDiffRenderNormals"], size_of(extension), 100.5)
-    assert told == ("The size of Render Normals is 100.5: give a whole number from 64 to 2048 in steps of 8.")
+    assert told == ("The size of Render Normals is 100.5: give a whole number from 32 to 2048 in steps of 8.")
     assert "steps of 8" in refused(extension.classes["AniFaceDiffRenderNormals"], size_of(extension), 100)
 
 
