@@ -26,6 +26,7 @@ from torch import Tensor
 
 from .display import Display
 from .errors import InputError
+from .finite import require_finite
 from .media import open_media, video_stream
 from .pictures import STILL, is_picture, moving_frames, open_picture, shown
 from .sound import Sound, add_copy
@@ -260,11 +261,12 @@ def join_videos(
         return round((times[0 if number < 0 else -1] + over / rate) / unit)
 
     sound = None if audio_from is None else Sound(audio_from, copy_sound, sound_start)
+    delays = [_delay(part, rate) for part in parts]
     done, video = 0, None
     try:
         with av.open(str(path), "w", format="mp4") as output:
-            for part in parts:
-                first = done
+            for part, delay in zip(parts, delays, strict=True):
+                first, earlier = done, max(delays) - delay
                 with open_media(part) as container:
                     source = video_stream(container)
                     if video is None:
@@ -278,7 +280,7 @@ def join_videos(
                         frames = packet.time_base * rate  # in a unit of the part's time
                         shown, decoded = (first + round(stamp * frames) for stamp in (packet.pts, packet.dts))
                         packet.stream, packet.time_base = video, unit
-                        packet.pts, packet.dts = tick(shown), tick(decoded)
+                        packet.pts, packet.dts = tick(shown), tick(decoded - earlier)
                         packet.duration = tick(shown + 1) - packet.pts
                         output.mux(packet)
                         done += 1
@@ -290,6 +292,13 @@ def join_videos(
         if sound is not None:
             sound.close()
     return done
+
+
+def _delay(path: Path, rate: Fraction) -> int:
+    """By how many frames decoding begins before the first one is shown: in very short videos by fewer."""
+    with open_media(path) as container:
+        packet = next(container.demux(container.streams.video[0]))
+        return round((packet.pts - packet.dts) * packet.time_base * rate)
 
 
 def codec_parameters(path: str | Path) -> tuple[bytes, int, int]:
@@ -345,10 +354,14 @@ class VideoWriter:
         self.close()
 
     def write(self, frames: Tensor) -> None:
-        """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even."""
+        """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even.
+
+        Raises:
+            InputError: NaN or infinity, of which pictures would be black.
+        """
         from av import VideoFrame
 
-        for frame in frames:
+        for frame in require_finite(frames, self.frames):
             pixels = to_pixels(frame)
             pixels = np.pad(pixels, ((0, pixels.shape[0] % 2), (0, pixels.shape[1] % 2), (0, 0)), mode="edge")
             if self._stream is None:

@@ -28,6 +28,7 @@ _use_core_of_this_folder()
 
 
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
+from .checks import guarded  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
 from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
@@ -92,4 +93,4 @@ class AniFaceDiffExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folders()
         bring_examples()
-        return NODES
+        return [guarded(node) for node in NODES]

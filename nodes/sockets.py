@@ -105,4 +105,4 @@ def connected(value: Value | None, name: str, maker: str) -> Value:
 
 
 def size_input(tooltip: str) -> io.Int.Input:
-    return io.Int.Input("size", default=SamplingSettings.size, min=64, max=2048, step=8, tooltip=tooltip)
+    return io.Int.Input("size", default=SamplingSettings.size, min=32, max=2048, step=8, tooltip=tooltip)

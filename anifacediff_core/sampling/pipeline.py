@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.finite import require_finite
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -89,7 +90,7 @@ class Pipeline:
             images = self.autoencoder.decode(
                 part.to(self.device, self.dtype) / self.model.config.latent_scale
             )
-            yield images.float().clamp(0, 1).cpu()
+            yield require_finite(images.float()).clamp(0, 1).cpu()
 
     @torch.no_grad()
     def conditioning(
@@ -189,6 +190,7 @@ class Pipeline:
                 if part is None:
                     part = conditioning.window(frames, self.device, self.dtype)
                 prediction = self._predict(part, latents[frames], timestep, sigma, cfg, expression_scale)
+                require_finite(prediction, first + frames[0])
                 weight = weights[index].view(-1, 1, 1, 1).to(store)
                 denoised[frames] += weight * prediction.to(store)
                 total[frames] += weight

@@ -41,6 +41,7 @@ from torch import Tensor
 from ..claims import parse_json, parse_rate, shown
 from ..errors import InputError
 from ..head.parameters import FaceParameters
+from ..pictures import open_picture
 from ..storage import replacing
 from ..video import to_pixels
 

@@ -70,14 +70,3 @@ def _kept(write: Callable[[Path], object]) -> Path:
 def video_of(path: Path) -> Any:
     """A file as the host's VIDEO."""
     return InputImpl.VideoFromFile(str(path))
-
-
-def input_path(value: Any) -> Path | None:
-    """The file of the input folder that a value of a workflow names, if it does."""
-    if not isinstance(value, str) or not value or "\0" in value or "\n" in value:
-        return None
-    path = Path(folder_paths.get_annotated_filepath(value))
-    try:
-        return path if path.is_file() else None
-    except OSError:  # a text that is too long for a name
-        return None
