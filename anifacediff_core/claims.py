@@ -17,6 +17,8 @@ import torch
 import yaml
 from torch import Tensor
 
+from .errors import printable
+
 MOST_LEVELS = 64  # of lists in lists
 MOST_PARTS = 100_000  # values of a YAML file, once its aliases are followed
 LARGEST_INTEGER = 2**64
@@ -112,9 +114,8 @@ def parse_rate(value: Any) -> Fraction:
 
 
 def shown(value: object, most: int = 80) -> str:
-    """A stranger's text as part of a message: on one line, not long, and unable to move a cursor."""
-    text = str(value) if len(str(value)) <= most else str(value)[:most] + "…"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    """A stranger's text as a part of a message: on one line and not long, see :func:`.errors.printable`."""
+    return printable(value, most)
 
 
 def is_finite(tensor: Tensor) -> bool:
