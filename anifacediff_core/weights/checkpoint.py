@@ -126,22 +126,23 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}: choose another file.")
     with open_tensors(path) as file:
-        kind, metadata, names = file.kind, file.metadata, list(file.infos)
+        kind, metadata, infos = file.kind, file.metadata, dict(file.infos)
     if kind != "safetensors":
         raise InputError(f"{path.name} is of another format ({kind}): expected a whole safetensors file.")
     if HEADER not in metadata:
         raise InputError(
             f"{path.name} is not an AniFaceDiff checkpoint: expected a header {HEADER!r}, found none; "
-            f"its first tensor is {min(names, default='missing')}."
+            f"its first tensor is {min(infos, default='missing')}."
         )
     header = read_header(path, metadata)
-    found = {name.split(".", 1)[0] for name in names}
+    found = {name.split(".", 1)[0] for name in infos}
     return Checkpoint(
         path=path,
         config=NetworkConfig.from_json(header["network"]),
         head=header["head"],
         parts=tuple(part for part in PARTS if part in found),
         provenance=header.get("provenance", {}),
+        infos=infos,
     )
 
 
@@ -223,6 +224,7 @@ class Checkpoint:
         head: name of the head model.
         parts: names of the parts that it holds.
         provenance: how the weights came about.
+        infos: shape and type of all tensors by their names in the file.
     """
 
     path: Path
@@ -230,6 +232,7 @@ class Checkpoint:
     head: str
     parts: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+    infos: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False, compare=False)
 
     def part(self, name: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The state dict of one part, on the CPU, as stored or in `dtype`."""
@@ -245,16 +248,15 @@ class Checkpoint:
         prefix = f"{name}."
         with open_tensors(self.path) as file:
             for key in filter(lambda key: key.startswith(prefix), list(file.infos)):
+                if file.infos[key].dtype.is_complex:
+                    raise InputError(f"{self.path.name} has complex numbers in its {name}: fetch it again.")
                 yield key[len(prefix) :], file.read(key)
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors of one part that is there, which are known without reading them."""
         self._require(name)
         prefix = f"{name}."
-        with open_tensors(self.path) as file:
-            return {
-                key[len(prefix) :]: info.shape for key, info in file.infos.items() if key.startswith(prefix)
-            }
+        return {key[len(prefix) :]: info.shape for key, info in self.infos.items() if key.startswith(prefix)}
 
     def load_into(self, module: nn.Module, name: str) -> None:
         """Load one part into its module, in the module's own precision; names and shapes must agree."""
