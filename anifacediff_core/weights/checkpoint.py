@@ -135,16 +135,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     if not path.is_file():
         raise InputError(f"There is no checkpoint at {path}: choose another file.")
     with open_tensors(path) as file:
-        kind, metadata, names = file.kind, file.metadata, list(file.infos)
+        kind, metadata, infos = file.kind, file.metadata, dict(file.infos)
     if kind != "safetensors":
         raise InputError(f"{path.name} is of another format ({kind}): expected a whole safetensors file.")
     if HEADER not in metadata:
         raise InputError(
             f"{path.name} is not an AniFaceDiff checkpoint: expected a header {HEADER!r}, found none; "
-            f"its first tensor is {min(names, default='missing')}."
+            f"its first tensor is {min(infos, default='missing')}."
         )
     header = read_header(path, metadata)
-    found = {name.split(".", 1)[0] for name in names}
+    found = {name.split(".", 1)[0] for name in infos}
     return Checkpoint(
         path=path,
         config=NetworkConfig.from_json(header["network"]),
@@ -152,6 +152,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         parts=tuple(part for part in PARTS if part in found),
         provenance=header.get("provenance", {}),
         wish=sampling_of(path, header),
+        infos=infos,
     )
 
 
@@ -248,6 +249,7 @@ class Checkpoint:
         parts: names of the parts that it holds.
         provenance: how the weights came about.
         wish: how they say that they want to be sampled; None where they don't.
+        infos: shape and type of all tensors by their names in the file.
     """
 
     path: Path
@@ -256,6 +258,7 @@ class Checkpoint:
     parts: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
     wish: SamplingConfig | None = None
+    infos: Mapping[str, TensorInfo] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def sampling(self) -> SamplingConfig:
@@ -276,16 +279,15 @@ class Checkpoint:
         prefix = f"{name}."
         with open_tensors(self.path) as file:
             for key in filter(lambda key: key.startswith(prefix), list(file.infos)):
+                if file.infos[key].dtype.is_complex:
+                    raise InputError(f"{self.path.name} has complex numbers in its {name}: fetch it again.")
                 yield key[len(prefix) :], file.read(key)
 
     def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors of one part that is there, which are known without reading them."""
         self._require(name)
         prefix = f"{name}."
-        with open_tensors(self.path) as file:
-            return {
-                key[len(prefix) :]: info.shape for key, info in file.infos.items() if key.startswith(prefix)
-            }
+        return {key[len(prefix) :]: info.shape for key, info in self.infos.items() if key.startswith(prefix)}
 
     def load_into(self, module: nn.Module, name: str) -> None:
         """Load one part into its module, in the module's own precision; names and shapes must agree."""

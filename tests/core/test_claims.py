@@ -27,6 +27,7 @@ from anifacediff_core.network.config import ConfigError, NetworkConfig
 from anifacediff_core.options import bundled_checkpoint
 from anifacediff_core.training.settings import read_experiment
 from anifacediff_core.training.shard_format import SegmentInfo
+from anifacediff_core.weights.importers import recognize_file
 from anifacediff_core.weights.reading import open_tensors
 from anifacediff_core.weights.sources import open_checkpoint
 
@@ -269,6 +270,33 @@ def test_configs_keep_what_networks_have() -> None:
         assert NetworkConfig.from_json(json.loads(json.dumps(config.to_json()))) == config
     with pytest.raises(ConfigError):
         NetworkConfig(layers_per_block=0)
+
+
+# Files that look like a known kind, of sizes that no network has
+
+CLIP = "vision_model.embeddings."
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        {"conv_in.weight": (0,), "down_blocks.0.resnets.0.conv1.weight": (0, 0)},
+        {"attn2.to_k.weight": ()},
+        {"conv_in.weight": (), "blocks.0.weight": ()},
+        {"conv_in.weight": (1, 1, 1, 1)} | {f"blocks.{index}.weight": (1, 1, 1, 1) for index in range(500)},
+        {"quant_conv.weight": (8, 8, 1, 1)}
+        | {f"encoder.down.{index}.block.0.conv1.weight": (32, 1, 1, 1) for index in range(500)},
+        {"down_blocks.0.motion_modules.0.proj_in.weight": ()},
+        {f"{CLIP}class_embedding": (), f"{CLIP}patch_embedding.weight": ()},
+        dict.fromkeys(
+            ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f"), ()
+        ),
+    ],
+)
+def test_sizes_of_no_network(tmp_path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    path = tmp_path / "weights.safetensors"
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+    assert sentence(recognize_file, path).startswith("weights.safetensors")
 
 
 # Heads, judges, parameters
