@@ -317,12 +317,12 @@ def capture(options: argparse.Namespace) -> None:
     from .capture.capture import CaptureModels
     from .capture.capture import capture as read
     from .head.model import HeadModel
-    from .video import IMAGE_ENDINGS, probe, read_frames, read_image
+    from .video import is_still, probe, read_frames, read_image
     from .weights.checkpoint import load_checkpoint
 
     head = HeadModel.bundled().to(pick_device(options.device))
     models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint_path(options)), head)
-    if options.input.suffix.lower() in IMAGE_ENDINGS:
+    if is_still(options.input):
         found = read(read_image(options.input), models, what="the picture")
     else:
         total = probe(options.input).frames

@@ -64,6 +64,19 @@ def is_picture(path: str | Path) -> bool:
         return False
 
 
+def is_moving(path: str | Path) -> bool:
+    """Whether a file is an animated picture."""
+    try:
+        with open_picture(path) as picture:
+            return _count(picture) > 1
+    except InputError:
+        return False
+
+
+def _count(picture: Image.Image) -> int:
+    return int(getattr(picture, "n_frames", 1)) if picture.format in MOVING else 1
+
+
 def shown(picture: Image.Image) -> np.ndarray:
     """A picture, or the current frame of one, as (height, width, 3) uint8: upright, in sRGB, with
     transparency laid over middle gray.
@@ -88,8 +101,7 @@ def moving_frames(path: str | Path) -> Iterator[tuple[np.ndarray, float]]:
     """The frames of an animated picture one after the other, and for how many seconds each is shown."""
     with open_picture(path) as picture:
         first = int(getattr(picture, "default_image", False))  # of a PNG: for who can't show the others
-        count = getattr(picture, "n_frames", 1) if picture.format in MOVING else 1
-        for number in range(first, max(count, first + 1)):
+        for number in range(first, max(_count(picture), first + 1)):
             if number:
                 picture.seek(number)
             picture.load()

@@ -28,7 +28,7 @@ from .display import Display
 from .errors import InputError
 from .finite import require_finite
 from .media import open_media, video_stream
-from .pictures import STILL, is_picture, moving_frames, open_picture, shown
+from .pictures import STILL, is_moving, is_picture, moving_frames, open_picture, shown
 from .sound import Sound, add_copy
 
 IMAGE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
@@ -201,6 +201,11 @@ def read_image(path: str | Path) -> Tensor:
     with open_picture(path) as picture:
         pixels = shown(picture)
     return to_tensor(pixels)[None]
+
+
+def is_still(path: str | Path) -> bool:
+    """Whether a file is to be read as a picture: by its name, unless it moves."""
+    return Path(path).suffix.lower() in IMAGE_ENDINGS and not is_moving(path)
 
 
 def numbered_pictures(folder: str | Path) -> list[Path]:

@@ -187,16 +187,15 @@ def decode_picture(data: bytes, size: int, what: str) -> Tensor:
     """
     try:
         with open_picture(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            if picture.size != (size, size):
-                raise InputError(
-                    f"A frame of {what} has {picture.width}x{picture.height} pixels where its description "
-                    f"says {size}x{size}; prepare the shard again."
-                )
-            pixels = np.array(picture.convert("RGB"))
-    except InputError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            width, height = picture.size
+            pixels = np.array(picture.convert("RGB")) if width == height == size else None
+    except InputError as error:
         raise InputError(f"A frame of {what} is damaged; prepare the shard again.") from error
+    if pixels is None:
+        raise InputError(
+            f"A frame of {what} has {width}x{height} pixels where its description says {size}x{size}; "
+            "prepare the shard again."
+        )
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -174,7 +174,7 @@ def test_a_part_is_that_of_the_hosts(tmp_path: Path) -> None:
     part = Part(0.2, 0.2)
     levels = [round(frame.mean() / 20) for frame in read_pixels(path, part)]
     assert levels == [5, 6, 7, 8, 9] and frame_times(path, part)[0] == Fraction(1, 5)
-    assert frame_pace(path, part) == (25, [])
+    assert frame_pace(path, part) == (Fraction(25), [])
 
 
 # ---- what is no video

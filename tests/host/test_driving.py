@@ -159,7 +159,7 @@ def test_frames_as_players_show_them(extension: Extension, tmp_path: Path) -> No
     assert image.shape == (3, 32, 48, 3) and audio is None and fps == 25 and image.is_contiguous()
     assert image[:, :8].mean() > 0.7 and image[:, 12:].mean() < 0.1
     assert torch.equal(image, torch.stack(list(read_frames(path))).movedim(1, -1))
-    assert frame_pace(path) == (25, [])
+    assert frame_pace(path) == (Fraction(25), [])
     given = made(2, 24.0)
     image, audio, fps = extension.run("VideoFrames", video=given)
     assert torch.equal(image, given.get_components().images) and audio is None and fps == 24
