@@ -104,7 +104,7 @@ def _likeness(shape: Tensor, sure: Tensor) -> Tensor:
 
 def _steadiness(camera: Tensor, sure: Tensor) -> Tensor:
     """How likely each frame's scale (frames, 3) is right, between those of the sure frames before and after:
-    a head may come nearer, but not jump to and fro.
+    a head may come nearer, but not jump to and fro. At both ends that cannot be told.
     """
     scale = camera[:, 0].clamp(min=1e-6).log()
     known, frames = torch.nonzero(sure).squeeze(1), torch.arange(len(scale), device=scale.device)
@@ -112,9 +112,8 @@ def _steadiness(camera: Tensor, sure: Tensor) -> Tensor:
     middle = torch.cat([nothing, scale[known], nothing]).unfold(0, AROUND, 1).nanmedian(1).values
     place = torch.searchsorted(known, frames)
     before, after = middle[place], middle[place + sure + AROUND]
-    low = torch.fmin(before, after)
-    high = torch.fmax(before, after)
-    away = torch.maximum(low - scale, scale - high).clamp(min=0)
+    low, high = torch.minimum(before, after), torch.maximum(before, after)
+    away = torch.maximum(low - scale, scale - high).nan_to_num(0.0).clamp(min=0)
     limit = torch.maximum(away.new_tensor(JUMP), USUAL_JUMPS * away[sure].median())
     return torch.sigmoid(JUMP_SLOPE * (limit - away))
 

@@ -25,7 +25,7 @@ STEADINESS = 0.75  # share of the last crop in the next one
 REACH = 0.8  # a face moves less than this share of its square from frame to frame
 FORESIGHT = 6  # frames that a movement is thought to go on while nobody sees it
 SAME_LOOK, LOOK_WEIGHT = 0.15, 4.0  # looks that differ less are the same; what the rest weighs
-ALIKE = 0.25  # looks of one person at other times
+ALIKE, CHANGED = 0.25, 0.5  # looks of one person at other times, and in another light
 MISTAKEN = 0.15  # looks of two people that fit this much better the other way round show a mistake
 CHOICES = ("number", "largest", "nearest")
 # The portrait square against the face square, as in the avatars that the networks are trained on.
@@ -50,8 +50,10 @@ class Track:
     velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
     missing: int = 0
 
-    def cost(self, face: Detection) -> float:
-        """How unlikely a face of the next picture is this person: by its place, its size and its look."""
+    def cost(self, face: Detection, crowded: bool) -> float:
+        """How unlikely a face of the next picture is this person: by its place and its size, and its look
+        where there are others; somebody alone may stand in another light.
+        """
         ahead = min(self.missing + 1, FORESIGHT)
         (x, y), (u, v) = face.center, self.face.center
         dx, dy, grown = (ahead * speed for speed in self.velocity)
@@ -60,7 +62,7 @@ class Track:
         away = min(math.hypot(x - u - dx, y - v - dy), 0.1 * side + math.hypot(x - u, y - v)) / side
         size = math.log(face.square[2] / side)
         strange = max(unlike(self.look, face.look) - SAME_LOOK, 0.0)
-        return away + min(abs(size), abs(size - grown)) + LOOK_WEIGHT * strange
+        return away + min(abs(size), abs(size - grown)) + LOOK_WEIGHT * strange * crowded
 
     @property
     def reach(self) -> float:
@@ -77,7 +79,8 @@ class Track:
         if alone:
             self.velocity = first, second, third
         if alone and face.look is not None:
-            self.look = face.look if self.look is None else torch.lerp(self.look, face.look, 0.1)
+            known = face.look if self.look is None else self.look
+            self.look = torch.lerp(known, face.look, 1.0 if unlike(known, face.look) > CHANGED else 0.1)
         self.face, self.missing = face, 0
 
 
@@ -141,7 +144,10 @@ class Tracker:
         tracks = dict(enumerate(self._others, 1))
         if self._followed is not None:
             tracks[0] = self._followed
-        pairs = [(track.cost(face), number, face) for number, track in tracks.items() for face in faces]
+        crowded = len(faces) > 1 or bool(self._others)
+        pairs = [
+            (track.cost(face, crowded), number, face) for number, track in tracks.items() for face in faces
+        ]
         taken: dict[int, Detection] = {}
         for cost, number, face in sorted(pairs, key=lambda pair: pair[:2]):
             known = number in taken or any(face is other for other in taken.values())

@@ -128,7 +128,7 @@ def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
 
     def read(clip: Tensor) -> FaceParameters:
         try:
-            return capture(clip, models, "whole").parameters
+            return capture(clip, models, "whole", least_confidence=0.0).parameters
         except InputError:  # no face in any frame
             neutral = head.neutral(len(clip)).to("cpu")
             return replace(neutral, valid=torch.zeros_like(neutral.valid))

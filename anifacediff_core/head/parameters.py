@@ -36,7 +36,7 @@ class FaceParameters:
         pose: (frames, 15) float, θ: axis-angle in radians of the joints in ``POSE_JOINTS``, x right, y up,
             z to the camera.
         camera: (frames, 3) float, ``[s, tx, ty]``, see :mod:`.camera`.
-        valid: (frames,) bool, False where no face was found.
+        valid: (frames,) bool, False where no face was found, or not for sure.
         head: name of the head model that β and ψ belong to.
         confidence: (frames,) float in [0, 1], how sure the reading of each frame is; None where nothing was
             read from pictures, or by something that does not tell.
