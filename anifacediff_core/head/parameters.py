@@ -89,7 +89,8 @@ class FaceParameters:
             index = [index]
         if isinstance(index, (list, tuple, range)):
             index = torch.as_tensor(list(index), dtype=torch.long, device=self.shape.device)
-        return replace(self, **{name: tensor[index] for name, tensor in self._tensors().items()})
+        part: dict[str, Any] = {name: tensor[index] for name, tensor in self._tensors().items()}
+        return replace(self, **part)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
