@@ -350,13 +350,18 @@ class VideoWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None or self._stream is None:
+        whole = False
+        try:
+            if kind is None and self._stream is not None:
+                self.close()
+                whole = True
+                return
             self._container.close()
             if self._sound is not None:
                 self._sound.close()
-            self.path.unlink(missing_ok=True)
-            return
-        self.close()
+        finally:  # closing writes as well: on a full disk it fails
+            if not whole:
+                self.path.unlink(missing_ok=True)
 
     def write(self, frames: Tensor) -> None:
         """Append frames (count, 3, height, width) of one size; an odd edge is repeated to make it even.

@@ -165,6 +165,22 @@ def test_no_video_is_made_of_what_is_no_number(tmp_path: Path, bad: float) -> No
     assert not path.exists()
 
 
+def test_a_video_that_cannot_be_ended_leaves_nothing(tmp_path: Path) -> None:
+    """Ending it writes as well."""
+
+    class Full:
+        def close(self, *_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        mux = close
+
+    with pytest.raises(OSError, match="No space"), VideoWriter(tmp_path / "x.mp4", Fraction(24)) as video:
+        video.write(torch.zeros(3, 3, 16, 16))
+        video._container = Full()
+        (tmp_path / "x.mp4").touch()
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
