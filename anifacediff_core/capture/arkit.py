@@ -129,8 +129,9 @@ def from_face_landmarks(
     confidence = torch.zeros(len(frames))
     confidence[valid] = torch.tensor([score_of(found) for found in faces])
     raw = replace(params, valid=valid, confidence=confidence)
-    params = calmed(sure_frames(raw, least_confidence, missing), head, smoothing, missing, what)
-    notes = told(valid, missing, what, params.valid) + tracker.told()
+    used, sure = sure_frames(raw, least_confidence, missing)
+    params = calmed(used, head, smoothing, missing, what)
+    notes = told(valid, missing, what, sure) + tracker.told()
     if estimated:
         notes.append("There are no blendshapes: the expression is estimated from the mesh and coarse.")
     return in_portrait(params, head, (height, width), mode, notes, missing)

@@ -199,9 +199,9 @@ def capture(
     raw = FaceParameters.concatenate(readings)
     if not raw.valid.any():
         raise tracker.nobody(what)
-    sure = sure_frames(raw, least_confidence, missing)
-    params = calmed(sure, models.head, smoothing, missing, what)
-    notes = told(raw.valid, missing, what, params.valid) + tracker.told() + models.remarks()
+    used, sure = sure_frames(raw, least_confidence, missing)
+    params = calmed(used, models.head, smoothing, missing, what)
+    notes = told(raw.valid, missing, what, sure) + tracker.told() + models.remarks()
     captured = in_portrait(params, models.head, size, mode, notes, missing)
     look = _all_frames(looks, raw.valid, params.valid, missing)
     return replace(captured, appearance=None if look is None else look[captured.kept])
@@ -216,7 +216,8 @@ def calmed(raw: FaceParameters, head: HeadModel, smoothing: float, missing: str,
     require_numbers(smoothing=smoothing)
     require_faces(raw.valid, missing, what)
     readings = raw[held(raw.valid)] if missing == "hold" else raw
-    return replace(smooth_parameters(readings, head.expression_names, smoothing), valid=raw.valid)
+    calm = smooth_parameters(readings, head.expression_names, smoothing)
+    return replace(calm, valid=raw.valid, confidence=raw.confidence)
 
 
 def in_portrait(

@@ -75,11 +75,14 @@ def over_time(readings: FaceParameters) -> Tensor:
     )
 
 
-def sure_frames(raw: FaceParameters, least: float, missing: str = "interpolate") -> FaceParameters:
-    """Readings of which only those that are sure stay valid, with their confidence over time.
+def sure_frames(
+    raw: FaceParameters, least: float, missing: str = "interpolate"
+) -> tuple[FaceParameters, Tensor]:
+    """Readings of which only those that are sure stay valid, with their confidence over time; and which are
+    sure (frames,).
 
-    Where none is sure, as of a drawing that no network knows, all stay, unless unsure ones are to stop the
-    run.
+    Where none is sure, as of a drawing that no network knows, all stay valid, unless unsure ones are to stop
+    the run.
 
     Raises:
         InputError: the least confidence is no number.
@@ -87,9 +90,8 @@ def sure_frames(raw: FaceParameters, least: float, missing: str = "interpolate")
     require_numbers(least_confidence=least)
     confidence = over_time(raw)
     sure = raw.valid & (confidence >= least)
-    if not sure.any() and missing != "stop":
-        sure = raw.valid
-    return replace(raw, valid=sure, confidence=confidence)
+    valid = sure if sure.any() or missing == "stop" else raw.valid
+    return replace(raw, valid=valid, confidence=confidence), sure
 
 
 def _likeness(shape: Tensor, sure: Tensor) -> Tensor:

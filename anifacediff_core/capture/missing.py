@@ -63,9 +63,11 @@ def told(found: Tensor, missing: str, what: str, sure: Tensor | None = None) -> 
     notes = [f"A face was found in {int(found.sum())} of {frames} frames of {what}."]
     if sure is not None:
         notes.append(f"It is sure in {int(sure.sum())} of {frames} frames.")
-        if (found & ~sure).any():
+        if not sure.any():
+            notes.append("All were taken as they are: look at the result.")
+        elif (found & ~sure).any():
             notes.append(f"Covered, or not clear: frame {listed(without(sure | ~found))}.")
-    empty = without(found if sure is None else sure)
+    empty = without(sure if sure is not None and sure.any() else found)
     return [*notes, TOLD[missing].format(listed(empty))] if empty else notes
 
 
