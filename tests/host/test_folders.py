@@ -228,7 +228,13 @@ def test_what_is_wrong_with_a_folder_is_said(
 
 def test_a_folder_of_the_users_own_checkpoints(extension: Extension, models: Path) -> None:
     """Each by its own name; the folder as a whole is told to be ambiguous."""
-    config = replace(NetworkConfig.tiny(), block_out_channels=(32, 32, 32))
+    one_head = (1, 1, 1)
+    config = replace(
+        NetworkConfig.tiny(),
+        block_out_channels=(32, 32, 32),
+        attention_heads=one_head,
+        motion_heads=one_head,
+    )
     for name in ("first", "second"):
         unet = weights(make_unet(config), 0)
         (models / "mine").mkdir(exist_ok=True)

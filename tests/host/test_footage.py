@@ -25,7 +25,7 @@ CROPPING = {
     "smoothing": 0.5,
     "missing": "interpolate",
 }
-READING = {"region": "portrait", "size": SIZE, "face": 0, "smoothing": 0.3}
+READING = {"least_confidence": 0.0, "region": "portrait", "size": SIZE, "face": 0, "smoothing": 0.3}
 PASTING = {"feather": 0.1, "match_color": 0.0}
 
 
