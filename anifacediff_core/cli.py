@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 
 from .avatars.commands import add_avatars
 from .device import pick_device
-from .errors import InputError
+from .errors import FAULTS, InputError, printable, refusal_of
 from .evaluation.benchmark_commands import add_benchmark
 from .evaluation.commands import add_commands
 from .options import (
+    PICTURE,
     add_checkpoint,
     add_command,
     add_device,
@@ -28,20 +30,46 @@ from .options import (
 )
 from .provenance.commands import add_provenance
 from .scale import add_scale, scale_of
+from .storage import require_writable
+
+FILES = {".mp4", ".safetensors", ".json", ".csv", *PICTURE}  # endings with which --out names no folder
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command. Bad input ends with one sentence on standard error and code 2."""
+    """Run a command. Bad input and faults of the system end with a sentence on standard error and code 2."""
     options = make_parser().parse_args(arguments)
+    out: Path | None = getattr(options, "out", None)
     try:
-        options.run(options)
-    except InputError as error:
-        print(f"anifacediff: {error}", file=sys.stderr)
+        if out is not None:
+            if out.suffix.lower() in FILES and out.is_dir():
+                raise InputError(f"{out} is a folder: name the file to write.")
+            require_writable(out)
+        with redirect_stdout(_Printable(sys.stdout)):
+            options.run(options)
+    except (InputError, *FAULTS) as error:
+        if getattr(options, "phase", None) is not None and not isinstance(error, InputError):
+            raise  # code 2 would say that starting this phase again cannot help
+        print(f"anifacediff: {refusal_of(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("anifacediff: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+class _Printable:
+    """A stream that shows its lines and obeys nothing in them, since there are strangers' names in them."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        shown = "\n".join(printable(line, longest=None) for line in text.split("\n"))
+        encoding = self.stream.encoding or "utf-8"
+        return self.stream.write(shown.encode(encoding, "backslashreplace").decode(encoding))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 # ---- parser
@@ -289,12 +317,12 @@ def capture(options: argparse.Namespace) -> None:
     from .capture.capture import CaptureModels
     from .capture.capture import capture as read
     from .head.model import HeadModel
-    from .video import IMAGE_ENDINGS, probe, read_frames, read_image
+    from .video import is_still, probe, read_frames, read_image
     from .weights.checkpoint import load_checkpoint
 
     head = HeadModel.bundled().to(pick_device(options.device))
     models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint_path(options)), head)
-    if options.input.suffix.lower() in IMAGE_ENDINGS:
+    if is_still(options.input):
         found = read(read_image(options.input), models, what="the picture")
     else:
         total = probe(options.input).frames

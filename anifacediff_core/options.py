@@ -8,8 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from .claims import parse_rate
 from .errors import InputError
 from .progress import Progress
+from .sampling.settings import SamplingSettings
 
 PICTURE = (".png", ".jpg", ".jpeg")
 
@@ -41,17 +43,24 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--steps", type=positive, default=10, help="sampling steps")
-    parser.add_argument("--cfg", type=float, default=1.5, help="guidance; 1 is none and twice as fast")
+    left_out = "as the checkpoint wants it when left out, which for the bundled one is"
+    bundled = SamplingSettings()
+    parser.add_argument("--steps", type=positive, help=f"sampling steps; {left_out} {bundled.steps}")
+    parser.add_argument(
+        "--cfg", type=float, help=f"guidance, 1 is none and twice as fast; {left_out} {bundled.cfg:g}"
+    )
 
 
 def add_windows(parser: argparse.ArgumentParser, scale_help: str) -> None:
     """What else decides a reenacted video: size, noise, windows, and λ, of which `scale_help` speaks."""
-    parser.add_argument("--size", type=positive, default=256, help="side of the result in pixels")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial noise")
-    parser.add_argument("--window", type=positive, default=24, help="frames sampled together")
-    parser.add_argument("--overlap", type=int, default=6, help="frames that neighboring windows share")
-    parser.add_argument("--expression-scale", type=float, default=1.0, help=scale_help)
+    usual = SamplingSettings()
+    parser.add_argument("--size", type=positive, default=usual.size, help="side of the result in pixels")
+    parser.add_argument("--seed", type=int, default=usual.seed, help="of the initial noise")
+    parser.add_argument("--window", type=positive, default=usual.window, help="frames sampled together")
+    parser.add_argument(
+        "--overlap", type=int, default=usual.overlap, help="frames that neighboring windows share"
+    )
+    parser.add_argument("--expression-scale", type=float, default=usual.expression_scale, help=scale_help)
 
 
 def positive(text: str) -> int:
@@ -75,12 +84,9 @@ def file_name(*endings: str) -> Callable[[str], Path]:
 def rate(text: str) -> Fraction:
     """A frame rate such as 24 or 30000/1001."""
     try:
-        value = Fraction(text)
-    except (ValueError, ZeroDivisionError) as error:
+        return parse_rate(text)
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text} is no frame rate; give one like 30000/1001") from error
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive frame rate")
-    return value
 
 
 def bar(text: str) -> Progress:

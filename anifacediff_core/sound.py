@@ -1,37 +1,25 @@
-"""The sound of videos and sound files on its way into an mp4; opening such files and copying from them."""
+"""The sound of videos and sound files on its way into an mp4."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from .errors import InputError
+from .media import open_media, video_stream
 
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 OLDEST_PYAV = 15
+STEADY = 0.02  # seconds: a jump of the sound's time below that is none
 
 Written = TypeVar("Written")
-
-
-def open_media(path: str | Path, needs_video: bool = True) -> Any:
-    """A container to read from; the caller closes it."""
-    import av
-    from av.error import FFmpegError
-
-    if not Path(path).is_file():
-        raise InputError(f"There is no video file {path}.")
-    try:
-        container = av.open(str(path))
-    except FFmpegError as error:
-        raise InputError(f"{path} could not be read as a video ({error}); is the file complete?") from error
-    if needs_video and not (container.streams.video and container.streams.video[0].width):
-        container.close()
-        raise InputError(f"{path} has no video stream; give a file that has one.")
-    return container
 
 
 def known_sounds(container: Any) -> list[Any]:
@@ -97,23 +85,63 @@ def keep_sound(
     return written
 
 
+def read_sound(path: str | Path, start: Fraction, seconds: float) -> tuple[np.ndarray, int] | None:
+    """The sound of a file as samples (channels, samples) in [-1, 1], and how many there are in a second; None
+    where there is none.
+
+    Args:
+        start: where it begins, in seconds by the file's own clock; what comes later is preceded by silence.
+        seconds: how long it is at most.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    import av
+    from av.error import FFmpegError
+
+    parts: list[np.ndarray] = []
+    done, rate = 0, 0
+    resampler = av.AudioResampler(format="fltp")
+    try:
+        with open_media(path, needs_video=False) as container:
+            decoded = (frame for stream in known_sounds(container)[:1] for frame in container.decode(stream))
+            for frame in chain.from_iterable(map(resampler.resample, decoded)):
+                samples, rate = frame.to_ndarray(), rate or frame.sample_rate
+                most = round(seconds * rate)
+                place = done
+                if frame.pts is not None and frame.time_base is not None:
+                    place = round((frame.pts * frame.time_base - start) * rate)
+                if not done or abs(place - done) > STEADY * rate:  # smaller ones are of rounded times
+                    silent = min(max(place, done), most) - done
+                    parts.append(np.zeros((len(samples), silent), np.float32))
+                    samples = samples[:, max(done - place, 0) :]
+                    done += silent
+                parts.append(samples[:, : most - done])
+                done += parts[-1].shape[1]
+                if done >= most:
+                    break
+    except (FFmpegError, ValueError) as error:
+        raise InputError(f"The sound of {Path(path).name} cannot be read ({error}).") from error
+    return (np.concatenate(parts, axis=1), rate) if done else None
+
+
 class Sound:
     """The sound of a file on its way into an mp4: copied packet by packet if that may hold it, else as AAC.
 
     Args:
         copied: False encodes it in any case.
-        from_pictures: time counts from the first picture, where the file has pictures: that is where new ones
-            begin. False leaves it as it is.
+        start: when the new pictures begin, in seconds by the file's own clock; None is with its first
+            picture, if it has any.
     """
 
-    def __init__(self, path: str | Path, copied: bool = True, from_pictures: bool = True) -> None:
+    def __init__(self, path: str | Path, copied: bool = True, start: Fraction | None = None) -> None:
         self._container = open_media(path, needs_video=False)
         self._may_copy = copied
         self._target: Any = None
-        self._start = Fraction(0)
-        video = self._container.streams.video
-        if from_pictures and video and video[0].start_time:
-            self._start = video[0].start_time * video[0].time_base
+        video = video_stream(self._container)
+        if start is None and video is not None and video.start_time:
+            start = video.start_time * video.time_base
+        self._start = start or Fraction(0)
         self._packets: Iterator[Any] = iter(())
         self._pending: Any = None
 

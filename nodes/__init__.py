@@ -26,16 +26,19 @@ def _use_core_of_this_folder() -> None:
 
 _use_core_of_this_folder()
 
-from comfy_api.latest import ComfyExtension, io  # noqa: E402
 
 from .capture import DECAExtract, ParametersFromFaceLandmarks  # noqa: E402
+from .checks import guarded  # noqa: E402
 from .conditioning import PoseEncode, ReferenceNetEncode  # noqa: E402
 from .deca import LoadDECA  # noqa: E402
 from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
+from .driving import VideoFrames  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
+from .host.api import ComfyExtension, io  # noqa: E402
+from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
@@ -55,6 +58,7 @@ NODES: list[type[io.ComfyNode]] = [
     ExpressionAdapterLoader,
     LoraLoader,
     LoadDECA,
+    VideoFrames,
     PortraitCrop,
     DECAExtract,
     ParametersFromFaceLandmarks,
@@ -88,4 +92,5 @@ NODES: list[type[io.ComfyNode]] = [
 class AniFaceDiffExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folders()
-        return NODES
+        bring_examples()
+        return [guarded(node) for node in NODES]

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import (
@@ -18,6 +17,7 @@ from anifacediff_core.capture.capture import (
     capture,
     crop_portrait,
 )
+from anifacediff_core.capture.confidence import LEAST
 from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.locate import from_boxes, from_landmarks
 from anifacediff_core.capture.mediapipe import detect_landmarks
@@ -26,6 +26,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint
 
+from .host.api import io
 from .host.runtime import Progress, device, show_text
 from .images import checked, to_core, to_host
 from .sockets import (
@@ -95,6 +96,19 @@ def missing_input(optional: bool) -> io.Combo.Input:
     )
 
 
+def least_confidence_input() -> io.Float.Input:
+    return io.Float.Input(
+        "least_confidence",
+        default=LEAST,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        optional=True,
+        tooltip="How sure the reading of a frame must be: what is less sure, such as a face behind a hand, "
+        "counts as a frame without a face. 0 takes all that is found.",
+    )
+
+
 def landmarks_inputs() -> list[io.Input]:
     """Where the faces are, if another node has found them."""
     return [
@@ -127,14 +141,15 @@ def known_faces(
 def report_output() -> io.String.Output:
     return io.String.Output(
         display_name="report",
-        tooltip="How many frames show a face, and what became of the others.",
+        tooltip="How many frames show a face, in how many that is sure, and what became of the others.",
     )
 
 
 def frames_without_face_output() -> io.String.Output:
     return io.String.Output(
         display_name="frames_without_face",
-        tooltip="Numbers of the frames that show no face, counted from 0: 12-15, 40. Empty if all show one.",
+        tooltip="Numbers of the frames that show no face, or none for sure, counted from 0: 12-15, 40. Empty "
+        "if all show one.",
     )
 
 
@@ -159,6 +174,7 @@ class DECAExtract(io.ComfyNode):
                 smoothing_input(),
                 *landmarks_inputs(),
                 missing_input(optional=True),
+                least_confidence_input(),
             ],
             outputs=[
                 FaceParametersSocket.Output(
@@ -195,6 +211,7 @@ class DECAExtract(io.ComfyNode):
         face_landmarks: dict[str, Any] | None = None,
         bounding_boxes: Any = None,
         missing: str = "interpolate",
+        least_confidence: float = LEAST,
     ) -> io.NodeOutput:
         frames, _ = checked(image, "picture or video")
         height, width = frames.shape[-2:]
@@ -206,6 +223,7 @@ class DECAExtract(io.ComfyNode):
                 face=face,
                 smoothing=smoothing,
                 missing=missing,
+                least_confidence=least_confidence,
                 what=name_of(frames),
                 faces=known_faces(frames, face_landmarks, bounding_boxes),
                 progress=Progress(len(frames)),
@@ -270,6 +288,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                 face_input(),
                 smoothing_input(),
                 missing_input(optional=True),
+                least_confidence_input(),
             ],
             outputs=[
                 FaceParametersSocket.Output(
@@ -290,6 +309,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
         face_landmarks: dict[str, Any] | None = None,
         image: torch.Tensor | None = None,
         missing: str = "interpolate",
+        least_confidence: float = LEAST,
     ) -> io.NodeOutput:
         if face_landmarks is None:
             if image is None:
@@ -300,7 +320,13 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
             frames = to_core(image, "picture or video")
             face_landmarks = detect_landmarks(frames, what=name_of(frames), progress=Progress(len(frames)))
         captured = from_face_landmarks(
-            face_landmarks, HeadModel.bundled(), region, face=face, smoothing=smoothing, missing=missing
+            face_landmarks,
+            HeadModel.bundled(),
+            region,
+            face=face,
+            smoothing=smoothing,
+            missing=missing,
+            least_confidence=least_confidence,
         )
         show_text(captured.note)
         return io.NodeOutput(captured.parameters, captured.note, listed(captured.frames_without_face))

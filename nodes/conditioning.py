@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
 
+from .host.api import io
 from .host.clip_vision import image_embedding
 from .host.parts import encode_pose, encode_reference, pose_kinds
 from .host.runtime import ModelPatcher, Progress, tell

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from comfy_api.latest import io
-
 from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.capture.detector import PortraitDetector
 from anifacediff_core.capture.flame import FlameModels
@@ -17,6 +15,7 @@ from anifacediff_core.head.flame import EXPRESSIONS, NAME, SHAPES
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import load_checkpoint
 
+from .host.api import io
 from .host.folders import BUNDLED, CHECKPOINTS, DECA, FLAME, file_names, file_path
 from .loading import DEMO
 from .sockets import FaceCaptureSocket, HeadSocket, make_schema

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import MOST_STRENGTH, STRENGTH, mark
 from anifacediff_core.provenance.pattern import IDENTIFIERS
 
+from .host.api import io, ui
 from .host.files import output_file, workflow_metadata
 from .host.folders import C2PA, file_names
 from .host.runtime import Progress, show_text
@@ -153,6 +153,12 @@ class SaveSyntheticVideo(io.ComfyNode):
                     tooltip="For a C2PA manifest: the certificate's private key, a PEM file in models/c2pa. "
                     "Only its name goes into the workflow.",
                 ),
+                io.Video.Input(
+                    "driving",
+                    optional=True,
+                    tooltip="The driving video, straight from Load Video. Frames of Create Video get its "
+                    "exact frame times, and its sound in its exact place.",
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The saved file as a video, to go on with."),
@@ -173,10 +179,12 @@ class SaveSyntheticVideo(io.ComfyNode):
         crf: int,
         certificate: str = UNSIGNED,
         private_key: str = UNSIGNED,
+        driving: Any = None,
     ) -> io.NodeOutput:
         path, name = output_file(filename_prefix, ".mp4")
-        names = [None if file == UNSIGNED else file for file in (certificate, private_key)]
-        saved, note = save_synthetic(video, path, workflow_metadata(cls.hidden), crf, *names)
+        signed_with = [None if file == UNSIGNED else file for file in (certificate, private_key)]
+        metadata = workflow_metadata(cls.hidden)
+        saved, note = save_synthetic(video, path, metadata, crf, *signed_with, driving=driving)
         report = f"{name}: {note}"
         show_text(report)
         folder, _, file = name.rpartition("/")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
-
 from anifacediff_core.head.editing import edit, read_edits, without_motion
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.parts import require_motion
 
+from .host.api import io
 from .sockets import FaceParametersSocket, make_schema
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
-
-from anifacediff_core.capture.live_link import TIMECODE_RATES, load_live_link
+from anifacediff_core.capture.live_link import load_live_link
+from anifacediff_core.capture.timecode import RATES
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.retime import exact_rate
 
+from .host.api import io, ui
 from .host.files import input_file, input_names, output_file, workflow_metadata
 from .host.runtime import Progress
 from .sockets import FaceParametersSocket, make_schema
@@ -123,11 +123,11 @@ class LoadLiveLink(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "timecode_fps",
-                    options=["auto", *map(str, TIMECODE_RATES)],
+                    options=["auto", *map(str, RATES)],
                     default="auto",
                     optional=True,
-                    tooltip="Frames a second that the timecode counts in. auto tells it from the highest "
-                    "frame number; the app's own default is 60.",
+                    tooltip="Frames a second that the timecode counts in. auto finds it in all lines. 1000 "
+                    "is for milliseconds in place of frames.",
                 ),
                 *[
                     io.Boolean.Input(

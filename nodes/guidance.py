@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -11,6 +10,7 @@ from anifacediff_core.head.render import GUIDANCE, render_guidance
 from anifacediff_core.head.texture import Appearance, TextureModel
 
 from .head import CHUNK, head_input, load_head, on_device
+from .host.api import io
 from .host.folders import FLAME, file_names, file_path
 from .host.runtime import Progress, device, tell
 from .images import to_host

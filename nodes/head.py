@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align
@@ -15,6 +14,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 
+from .host.api import io
 from .host.folders import BUNDLED, FLAME, file_names, file_path
 from .host.runtime import Progress, device
 from .images import to_host

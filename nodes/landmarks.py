@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.capture.arkit import unpack
 from anifacediff_core.capture.drawing import CANVAS, HEAD_MOTIONS, draw_reenactment
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.errors import InputError
 
+from .host.api import io
 from .host.runtime import Progress, show_text
 from .images import square_of, to_core, to_host
 from .sockets import FaceLandmarksSocket, make_schema

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from comfy_api.latest import io
-
 from anifacediff_core.errors import InputError
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.checkpoint import Checkpoint
 from anifacediff_core.weights.sources import open_checkpoint
 
 from .capture import load_face_capture
+from .host.api import io
 from .host.apply import attach_expression_adapter
 from .host.clip_vision import load_clip_vision
 from .host.folders import BUNDLED, example_file, model_names, model_path

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
 from torch import Tensor
 
 from anifacediff_core.capture.capture import capture
@@ -17,11 +16,13 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.provenance.mark import require_size
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.segments import SEGMENT, Footage, Work, plan_segments
+from anifacediff_core.storage import beside
 from anifacediff_core.video import probe, read_frames
 
 from .capture import face_input, on_device, region_input, smoothing_input
 from .fingerprints import facts_of_model, workflow_fingerprint
 from .head import FacialShapeAlign, head_input, load_head
+from .host.api import io, ui
 from .host.files import output_file
 from .host.parts import pose_kinds
 from .host.runtime import ModelPatcher, Progress, tell
@@ -137,10 +138,10 @@ class ReenactLongVideo(io.ComfyNode):
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
         given = workflow_fingerprint(cls.hidden) or tensors
         settings = [sampling, reading, camera, segment]
-        beside = out.name.rsplit("_", 2)[0]  # without the number
+        unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
         with Work.begin(
-            out.with_name(f"{beside}.work"),
-            out.with_name(f"{beside}.partial.mp4"),
+            beside(unnumbered, ".work"),
+            beside(unnumbered, ".partial.mp4"),
             fingerprint(given, settings, path),
             Footage.of(path),
             say,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
+from .host.api import io
 from .host.folders import LORAS, file_names, file_path
 from .host.lora import load_lora
 from .host.runtime import ModelPatcher, tell

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion import edit
@@ -11,6 +9,7 @@ from anifacediff_core.motion.parts import expression_names, require_motion
 from anifacediff_core.motion.retime import LONGEST
 from anifacediff_core.motion.smoothing import smooth_motion
 
+from .host.api import io
 from .host.runtime import show_text
 from .sockets import FaceParametersSocket, make_schema
 

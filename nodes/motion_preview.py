@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io, ui
-
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.parts import expression_names, require_motion
 from anifacediff_core.motion.plot import preview
 
 from .head import head_input, load_head, on_device
+from .host.api import io, ui
 from .host.runtime import Progress
 from .images import to_host
 from .sockets import FaceParametersSocket, HeadSocket, make_schema

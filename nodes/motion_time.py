@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion import retime
 from anifacediff_core.motion.parts import require_motion
 
+from .host.api import io
 from .motion import count_input, frames_output, motion_output
 from .sockets import FaceParametersSocket, make_schema
 

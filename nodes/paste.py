@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.capture.paste import FEATHER, SHAPES, paste_back
 from anifacediff_core.errors import InputError
 
+from .host.api import io
 from .host.runtime import Progress
 from .images import checked, to_host
 from .sockets import Crop, CropSocket, make_schema

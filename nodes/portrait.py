@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.capture.capture import Models, crop_portrait
 from anifacediff_core.capture.missing import listed
@@ -22,6 +21,7 @@ from .capture import (
     on_device,
     report_output,
 )
+from .host.api import io
 from .host.runtime import Progress, show_text
 from .images import checked, to_host
 from .sockets import Crop, CropSocket, FaceCaptureSocket, make_schema, size_input

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.sampling.settings import SamplingSettings
 
+from .host.api import io
 from .host.apply import apply_anifacediff, image_conditioning, needs_expression, text_conditioning
 from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
@@ -17,7 +18,7 @@ from .host.sampling import SAMPLERS, SCHEDULERS, sample
 from .loading import origin_of
 from .sockets import FaceParametersSocket, Pose, PoseSocket, Reference, ReferenceSocket, make_schema
 
-WINDOW, OVERLAP = 24, 6
+USUAL = SamplingSettings()
 
 
 def video_inputs() -> list[io.Input]:
@@ -44,7 +45,7 @@ def window_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "window",
-            default=WINDOW,
+            default=USUAL.window,
             min=1,
             max=128,
             tooltip="Frames that are sampled together. Memory grows with it, not with the length of the "
@@ -52,7 +53,7 @@ def window_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "overlap",
-            default=OVERLAP,
+            default=USUAL.overlap,
             min=0,
             max=127,
             tooltip="Frames that neighboring windows share and blend; more hides seams better and takes "
@@ -65,7 +66,7 @@ def seed_input(control: bool) -> io.Int.Input:
     """With `control`, the front-end offers to change it after every run."""
     return io.Int.Input(
         "seed",
-        default=0,
+        default=USUAL.seed,
         min=0,
         max=0xFFFFFFFFFFFFFFFF,
         control_after_generate=control,
@@ -77,26 +78,28 @@ def step_inputs() -> list[io.Input]:
     return [
         io.Int.Input(
             "steps",
-            default=10,
+            default=USUAL.steps,
             min=1,
             max=1000,
-            tooltip="Steps of denoising; more take longer and show finer detail.",
+            tooltip="Steps of denoising. The bundled model needs 1 or 2; full-size ones take 20 to 25.",
         ),
         io.Float.Input(
             "cfg",
-            default=1.5,
+            default=USUAL.cfg,
             min=1.0,
             max=30.0,
             step=0.1,
             round=0.01,
             tooltip="Guidance: how much further than asked to go towards the source. 1 is off and "
-            "twice as fast.",
+            "twice as fast; full-size models take 2.5 to 3.5.",
         ),
-        io.Combo.Input("sampler_name", options=SAMPLERS, default="euler", tooltip="Algorithm of sampling."),
+        io.Combo.Input(
+            "sampler_name", options=SAMPLERS, default=USUAL.sampler, tooltip="Algorithm of sampling."
+        ),
         io.Combo.Input(
             "scheduler",
             options=SCHEDULERS,
-            default="simple",
+            default=USUAL.scheduler,
             tooltip="How the noise falls from step to step.",
         ),
     ]
@@ -105,7 +108,7 @@ def step_inputs() -> list[io.Input]:
 def shared_noise_input() -> io.Float.Input:
     return io.Float.Input(
         "shared_noise",
-        default=1.0,
+        default=USUAL.shared_noise,
         min=0.0,
         max=1.0,
         step=0.05,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anifacediff_core.capture.paste import RING_FRAMES, measure_colors, paste_back
 from anifacediff_core.errors import InputError
+from anifacediff_core.finite import require_finite
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
@@ -116,7 +117,9 @@ class Maker:
         if colors is None:
             chosen = torch.linspace(0, written - 1, min(written, RING_FRAMES)).round().long()
             pasted = self.finishing.original is not None
-            colors = self.finishing.colors(self._decode(latents[chosen]) if pasted else torch.empty(0))
+            colors = self.finishing.colors(
+                self._decode(latents[chosen], segment.start) if pasted else torch.empty(0)
+            )
         return self._pictures(segment, latents[:written], colors), {
             "latents": latents[written:],
             "colors": colors,
@@ -133,11 +136,11 @@ class Maker:
         return Pose(tuple(map(torch.cat, zip(*chunks, strict=True))))
 
     def _pictures(self, segment: Segment, latents: Tensor, colors: Tensor) -> Iterator[Tensor]:
-        for part in latents.split(DECODED):
-            frames = self.finishing.apply(self._decode(part), colors)
+        for number, part in enumerate(latents.split(DECODED)):
+            frames = self.finishing.apply(self._decode(part, segment.start + DECODED * number), colors)
             self.progress.show(segment.stop, len(self.parameters), frames[-1])
             yield frames
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        """(frames, 3, height, width) in [0, 1]."""
-        return self.vae.decode(latents).movedim(-1, 1).float().clamp(0, 1)
+    def _decode(self, latents: Tensor, first: int) -> Tensor:
+        """(frames, 3, height, width) in [0, 1]; `first` is the number of the first of them in the video."""
+        return require_finite(self.vae.decode(latents).movedim(-1, 1).float(), first).clamp(0, 1)

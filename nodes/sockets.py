@@ -6,9 +6,11 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from comfy_api.latest import io
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.sampling.settings import SamplingSettings
+
+from .host.api import io
 
 FaceParametersSocket = io.Custom("FACE_PARAMETERS")
 FaceLandmarksSocket = io.Custom("FACE_LANDMARKS")  # the host's own, in releases that have a face landmarker
@@ -23,7 +25,6 @@ AppearanceSocket = io.Custom("ANIFACEDIFF_APPEARANCE")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")  # the host's own, in releases that have face detectors
 
 CATEGORY = "AniFaceDiff"
-SIZE = 256  # side of the pictures that the bundled model was trained on
 
 Value = TypeVar("Value")
 
@@ -104,4 +105,4 @@ def connected(value: Value | None, name: str, maker: str) -> Value:
 
 
 def size_input(tooltip: str) -> io.Int.Input:
-    return io.Int.Input("size", default=SIZE, min=64, max=2048, step=8, tooltip=tooltip)
+    return io.Int.Input("size", default=SamplingSettings.size, min=32, max=2048, step=8, tooltip=tooltip)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from comfy_api.latest import io
-
+from .host.api import io
 from .host.compile import compile_model
 from .host.runtime import ModelPatcher
 from .sockets import make_schema

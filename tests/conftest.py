@@ -93,7 +93,7 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def running_comfyui(comfyui: Path) -> Iterator[install.Server]:
-    """A real ComfyUI with this extension, shared by all tests; the example files are in its input folder."""
+    """A real ComfyUI with this extension, shared by all tests."""
     with server.start(comfyui) as running:
         yield running
 
@@ -109,13 +109,14 @@ def browser_driver() -> Path:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=["classic", "vue"])
 def front_end(
-    browser_driver: Path, running_comfyui: install.Server, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    browser_driver: Path,
+    running_comfyui: install.Server,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, browser.Page]:
-    """What the real front-end made of every shipped workflow, by the workflow's name."""
-    folder = tmp_path_factory.mktemp("screenshots")
-    names = server.workflow_names()
-    return browser.load_workflows(
-        running_comfyui, browser_driver, names, folder, running={"first_reenactment"}
-    )
+    """What the real front-end made of every shipped workflow, by its name, in each renderer; one also ran."""
+    folder, vue = tmp_path_factory.mktemp("screenshots"), request.param == "vue"
+    names, running = server.workflow_names(), {"first_reenactment"}
+    return browser.load_workflows(running_comfyui, browser_driver, names, folder, vue, running)

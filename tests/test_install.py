@@ -46,14 +46,17 @@ def test_the_comfyui_around_this_folder_comes_first(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_users_comfyui_brings_its_own_list(tmp_path: Path) -> None:
+    """Without what would fetch another torch, or CUDA."""
     (tmp_path / "requirements.txt").write_text(
-        "comfyui-frontend-package==1.40.1\ntorch\ntorchvision\nnumpy>=1.25.0\n\n#optional\nkornia>=0.7.1\n"
+        "comfyui-frontend-package==1.49.6\ntorch\ntorchvision\ntorchaudio\ntorchsde\nnumpy>=1.25.0\n"
+        "comfy-kitchen==0.2.31\ncomfy-aimdo==0.4.13\n\n#optional\nkornia>=0.7.1\nspandrel\n"
     )
-    assert install.host_packages(tmp_path) == (
-        ["comfyui-frontend-package==1.40.1"],
-        ["numpy>=1.25.0"],
-        ["kornia>=0.7.1", "kornia_rs"],
-    )
+    needed, alone = install.host_packages(tmp_path)
+    assert needed == ["torchsde", "numpy>=1.25.0"]
+    assert alone == [
+        "comfyui-frontend-package==1.49.6", "torchaudio", "comfy-kitchen==0.2.31", "comfy-aimdo==0.4.13",
+        "kornia>=0.7.1", "spandrel", "kornia_rs",
+    ]  # fmt: skip
 
 
 @pytest.fixture

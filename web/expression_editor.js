@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { Head } from "./editor/head.js";
 import { Panel } from "./editor/panel.js";
 import { translator } from "./editor/words.js";
-import { after } from "./hooks.js";
+import { after, asWideAsItsNode } from "./hooks.js";
 
 const NODE = "AniFaceDiffExpressionEditor";
 const WIDGET = "ANIFACEDIFF_EXPRESSION";
@@ -36,6 +36,7 @@ function expressionWidget(node, name) {
     getMinHeight: () => LEAST_HEIGHT,
     hideOnZoom: false,
   });
+  asWideAsItsNode(widget);
   panel.element.classList.add("widget-expands"); // the new node renderer gives such a widget all free height
   head ??= Head.load(here("editor/head.safetensors"));
   head.then(
@@ -50,7 +51,8 @@ function expressionWidget(node, name) {
 
 // What is connected decides which head the sliders start from, and whether they can take away.
 function follow(node, panel) {
-  const connected = () => node.inputs?.some((input) => input.name === "parameters" && input.link != null) ?? false;
+  const connected = () =>
+    node.inputs?.some((input, slot) => input.name === "parameters" && node.isInputConnected(slot)) ?? false;
   const apply = node.widgets.find((widget) => widget.name === "apply");
   const update = () => {
     panel.takesAway = connected() && apply.value === "add";

@@ -8,3 +8,8 @@ export function after(target, hook, action) {
     action(...values);
   };
 }
+
+// The front-end's side panel draws widgets too, and leaves its own width in them, which the node would then take over.
+export function asWideAsItsNode(widget) {
+  Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
+}

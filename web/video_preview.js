@@ -3,7 +3,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { after } from "./hooks.js";
+import { after, asWideAsItsNode } from "./hooks.js";
 
 const NODES = ["AniFaceDiffReenactLongVideo"];
 const WIDGET = "anifacediff_preview";
@@ -34,6 +34,7 @@ function addWidget(node) {
     serialize: false,
   });
   widget.serialize = false;
+  asWideAsItsNode(widget);
   return widget;
 }
 

@@ -5,8 +5,10 @@ Takes the FACE_LANDMARKS of ComfyUI's own landmarker, MediaPipe's results, or co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from . import mesh
 from .capture import SMOOTHING, Captured, calmed, in_portrait
+from .confidence import LEAST, sure_frames
 from .detector import SQUARE_SCALE, Detection, face_square
 from .missing import told
 from .tracker import Tracker
@@ -86,6 +89,7 @@ def from_face_landmarks(
     face: int = 0,
     smoothing: float = SMOOTHING,
     missing: str = "interpolate",
+    least_confidence: float = LEAST,
     what: str = "the face landmarks",
 ) -> Captured:
     """Parameters from FACE_LANDMARKS: ``{"frames": [[face, ...], ...], "image_size": (height, width)}``.
@@ -97,7 +101,8 @@ def from_face_landmarks(
     Args:
         landmarks: as above.
         head: a head with ARKit's expressions.
-        mode, face, smoothing, missing: as in :func:`.capture.capture`.
+        mode, face, smoothing, missing, least_confidence: as in :func:`.capture.capture`; the landmarker's
+            scores tell the confidence.
         what: name of the input in messages.
 
     Raises:
@@ -121,8 +126,12 @@ def from_face_landmarks(
     params = head.neutral(len(frames)).to("cpu")
     for name in ("expression", "pose", "camera"):
         getattr(params, name)[valid] = getattr(seen, name)
-    params = calmed(replace(params, valid=valid), head, smoothing, missing, what)
-    notes = told(valid, missing, what) + tracker.told()
+    confidence = torch.zeros(len(frames))
+    confidence[valid] = torch.tensor([score_of(found) for found in faces])
+    raw = replace(params, valid=valid, confidence=confidence)
+    used, sure = sure_frames(raw, least_confidence, missing)
+    params = calmed(used, head, smoothing, missing, what)
+    notes = told(valid, missing, what, sure) + tracker.told()
     if estimated:
         notes.append("There are no blendshapes: the expression is estimated from the mesh and coarse.")
     return in_portrait(params, head, (height, width), mode, notes, missing)
@@ -181,9 +190,16 @@ def follow(
     """The followed one among the faces of the next frame of ``width`` x ``height`` pixels, or None."""
     longer = max(width, height)
     usable = [found for found in faces if "bbox_xyxy" in found or "landmarks_xy" in found]
-    squares = [Detection(float(found.get("score", 1.0)), _square(found, longer)) for found in usable]
+    squares = [Detection(score_of(found), _square(found, longer)) for found in usable]
     taken = tracker.follow(squares, width / longer, height / longer)
     return None if taken is None else usable[next(i for i, square in enumerate(squares) if square is taken)]
+
+
+def score_of(found: Mapping[str, Any]) -> float:
+    """The score that a face was found with, in [0, 1]; 1 where there is none, or one that is no number."""
+    score = found.get("score", 1.0)
+    known = isinstance(score, Real) and math.isfinite(score)
+    return min(max(float(score), 0.0), 1.0) if known else 1.0
 
 
 def _square(found: Mapping[str, Any], longer: int) -> tuple[float, float, float]:

@@ -16,9 +16,12 @@ from ..head.model import HeadModel
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
+from ..motion.parts import require_numbers
 from ..progress import Progress
+from .confidence import LEAST, of_readings, overlap, sure_frames
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
+from .look import with_looks
 from .missing import held, require_faces, told, without
 from .tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 
@@ -62,7 +65,9 @@ class Models(Protocol):
         ...
 
     def read(self, frames: Tensor, faces: list[Detection]) -> tuple[FaceParameters, Appearance | None]:
-        """Parameters of one face per picture, camera of the whole picture; on any device."""
+        """Parameters of one face per picture, with their confidence, camera of the whole picture; on any
+        device.
+        """
         ...
 
     def remarks(self) -> list[str]:
@@ -94,12 +99,14 @@ class CaptureModels:
 
     def read(self, frames: Tensor, faces: list[Detection]) -> tuple[FaceParameters, None]:
         """Read twice: the second time from the square that the first reading says, since the encoder is best
-        at a centered face.
+        at a centered face. Of a covered face the two readings tell different squares.
         """
         squares = torch.tensor([face.square for face in faces], device=frames.device)
         better = face_square(self.head, _encode(frames, squares, self))
-        trusted = _overlap(better, squares) > 0.35
-        return _encode(frames, torch.where(trusted[:, None], better, squares), self), None
+        trusted = overlap(better, squares) > 0.35
+        read = _encode(frames, torch.where(trusted[:, None], better, squares), self)
+        confidence = of_readings(faces, overlap(better, face_square(self.head, read)))
+        return replace(read, confidence=confidence), None
 
     def remarks(self) -> list[str]:
         return []
@@ -111,7 +118,7 @@ class Captured:
 
     Attributes:
         parameters: (frames) on the CPU, camera of the portrait square; ``valid`` is False where no face was
-            found, such frames are filled in.
+            found, or not for sure, such frames are filled in.
         square: (3,) left, top, side of the portrait square, as fractions of the picture's longer side.
         frames_without_face: their numbers in what was captured.
         skipped: those of them that were left out of the parameters.
@@ -141,6 +148,7 @@ def capture(
     face: int = 0,
     smoothing: float = SMOOTHING,
     missing: str = "interpolate",
+    least_confidence: float = LEAST,
     what: str = "the picture",
     faces: list[list[Detection]] | None = None,
     total: int | None = None,
@@ -156,6 +164,8 @@ def capture(
         face: 0 for the most prominent one, 1 for the first from the left, and so on.
         smoothing: 0 to 1, see :func:`.tracker.smooth_parameters`; has no effect on a single frame.
         missing: what becomes of frames without a face, one of :data:`.missing.MISSING`.
+        least_confidence: 0 to 1, frames whose reading is less sure count as such without a face, unless all
+            of them are.
         what: name of the input in messages, for example "the driving video".
         faces: of every frame, where they are known already; see :mod:`.locate`. By default the models look
             for them.
@@ -189,10 +199,11 @@ def capture(
     raw = FaceParameters.concatenate(readings)
     if not raw.valid.any():
         raise tracker.nobody(what)
-    params = calmed(raw, models.head, smoothing, missing, what)
-    notes = told(raw.valid, missing, what) + tracker.told() + models.remarks()
+    used, sure = sure_frames(raw, least_confidence, missing)
+    params = calmed(used, models.head, smoothing, missing, what)
+    notes = told(raw.valid, missing, what, sure) + tracker.told() + models.remarks()
     captured = in_portrait(params, models.head, size, mode, notes, missing)
-    look = _all_frames(looks, raw.valid, missing)
+    look = _all_frames(looks, raw.valid, params.valid, missing)
     return replace(captured, appearance=None if look is None else look[captured.kept])
 
 
@@ -200,11 +211,13 @@ def calmed(raw: FaceParameters, head: HeadModel, smoothing: float, missing: str,
     """Readings frame by frame to smooth ones without gaps; ``valid`` stays.
 
     Raises:
-        InputError: see :func:`.missing.require_faces`.
+        InputError: see :func:`.missing.require_faces`; or the smoothing is NaN or infinite.
     """
+    require_numbers(smoothing=smoothing)
     require_faces(raw.valid, missing, what)
     readings = raw[held(raw.valid)] if missing == "hold" else raw
-    return replace(smooth_parameters(readings, head.expression_names, smoothing), valid=raw.valid)
+    calm = smooth_parameters(readings, head.expression_names, smoothing)
+    return replace(calm, valid=raw.valid, confidence=raw.confidence)
 
 
 def in_portrait(
@@ -346,24 +359,29 @@ def _read(
     longer = max(height, width)
     seen: list[int] = []
     followed: list[Detection] = []
-    for index, faces in enumerate(models.detect(frames) if given is None else given):
+    per_frame = with_looks(frames, models.detect(frames) if given is None else given)
+    for index, faces in enumerate(per_frame):
         found = tracker.follow(faces, width / longer, height / longer)
         if found is not None:
             seen.append(index)
             followed.append(found.moved(tracker.crop(found.square)))
     neutral = models.head.neutral(len(frames)).to("cpu")
-    result = replace(neutral, valid=torch.zeros(len(frames), dtype=torch.bool))
+    result = replace(
+        neutral, valid=torch.zeros(len(frames), dtype=torch.bool), confidence=torch.zeros(len(frames))
+    )
     if not seen:
         return result, None
     result.valid[seen] = True
     parameters, look = models.read(frames[seen], followed)
-    for name in ("shape", "expression", "pose", "camera"):
+    for name in ("shape", "expression", "pose", "camera", "confidence"):
         getattr(result, name)[seen] = getattr(parameters, name).to(getattr(result, name))
     return result, look
 
 
-def _all_frames(looks: list[Appearance | None], valid: Tensor, missing: str) -> Appearance | None:
-    """The appearance of all frames from that of the valid ones, held or interpolated between them."""
+def _all_frames(
+    looks: list[Appearance | None], found: Tensor, valid: Tensor, missing: str
+) -> Appearance | None:
+    """The appearance of all frames from that of the found ones, held or interpolated between the valid."""
     known = [look for look in looks if look is not None]
     if not known:
         return None
@@ -371,7 +389,7 @@ def _all_frames(looks: list[Appearance | None], valid: Tensor, missing: str) -> 
     for name in ("texture", "light"):
         seen = torch.cat([getattr(look, name).cpu() for look in known])
         whole = seen.new_zeros(len(valid), *seen.shape[1:])
-        whole[valid] = seen
+        whole[found] = seen
         filled = whole[held(valid)] if missing == "hold" else fill_gaps(whole.flatten(1), valid)
         parts.append(filled.view_as(whole))
     return Appearance(*parts)
@@ -410,14 +428,6 @@ def sample(
     y = (top[:, None] + side[:, None] * steps) / covered_y * 2 - 1
     grid = torch.stack(torch.broadcast_tensors(x[:, None, :], y[:, :, None]), dim=-1)
     return F.grid_sample(frames, grid, mode=mode, padding_mode=outside, align_corners=False)
-
-
-def _overlap(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of squares (faces, 3)."""
-    low = torch.maximum(first[:, :2], second[:, :2])
-    high = torch.minimum(first[:, :2] + first[:, 2:], second[:, :2] + second[:, 2:])
-    shared = (high - low).clamp(min=0).prod(dim=1)
-    return shared / (first[:, 2].square() + second[:, 2].square() - shared)
 
 
 def moved(part: Part, device: torch.device) -> Part:

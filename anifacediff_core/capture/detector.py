@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,16 @@ class Detection:
             :func:`face_square` has it.
         mesh: the square around the box of MediaPipe's mesh, hairline to chin, where there was a mesh; in the
             same form, its side the mean of the box's width and height.
+        sure: how sure whoever else found it is that it is a face, in [0, 1]; None for the bundled detector,
+            whose score tells that, see :mod:`.confidence`.
+        look: what its colors are, see :mod:`.look`, where that was looked at.
     """
 
     score: float
     square: tuple[float, float, float]
     mesh: tuple[float, float, float] | None = None
+    sure: float | None = None
+    look: Tensor | None = field(default=None, compare=False, repr=False)
 
     @property
     def center(self) -> tuple[float, float]:
@@ -45,13 +50,13 @@ class Detection:
     def moved(self, square: tuple[float, float, float]) -> Detection:
         """The same face with another square; the mesh's moves along."""
         if self.mesh is None:
-            return Detection(self.score, square)
+            return replace(self, square=square)
         zoom = square[2] / self.square[2]
         left, top = (
             new + zoom * (mesh - old)
             for new, old, mesh in zip(square[:2], self.square[:2], self.mesh[:2], strict=True)
         )
-        return Detection(self.score, square, (left, top, zoom * self.mesh[2]))
+        return replace(self, square=square, mesh=(left, top, zoom * self.mesh[2]))
 
 
 def face_square(head: HeadModel, params: FaceParameters) -> Tensor:

@@ -11,8 +11,11 @@ is. The coefficients turn the eyes here as everywhere, not the angles.
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import math
+from array import array
 from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -21,20 +24,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, printable
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from .arkit import from_arkit
 from .detector import face_square
+from .timecode import Stamp, read_stamp, times_of
 
-TIMECODE_RATES = (24, 25, 30, 48, 50, 60)
 HEAD = ("headYaw", "headPitch", "headRoll")
 SIGNS = (-1.0, 1.0, -1.0)  # to `rotation.from_euler`: positive to the subject's left, down, counter-clockwise
 GAP = 0.2  # seconds without a line after which the face counts as lost
-DAY = 24 * 3600.0
 CHUNK = 64  # frames whose heads are in memory at once
 LONGEST = 4 * 3600.0  # seconds
+# Seconds of pauses that are filled, at least, and for each second that has lines.
+PAUSES, PAUSES_PER_SECOND = 60.0, 10.0
+GREATEST = 1e6  # of a value
 
 
 def load_live_link(
@@ -52,8 +57,8 @@ def load_live_link(
         path: of the CSV file.
         head: a head with ARKit's expressions.
         rate: frames a second of the result.
-        timecode_rate: frames a second that the timecode counts in; 0 takes the lowest usual one that its
-            frame numbers fit into, or 60 for a recording of less than two seconds.
+        timecode_rate: frames a second that the timecode counts in; 0 finds it in all lines, see
+            :mod:`.timecode`.
         flip: turn yaw, pitch, roll of the head the other way.
         progress: called with frames (done, total).
 
@@ -62,22 +67,23 @@ def load_live_link(
         within gaps of the recording are interpolated and not ``valid``.
 
     Raises:
-        InputError: the file is missing, no such recording, or holds no usable line.
+        InputError: the file is missing, no such recording, holds no usable line, or claims more time than
+            it has lines for.
     """
-    what = f"'{Path(path).name}'"
+    what = f"'{printable(Path(path).name)}'"
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            times, values, names = _read(csv.reader(file), what, timecode_rate)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        text = _text(Path(path).read_bytes())
+        header = text[: text.find("\n") + 1] or text
+        separator = max(",;\t", key=header.count)
+        lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+        times, values, names = _read(lines, separator, what, timecode_rate)
+    except (OSError, ValueError, csv.Error) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{what} cannot be read as a recording of Live Link Face; the file is missing or damaged."
         ) from error
     duration = float(times[-1])
-    if duration > LONGEST:
-        raise InputError(
-            f"The timecode of {what} spans {duration / 3600:.0f} hours; cut the recording, or check its "
-            "first column."
-        )
     frames = math.floor(Fraction(duration).limit_denominator(100000) * rate) + 1
     wanted = torch.arange(frames, dtype=torch.float64) / float(rate)
     values, gap = _at(wanted, times, values)
@@ -98,7 +104,22 @@ def load_live_link(
     return replace(params, camera=neutral.camera.expand(frames, 3).clone())
 
 
-def _read(lines: Iterator[list[str]], what: str, timecode_rate: int) -> tuple[Tensor, Tensor, list[str]]:
+def _text(data: bytes) -> str:
+    """The text of a file that is UTF-8, or UTF-16 as spreadsheets save it.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    if data[1::2][:100].count(0) > 40:  # without a mark, as some programs write it
+        return data.decode("utf-16-le")
+    return data.decode("utf-8-sig")
+
+
+def _read(
+    lines: Iterator[list[str]], separator: str, what: str, timecode_rate: int
+) -> tuple[Tensor, Tensor, list[str]]:
     """Times (lines,) in seconds from the first on, rising; values (lines, columns); their names."""
     header = [name.strip() for name in next(lines, [])]
     names = [name[:1].lower() + name[1:] for name in header[2:]]
@@ -107,58 +128,80 @@ def _read(lines: Iterator[list[str]], what: str, timecode_rate: int) -> tuple[Te
             f"{what} is no recording of Live Link Face: its first line must name Timecode, BlendShapeCount "
             "and ARKit's coefficients."
         )
-    stamps: list[tuple[float, float]] = []
-    rows: list[list[float]] = []
+    stamps: list[Stamp] = []
+    values = array("f")  # a tenth of the memory of Python's numbers
+    odd = 0
     for line in lines:
-        row = _numbers(line[2:], len(names))
+        row = _numbers(line[2:], len(names), separator)
         if row is None:
+            odd = odd or len(line)
             continue  # the app writes lines without values when it loses the face
-        stamps.append(_stamp(line[0], what))
-        rows.append(row)
-    if not rows:
-        raise InputError(f"{what} has no line with values; record again with the face in view.")
-    seconds, numbers = torch.tensor(stamps, dtype=torch.float64).unbind(1)
-    whole = seconds.amax() - seconds.amin() >= 2
-    fitting = (rate for rate in TIMECODE_RATES if numbers.amax() < rate)
-    counted = timecode_rate or (next(fitting, 60) if whole else 60)
-    last = int(numbers.amax())
-    if last >= counted:
+        stamp = read_stamp(line[0])
+        if stamp is None:
+            raise InputError(
+                f"The timecode '{printable(line[0][:20])}' in {what} isn't of the form HH:MM:SS:FF; export "
+                "the recording again."
+            )
+        stamps.append(stamp)
+        values.extend(row)
+    if not stamps and odd > len(header):
         raise InputError(
-            f"The timecode of {what} counts up to frame {last}, too many for {counted} frames a second: "
-            "choose auto for timecode_fps, or check the first column."
+            f"The lines of {what} have {odd} values where the first one names {len(header)}; export it with "
+            "points as decimal signs, or with semicolons between the values."
         )
-    times = seconds + numbers / counted
-    times = times + DAY * torch.cumsum(times.diff(prepend=times[:1]) < -DAY / 2, dim=0)
-    # What does not come after everything before it is a repetition.
-    later = times > torch.cat([times[:1] - 1, times.cummax(0).values[:-1]])
-    times = times[later]
-    return times - times[0], torch.tensor(rows)[later], names
+    if not stamps:
+        raise InputError(f"{what} has no line with values; record again with the face in view.")
+    times = times_of(stamps, timecode_rate, what)
+    order = times.argsort(stable=True)
+    # Of lines with the same timecode the first counts.
+    order = order[times[order].diff(prepend=times[order][:1] - 1) > 1e-6]
+    if len(stamps) > 3 * len(order):
+        raise InputError(
+            f"The timecode of {what} is the same in most lines, {len(order)} times for {len(stamps)} lines; "
+            "check its first column."
+        )
+    _check_duration(times[order], [stamps[i] for i in order.tolist()], what)
+    return times[order] - times[order[0]], torch.tensor(values).view(len(stamps), -1)[order], names
 
 
-def _numbers(fields: list[str], count: int) -> list[float] | None:
-    """The values of a line; None if they are missing, or no finite numbers."""
+def _check_duration(times: Tensor, stamps: list[Stamp], what: str) -> None:
+    """Refuse more time than the lines can fill, before any frame of it is made."""
+    gaps = times.diff()
+    covered = float(gaps.clamp(max=GAP).sum())
+    pauses = float(gaps[gaps > GAP].sum())
+    if pauses > PAUSES + PAUSES_PER_SECOND * covered:
+        before = int(gaps.argmax())
+        where = " and ".join(_clock(stamp.seconds) for stamp in stamps[before : before + 2])
+        raise InputError(
+            f"{what} has only {len(times)} lines for {_long(float(times[-1] - times[0]))}, and none between "
+            f"{where}; cut the recording there, or check its first column."
+        )
+    if times[-1] - times[0] > LONGEST:
+        raise InputError(
+            f"The timecode of {what} spans {_long(float(times[-1] - times[0]))}; cut the recording, or check "
+            "its first column."
+        )
+
+
+def _clock(seconds: int) -> str:
+    return f"{seconds // 3600:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
+
+def _long(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.1f} minutes"
+
+
+def _numbers(fields: list[str], count: int, separator: str) -> list[float] | None:
+    """The values of a line; None if they are missing, or no numbers that can be."""
     if len(fields) != count:
         return None
+    if separator != ",":
+        fields = [field.replace(",", ".") for field in fields]
     try:
         row = [float(field) for field in fields]
     except ValueError:
         return None
-    return row if all(map(math.isfinite, row)) else None
-
-
-def _stamp(timecode: str, what: str) -> tuple[float, float]:
-    """Whole seconds, and frames since then, of HH:MM:SS:FF.part; drop-frame timecode has a semicolon."""
-    try:
-        hours, minutes, seconds, frames = (float(part) for part in timecode.replace(";", ":").split(":"))
-        stamp = 3600 * hours + 60 * minutes + seconds
-        if not (0 <= stamp < 2 * DAY and 0 <= frames < 1000):
-            raise ValueError
-    except ValueError:
-        raise InputError(
-            f"The timecode '{timecode[:20]}' in {what} isn't of the form HH:MM:SS:FF; export the recording "
-            "again."
-        ) from None
-    return stamp, frames
+    return row if all(abs(value) < GREATEST for value in row) else None
 
 
 def _at(wanted: Tensor, times: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

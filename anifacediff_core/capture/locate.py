@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from . import mediapipe, mesh
-from .arkit import unpack
+from .arkit import score_of, unpack
 from .detector import SQUARE_SCALE, Detection
 
 LANDMARKS = 68
@@ -123,20 +123,20 @@ def _square(center: Tensor, side: float) -> tuple[float, float, float]:
 
 
 def _landmarked(face: Mapping[str, Any], longer: int, what: str) -> Detection:
-    score = float(face.get("score", 1.0))
+    score = score_of(face)
     points = face.get("landmarks_xy")
     if points is not None:
         points = torch.as_tensor(points, dtype=torch.float64)[:, :2]
         if len(points) == LANDMARKS:
-            return Detection(score, _shares(square_of_landmarks(points), longer))
+            return Detection(score, _shares(square_of_landmarks(points), longer), sure=score)
         if len(points) >= mesh.MESH_POINTS:
             low, high = points.amin(0), points.amax(0)
             around = _square((low + high) / 2, float((high - low).mean()))
             inner = square_of_landmarks(points[list(JAW_AND_BROWS)])
-            return Detection(score, _shares(inner, longer), _shares(around, longer))
+            return Detection(score, _shares(inner, longer), _shares(around, longer), sure=score)
     if face.get("bbox_xyxy") is not None:
         left, top, right, bottom = (float(value) for value in face["bbox_xyxy"])
-        return Detection(score, _shares(_square_of((left, top, right, bottom), what), longer))
+        return Detection(score, _shares(_square_of((left, top, right, bottom), what), longer), sure=score)
     raise InputError(
         f"There are neither 68 points nor MediaPipe's mesh nor a box in {what}; use another landmarker."
     )
@@ -156,8 +156,8 @@ def _boxed(box: Any, size: tuple[int, int], what: str) -> Detection:
             f"There is something else than a box in {what}: expected x, y, width and height, found "
             f"{str(box)[:60]!r}."
         )
-    score = float(box.get("score", 1.0)) if isinstance(box, Mapping) else 1.0
-    return Detection(score, _shares(_square_of(_corners(box, size), what), max(size)))
+    score = score_of(box) if isinstance(box, Mapping) else 1.0
+    return Detection(score, _shares(_square_of(_corners(box, size), what), max(size)), sure=score)
 
 
 def _square_of(box: Box, what: str) -> tuple[float, float, float]:
@@ -262,7 +262,7 @@ class OpencvFaces:
             gray.numpy(), scaleFactor=1.1, minNeighbors=4, minSize=(least, least)
         )
         return [
-            Detection(0.9, _shares(square_of_box((x, y, x + w, y + h)), max(gray.shape)))
+            Detection(0.9, _shares(square_of_box((x, y, x + w, y + h)), max(gray.shape)), sure=1.0)
             for x, y, w, h in (tuple(float(value) for value in box) for box in boxes)
         ]
 

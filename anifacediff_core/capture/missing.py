@@ -1,4 +1,4 @@
-"""Frames that show no face: what becomes of them, and how people are told."""
+"""Frames that show no face for sure: what becomes of them, and how people are told."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def require_faces(valid: Tensor, missing: str, what: str) -> None:
     """Refuse frames without a face where they are to stop the run.
 
     Args:
-        valid: (frames,) bool, where a face was found.
+        valid: (frames,) bool, where a face was found, and for sure.
         missing: one of `MISSING`.
         what: name of the input in messages.
 
     Raises:
-        InputError: `missing` is "stop" and a frame shows no face, or it is unknown.
+        InputError: `missing` is "stop" and a frame shows no face for sure, or it is unknown.
     """
     if missing not in MISSING:
         raise InputError(f"The choice missing '{missing}' is unknown; choose one of {', '.join(MISSING)}.")
@@ -34,8 +34,9 @@ def require_faces(valid: Tensor, missing: str, what: str) -> None:
         runs = listed(without(valid)).split(", ")
         more = ", …" if len(runs) > RUNS_IN_A_SENTENCE else ""
         raise InputError(
-            f"In {what} no face was found at frame {', '.join(runs[:RUNS_IN_A_SENTENCE])}{more}: cut these "
-            "frames out, or choose hold, interpolate or skip for missing."
+            f"In {what} no face was found, or none for sure, at frame "
+            f"{', '.join(runs[:RUNS_IN_A_SENTENCE])}{more}: cut these frames out, or choose "
+            "hold, interpolate or skip for missing."
         )
 
 
@@ -51,10 +52,22 @@ def without(valid: Tensor) -> list[int]:
     return torch.nonzero(~valid).squeeze(1).tolist()
 
 
-def told(valid: Tensor, missing: str, what: str) -> list[str]:
-    """Sentences about how many frames show a face, and what became of the others."""
-    empty = without(valid)
-    notes = [f"A face was found in {len(valid) - len(empty)} of {len(valid)} frames of {what}."]
+def told(found: Tensor, missing: str, what: str, sure: Tensor | None = None) -> list[str]:
+    """Sentences about how many frames show a face, and what became of the others.
+
+    Args:
+        found: (frames,) bool, where a face was found.
+        sure: (frames,) bool, where that is sure, if that is known.
+    """
+    frames = len(found)
+    notes = [f"A face was found in {int(found.sum())} of {frames} frames of {what}."]
+    if sure is not None:
+        notes.append(f"It is sure in {int(sure.sum())} of {frames} frames.")
+        if not sure.any():
+            notes.append("All were taken as they are: look at the result.")
+        elif (found & ~sure).any():
+            notes.append(f"Covered, or not clear: frame {listed(without(sure | ~found))}.")
+    empty = without(sure if sure is not None and sure.any() else found)
     return [*notes, TOLD[missing].format(listed(empty))] if empty else notes
 
 

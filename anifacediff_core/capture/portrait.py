@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..motion.parts import require_numbers
 from ..motion.smoothing import tremble, without_spikes
 from ..progress import Progress
 from .capture import Models, chunks, remaining
@@ -90,6 +91,7 @@ def find_portrait(
     """
     if motion not in MOTIONS:
         raise InputError(f"The motion '{motion}' is unknown; choose one of {', '.join(MOTIONS)}.")
+    require_numbers(margin=margin, smoothing=smoothing)
     total = len(frames) if isinstance(frames, Tensor) else 0
     found: list[Detection | None] = []
     extent, follower = (1.0, 1.0), Follower(models, tracker)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .capture import LEAST_PIXELS, Models
 from .detector import Detection
+from .look import with_looks
 from .tracker import Tracker
 
 LEVELS = (1, 2, 4)  # the whole picture, then parts of a half and a quarter of its longer side
@@ -51,9 +52,11 @@ class Follower:
                 per_frame = self.models.detect(rest)
             else:
                 per_frame = detect_within(rest[:WINDOW_FRAMES], self.models, self._region)
+            per_frame = with_looks(rest[: len(per_frame)], per_frame)
             for picture, faces in zip(rest, per_frame, strict=False):
                 if self._may_lack_faces(faces, first=not found):
-                    self.tracker.follow(search(picture[None], self.models), *extent)
+                    everybody = with_looks(picture[None], [search(picture[None], self.models)])[0]
+                    self.tracker.follow(everybody, *extent)
                     if self.tracker.last is not None:
                         break  # this frame and the rest are looked at again, around the face
                     found.append(None)

@@ -7,7 +7,7 @@ Squares are (left, top, side) as fractions of the picture's longer side, from it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,16 @@ from ..errors import InputError
 from ..head.parameters import FaceParameters
 from ..motion.smoothing import smooth_motion
 from .detector import Detection, choose
+from .look import unlike
 
-PATIENCE = 12  # frames without the face before any other face is taken for it
+PATIENCE = 12  # frames without the face before a new one is taken for it
+FOR_GOOD = 72  # frames without it before one is taken that was beside it
 STEADINESS = 0.75  # share of the last crop in the next one
 REACH = 0.8  # a face moves less than this share of its square from frame to frame
+FORESIGHT = 6  # frames that a movement is thought to go on while nobody sees it
+SAME_LOOK, LOOK_WEIGHT = 0.15, 4.0  # looks that differ less are the same; what the rest weighs
+ALIKE, CHANGED = 0.25, 0.5  # looks of one person at other times, and in another light
+MISTAKEN = 0.15  # looks of two people that fit this much better the other way round show a mistake
 CHOICES = ("number", "largest", "nearest")
 # The portrait square against the face square, as in the avatars that the networks are trained on.
 MARGIN, PORTRAIT_LIFT = 0.25, 0.12
@@ -29,8 +35,58 @@ PORTRAIT_RANGE = (0.45, 1.25)
 
 
 @dataclass
+class Track:
+    """One of the people in a video, whether followed or not.
+
+    Attributes:
+        face: where it was seen last.
+        look: its usual look, see :mod:`.look`.
+        velocity: of its center and of the logarithm of its side, per frame.
+        missing: frames since then.
+    """
+
+    face: Detection
+    look: Tensor | None
+    velocity: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    missing: int = 0
+
+    def cost(self, face: Detection, crowded: bool) -> float:
+        """How unlikely a face of the next picture is this person: by its place and its size, and its look
+        where there are others; somebody alone may stand in another light.
+        """
+        ahead = min(self.missing + 1, FORESIGHT)
+        (x, y), (u, v) = face.center, self.face.center
+        dx, dy, grown = (ahead * speed for speed in self.velocity)
+        side = self.face.square[2]
+        # Whoever turned around is where it was: the nearer of both places counts.
+        away = min(math.hypot(x - u - dx, y - v - dy), 0.1 * side + math.hypot(x - u, y - v)) / side
+        size = math.log(face.square[2] / side)
+        strange = max(unlike(self.look, face.look) - SAME_LOOK, 0.0)
+        return away + min(abs(size), abs(size - grown)) + LOOK_WEIGHT * strange * crowded
+
+    @property
+    def reach(self) -> float:
+        """What it may cost: the longer a face was away, the farther it may come back."""
+        return REACH * (1 + 0.5 * self.missing)
+
+    def seen(self, face: Detection, alone: bool) -> None:
+        """Go on with a face of the next picture; only one that stands `alone` shows its look and movement."""
+        (x, y), (u, v) = face.center, self.face.center
+        change = x - u, y - v, math.log(face.square[2] / self.face.square[2])
+        first, second, third = (
+            0.5 * (old + new / (self.missing + 1)) for old, new in zip(self.velocity, change, strict=True)
+        )
+        if alone:
+            self.velocity = first, second, third
+        if alone and face.look is not None:
+            known = face.look if self.look is None else self.look
+            self.look = torch.lerp(known, face.look, 1.0 if unlike(known, face.look) > CHANGED else 0.1)
+        self.face, self.missing = face, 0
+
+
+@dataclass
 class Tracker:
-    """Follows one face, picture by picture.
+    """Follows one face, picture by picture, and knows those beside it: none of them is taken for it.
 
     Attributes:
         face: 0 for the most prominent face, 1 for the first from the left, and so on.
@@ -39,7 +95,6 @@ class Tracker:
         place: x and y of that place as shares of the picture's width and height.
         crowded: number of pictures so far in which there was more than one face.
         most: greatest number of faces in a picture.
-        last: the face where it was seen last; None before it is found and long after it is lost.
     """
 
     face: int = 0
@@ -47,9 +102,15 @@ class Tracker:
     place: tuple[float, float] = (0.5, 0.5)
     crowded: int = 0
     most: int = 0
-    last: Detection | None = None
+    _followed: Track | None = None
+    _others: list[Track] = field(default_factory=list)
     _crop: tuple[float, float, float] | None = None
-    _missing: int = 0
+
+    @property
+    def last(self) -> Detection | None:
+        """The face where it was seen last; None before it is found and long after it is lost."""
+        track = self._followed
+        return track.face if track is not None and track.missing <= PATIENCE else None
 
     def follow(self, faces: list[Detection], width: float, height: float) -> Detection | None:
         """The followed face among those of the next picture, or None.
@@ -60,14 +121,103 @@ class Tracker:
         """
         self.crowded += len(faces) > 1
         self.most = max(self.most, len(faces))
-        found = self._same(faces) if self.last is not None else self._first(faces, width, height)
-        if found is None:
-            self._missing += 1
-            if self._missing > PATIENCE:
-                self.last = self._crop = None
-            return None
-        self.last, self._missing = found, 0
+        taken = self._assigned(faces)
+        found = taken.get(0) if self._followed is not None else None
+        if found is None and self.last is None:
+            found = self._chosen(faces, taken, width, height)
+        rest = [face for face in faces if face is not found]
+        if found is not None:
+            if self._followed is None:
+                self._followed = Track(found, found.look)
+            self._followed.seen(found, all(_apart(found, face) for face in rest))
+        elif self._followed is not None:
+            self._followed.missing += 1
+            if self._followed.missing == PATIENCE + 1:
+                self._crop = None
+        self._remember(rest, taken)
         return found
+
+    def _assigned(self, faces: list[Detection]) -> dict[int, Detection]:
+        """The faces by the numbers of the tracks that they belong to, the followed one being 0: the likeliest
+        pairs first, so that a face that is another's is nobody else's.
+        """
+        tracks = dict(enumerate(self._others, 1))
+        if self._followed is not None:
+            tracks[0] = self._followed
+        crowded = len(faces) > 1 or bool(self._others)
+        pairs = [
+            (track.cost(face, crowded), number, face) for number, track in tracks.items() for face in faces
+        ]
+        taken: dict[int, Detection] = {}
+        for cost, number, face in sorted(pairs, key=lambda pair: pair[:2]):
+            known = number in taken or any(face is other for other in taken.values())
+            if not known and cost < tracks[number].reach and not self._is_lost(tracks[number]):
+                taken[number] = face
+        for number in list(taken):
+            if (
+                0 in taken
+                and number
+                and self._are_mistaken(tracks[0], tracks[number], taken[0], taken[number])
+            ):
+                taken[0], taken[number] = taken[number], taken[0]
+        return taken
+
+    @staticmethod
+    def _are_mistaken(first: Track, second: Track, one: Detection, other: Detection) -> bool:
+        """Whether two people, apart again, look as if they had been taken for each other."""
+        if first.look is None or second.look is None or not _apart(one, other):
+            return False
+        straight = unlike(first.look, one.look) + unlike(second.look, other.look)
+        return unlike(first.look, other.look) + unlike(second.look, one.look) < straight - MISTAKEN
+
+    def _is_lost(self, track: Track) -> bool:
+        return track.missing > PATIENCE and track is self._followed
+
+    def _chosen(
+        self, faces: list[Detection], taken: dict[int, Detection], width: float, height: float
+    ) -> Detection | None:
+        """The face to follow from now on. Once one was lost: it again, by its look, or somebody new; those
+        who were beside it only when it is gone for good.
+        """
+        lost = self._followed
+        if lost is None:
+            return self._first(faces, width, height)
+        known = [face for number, face in taken.items() if number]
+        seen = [face for face in faces if face.look is not None and lost.look is not None]
+        back = [face for face in seen if unlike(lost.look, face.look) < ALIKE]
+        new = [face for face in faces if not any(face is other for other in known)]
+        usable = [face for face in back if any(face is other for other in new)] or new
+        if lost.missing > FOR_GOOD:
+            usable = usable or faces
+        found = choose(usable, width, height) if usable and usable != faces else None
+        found = found or (self._first(faces, width, height) if usable else None)
+        if found is not None:
+            self._followed = None
+        return found
+
+    def _remember(self, rest: list[Detection], taken: dict[int, Detection]) -> None:
+        """Go on with everybody else, begin with those who are new, forget who is long gone."""
+        known = []
+        for number, track in enumerate(self._others, 1):
+            face = taken.get(number)
+            if face is None or all(face is not other for other in rest):
+                track.missing += 1
+            else:
+                track.seen(face, self._stands_alone(face, rest))
+                known.append(face)
+        self._others = [track for track in self._others if track.missing <= FOR_GOOD]
+        if self.last is None or self._is_hidden:
+            return  # whoever comes up now may be the followed one
+        new = [face for face in rest if all(face is not other for other in known)]
+        self._others += [Track(face, face.look) for face in new if self._stands_alone(face, rest)]
+
+    @property
+    def _is_hidden(self) -> bool:
+        return self._followed is not None and self._followed.missing > 0
+
+    def _stands_alone(self, face: Detection, rest: list[Detection]) -> bool:
+        beside = [other for other in rest if other is not face]
+        return all(_apart(face, other) for other in [*beside, *([self.last] if self.last else [])])
 
     def crop(self, square: tuple[float, float, float]) -> tuple[float, float, float]:
         """A steadied square for the encoder. It may lag: the camera is counted back from the very same
@@ -119,19 +269,10 @@ class Tracker:
         ordered = sorted(faces, key=lambda face: face.center[0])
         return ordered[self.face - 1] if self.face <= len(ordered) else None
 
-    def _same(self, faces: list[Detection]) -> Detection | None:
-        last = self.last
-        assert last is not None
 
-        def distance(face: Detection) -> float:
-            (x, y), (u, v) = face.center, last.center
-            away = math.hypot(x - u, y - v) / last.square[2]
-            return away + abs(math.log(face.square[2] / last.square[2]))
-
-        nearest = min(faces, key=distance, default=None)
-        # The longer a face was away, the farther it may come back.
-        reach = REACH * (1 + 0.5 * self._missing)
-        return nearest if nearest is not None and distance(nearest) < reach else None
+def _apart(first: Detection, second: Detection) -> bool:
+    """Whether two faces do not cover each other."""
+    return math.dist(first.center, second.center) > 0.6 * (first.square[2] + second.square[2]) / 2
 
 
 def fill_gaps(values: Tensor, valid: Tensor) -> Tensor:

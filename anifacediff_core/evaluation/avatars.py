@@ -34,6 +34,7 @@ from ..network.encoders import clip_preprocess
 from ..network.model import AniFaceDiff, append_zero_rows, run_unet
 from ..progress import Progress
 from ..sampling.schedule import NoiseSchedule, euler_step
+from ..sampling.settings import SamplingSettings
 from ..sampling.windows import initial_noise
 from .ablation import VARIANTS, Columns, Variant, columns_of, differences, find_variant, interval
 from .frechet import RunningGaussian, frechet_distance
@@ -82,10 +83,10 @@ class Protocol:
     seed: int = 0
     frames: int = 24
     fps: float = 24.0
-    size: int = 256
-    steps: int = 10
-    cfg: float = 1.5
-    shared_noise: float = 1.0
+    size: int = SamplingSettings.size
+    steps: int = SamplingSettings.steps
+    cfg: float = SamplingSettings.cfg
+    shared_noise: float = SamplingSettings.shared_noise
     batch: int = 4
     variants: tuple[str, ...] = tuple(VARIANTS)
     protocol: str = "cross"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..options import (
     file_name,
     positive,
 )
+from ..sampling.settings import SamplingSettings
 
 
 def add_benchmark(kinds: Any) -> None:
@@ -64,7 +66,7 @@ def _add_avatars(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--shared-noise",
         type=float,
-        default=1.0,
+        default=SamplingSettings.shared_noise,
         help="share of the initial noise that the frames of a clip have in common: 1, or 0 for none",
     )
     parser.add_argument(
@@ -98,6 +100,7 @@ def _add_avatars(parser: argparse.ArgumentParser) -> None:
 
 
 def evaluate_avatars(options: argparse.Namespace) -> None:
+    from ..weights.checkpoint import load_checkpoint
     from .ablation import VARIANTS, markdown, scale_name
     from .avatars import Protocol
     from .report import comparisons, evaluate_checkpoint
@@ -108,8 +111,6 @@ def evaluate_avatars(options: argparse.Namespace) -> None:
         pairs=options.pairs,
         seed=options.seed,
         frames=options.frames,
-        steps=options.steps,
-        cfg=options.cfg,
         batch=options.batch or (16 if device.type == "cuda" else 4),
         variants=tuple(dict.fromkeys(variants)),
         protocol=options.protocol,
@@ -120,9 +121,10 @@ def evaluate_avatars(options: argparse.Namespace) -> None:
     checkpoints = options.checkpoint or [checkpoint_path(options)]
     reports = {}
     for number, path in enumerate(checkpoints, start=1):
+        wanted = load_checkpoint(path).sampling.but(steps=options.steps, cfg=options.cfg)
         found = evaluate_checkpoint(
             path,
-            protocol,
+            replace(protocol, steps=wanted.steps, cfg=wanted.cfg),
             json_path=_numbered(options.json, number, len(checkpoints)),
             sheet=_numbered(options.sheet, number, len(checkpoints)),
             device=device,

@@ -182,8 +182,9 @@ def run_variants(options: argparse.Namespace) -> None:
     from ..head.flame import load_flame
     from ..head.model import HeadModel
     from ..sampling.pipeline import Pipeline
+    from ..sampling.settings import SamplingSettings
     from ..weights.checkpoint import load_checkpoint
-    from .generate import VARIANTS, Generator, Sampling
+    from .generate import VARIANTS, Generator
     from .pairs import read_pairs
 
     pairs = read_pairs(options.pairs)
@@ -196,7 +197,7 @@ def run_variants(options: argparse.Namespace) -> None:
         if reader is None
         else reader.models
     )
-    sampling = Sampling(
+    sampling = SamplingSettings(**pipeline.sampling.to_json()).but(
         size=options.size,
         steps=options.steps,
         cfg=options.cfg,

@@ -86,7 +86,14 @@ class FaceReader:
 
         try:
             found = capture(
-                measured(), self.models, "whole", smoothing=0.0, what=what, total=total, progress=progress
+                measured(),
+                self.models,
+                "whole",
+                smoothing=0.0,
+                least_confidence=0.0,  # a poor picture counts as it is
+                what=what,
+                total=total,
+                progress=progress,
             ).parameters
         except InputError as error:
             if "no face was found" not in str(error):

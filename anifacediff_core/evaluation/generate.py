@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..capture.capture import Captured, Models, capture
+from ..claims import parse_json
 from ..errors import InputError
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..sampling.pipeline import Pipeline
+from ..sampling.settings import SamplingSettings
 from ..storage import replacing
 from ..video import VideoWriter, probe, write_image
 from .pairs import CROSS, PROTOCOLS, Pair, one_frame
@@ -51,30 +53,18 @@ VARIANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How our method is run; `expression_scale` is λ of equation 3 where the adapter is on."""
-
-    size: int = 256
-    steps: int = 10
-    cfg: float = 1.5
-    seed: int = 0
-    window: int = 24
-    overlap: int = 6
-    expression_scale: float = 1.0
-
-
 class Generator:
     """Reenacts pairs; driving videos are captured once for all variants.
 
     Arguments:
         pipeline: the networks.
         models: that capture faces, for the same head.
+        sampling: λ counts where the adapter is on.
         pictures: write folders of PNG files, which lose nothing, instead of mp4.
     """
 
     def __init__(
-        self, pipeline: Pipeline, models: Models, sampling: Sampling, *, pictures: bool = False
+        self, pipeline: Pipeline, models: Models, sampling: SamplingSettings, *, pictures: bool = False
     ) -> None:
         self.pipeline, self.models, self.sampling = pipeline, models, sampling
         self.pictures = pictures
@@ -148,6 +138,7 @@ class Generator:
             window=sampling.window,
             overlap=sampling.overlap,
             expression_scale=sampling.expression_scale if variant.adapter else 0.0,
+            shared_noise=sampling.shared_noise,
         )
 
     def _driving(self, pair: Pair) -> FaceParameters:
@@ -172,7 +163,9 @@ def _require_square(size: torch.Size, what: str, name: str) -> None:
         )
 
 
-def _claim(out: Path, variant: Variant, sampling: Sampling, checkpoint: str, pairs: list[Pair]) -> None:
+def _claim(
+    out: Path, variant: Variant, sampling: SamplingSettings, checkpoint: str, pairs: list[Pair]
+) -> None:
     """Write down what the folder's results are made with and of, and refuse to mix them with others: lists of
     pairs all have the same names in them.
     """
@@ -187,7 +180,7 @@ def _claim(out: Path, variant: Variant, sampling: Sampling, checkpoint: str, pai
     file = out / METHOD_FILE
     if file.exists():
         try:
-            there = json.loads(file.read_text(encoding="utf-8"))
+            there = parse_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             there = None
         if there != told:

@@ -29,6 +29,7 @@ TEMPLATE = torch.tensor(
 ) + torch.tensor(0.5)
 # What "Encoding in Style" cuts out of an aligned portrait of 256²: rows 35 to 223, columns 32 to 220.
 PORTRAIT_ROWS, PORTRAIT_COLUMNS, PORTRAIT_SIDE = (35, 223), (32, 220), 256
+MOST_BLOCKS = 200
 DEPTHS = {24: "50", 49: "100", 50: "152"}  # blocks -> what people call it
 POINTS, FIXED = "points", "fixed"
 
@@ -90,9 +91,11 @@ class Sizes:
     def of(cls, listing: Listing) -> Sizes | None:
         """Those of a file, None where it is no such network."""
         wanted = ("input_layer.0.weight", "output_layer.3.weight", "body.0.res_layer.1.weight")
-        if any(name not in listing for name in wanted):
+        if any(not listing.shape(name) for name in wanted):
             return None
         count = 1 + max(int(m[1]) for m in (re.match(r"body\.(\d{1,4})\.", n) for n in listing.infos) if m)
+        if count > MOST_BLOCKS:
+            return None
         blocks, hidden = [], []
         for index in range(count):
             shape = listing.shape(f"body.{index}.res_layer.1.weight")

@@ -16,20 +16,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..claims import parse_json
 from ..errors import InputError
 from ..head import rotation
 from ..head.camera import uncrop_camera
 from ..head.parameters import FaceParameters
 from ..storage import write_tensors
+from ..weights.reading import open_tensors
 
 FORMAT = "anifacediff-judges"
+PARTS = ("identity.", "motion.")
 VIEW = (0.125, 0.1875, 0.75)  # left, top and side of what is looked at: brows to chin at any of our cameras
 SIDE = 192  # what VIEW spans of a picture of 256 pixels
 STRIDE = 16  # pixels of a cell of the last map
@@ -37,6 +39,8 @@ GROUPS = 8
 WIDTHS = (24, 40, 64, 96)
 IDENTITY_BLOCKS, MOTION_BLOCKS = (1, 1, 1, 1), (1, 1, 2, 1)
 DEPTH, HIDDEN, EMBEDDING = 16, 128, 128
+LARGEST_SIDE = 4096
+J = TypeVar("J", bound="Judge")
 
 
 class Residual(nn.Module):
@@ -273,17 +277,17 @@ def load_judges(path: Path) -> Judges:
         InputError: the file is missing, damaged or holds something else.
     """
     try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+        with open_tensors(path) as file:
+            header = file.metadata
+            tensors = {name: file.read(name) for name in file.infos if name.startswith(PARTS)}
+    except InputError as error:
         raise InputError(
             f"The judges '{path.name}' cannot be read: the file is missing or damaged; name a file that "
             "`train --config judges` has written."
         ) from error
     try:
-        return _build(tensors, json.loads(header.get("provenance", "{}")))
-    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        return _build(tensors, parse_json(header.get("provenance", "{}")))
+    except (LookupError, ValueError, TypeError, ArithmeticError, RuntimeError) as error:
         raise InputError(
             f"'{path.name}' holds no judges of avatars; name a file that `train --config judges` has written."
         ) from error
@@ -293,17 +297,27 @@ def _build(tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Judges:
     parts: dict[str, dict[str, Tensor]] = {"identity": {}, "motion": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
+        if tensor.is_complex():
+            raise TypeError("numbers that are not real")
         if part in parts:
             parts[part][rest] = tensor.float()
     who, how = parts["identity"], parts["motion"]
     side = math.isqrt(who["mix.weight"].shape[1] // DEPTH) * STRIDE
-    identity = IdentityJudge(side, _widths(who))
-    motion = MotionJudge(len(how["mean"]) - 6, side, _widths(how))
-    identity.load_state_dict(who)
-    motion.load_state_dict(how)
-    return Judges(
-        identity.eval().requires_grad_(False), motion.eval().requires_grad_(False), side, provenance
-    )
+    if not isinstance(provenance, dict) or not 0 < side <= LARGEST_SIDE:
+        raise ValueError("a header or a side that no judge has")
+    with torch.device("meta"):  # what the tensors' shapes claim takes no memory before all of them fit
+        identity = IdentityJudge(side, _widths(who))
+        motion = MotionJudge(len(how["mean"]) - 6, side, _widths(how))
+    return Judges(_filled(identity, who), _filled(motion, how), side, provenance)
+
+
+def _filled(judge: J, weights: dict[str, Tensor]) -> J:
+    expected = {name: tensor.shape for name, tensor in judge.state_dict().items()}
+    if {name: tensor.shape for name, tensor in weights.items()} != expected:
+        raise ValueError("weights of another network")
+    judge = judge.to_empty(device="cpu")
+    judge.load_state_dict(weights)
+    return judge.eval().requires_grad_(False)
 
 
 def _widths(weights: dict[str, Tensor]) -> list[int]:

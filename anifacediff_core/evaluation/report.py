@@ -16,6 +16,7 @@ from ..avatars.studio import Studio
 from ..capture.capture import CaptureModels, capture, sample
 from ..capture.detector import face_square
 from ..capture.encoder import CROP
+from ..claims import parse_json
 from ..errors import InputError
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
@@ -127,7 +128,7 @@ def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
 
     def read(clip: Tensor) -> FaceParameters:
         try:
-            return capture(clip, models, "whole").parameters
+            return capture(clip, models, "whole", least_confidence=0.0).parameters
         except InputError:  # no face in any frame
             neutral = head.neutral(len(clip)).to("cpu")
             return replace(neutral, valid=torch.zeros_like(neutral.valid))
@@ -185,7 +186,7 @@ def comparisons(reports: dict[str, dict[str, Any]]) -> tuple[list[dict[str, Any]
 
 def read_report(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text())
+        report = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         report = None
     if not isinstance(report, dict):

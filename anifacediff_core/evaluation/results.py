@@ -6,7 +6,6 @@ broken or of another length than its driving video is listed with the reason and
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..claims import parse_json, shown
 from ..errors import InputError
 from ..progress import Progress
 from ..video import VIDEO_ENDINGS
@@ -221,11 +221,13 @@ class Method:
         if not folder.is_dir():
             raise InputError(f"There is no folder {folder} with the results of {name}.")
         try:
-            told = json.loads((folder / METHOD_FILE).read_text(encoding="utf-8"))
+            told = parse_json((folder / METHOD_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls(name, folder)
         except (OSError, ValueError) as error:
-            raise InputError(f"{folder / METHOD_FILE} could not be read ({error}); remove it.") from error
+            raise InputError(
+                f"{folder / METHOD_FILE} could not be read ({shown(error)}); remove it."
+            ) from error
         told = told if isinstance(told, dict) else {}
         flags = [told.get(key) if isinstance(told.get(key), bool) else None for key in ("fsa", "adapter")]
         protocols = told.get("protocols")

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..claims import parse_json
 from ..errors import InputError
 from . import rotation
 from .model import HeadModel
@@ -40,8 +41,8 @@ def read_edits(text: str, head: HeadModel) -> dict[str, float]:
         InputError: the text is nothing of that kind, a name is unknown, a number is out of its limits.
     """
     try:
-        values = json.loads(text.strip() or "{}")
-    except (ValueError, RecursionError) as error:
+        values = parse_json(text.strip() or "{}")
+    except ValueError as error:
         raise _no_edits() from error
     if not isinstance(values, dict):
         raise _no_edits()
@@ -63,9 +64,10 @@ def edit(head: HeadModel, params: FaceParameters, edits: Mapping[str, float]) ->
         As many frames, on the same device; shape and validity stay.
 
     Raises:
-        InputError: the parameters belong to another head.
+        InputError: the parameters belong to another head, or a value is out of its limits or no number.
     """
     head.require(params)
+    edits = {name: _checked(name, value, head) for name, value in edits.items()}
     names = head.expression_names
     offset = params.expression.new_tensor([edits.get(name, 0.0) for name in names])
     expression = (params.expression + offset).clamp(0, 1)

@@ -69,6 +69,10 @@ def flame_tensors(file: TensorFile) -> dict[str, Tensor]:
             raise InputError(
                 f"'{name}' is not FLAME: expected {field} {told}, found {found}; choose generic_model.pkl."
             )
+    if not file.infos["f"].shape[0] or any(file.infos[field].dtype.is_complex for field in FIELDS):
+        raise InputError(
+            f"'{name}' is not FLAME: expected triangles of real numbers; choose generic_model.pkl."
+        )
     modes = file.infos["shapedirs"].shape[-1]
     if modes < FIRST_EXPRESSION + EXPRESSIONS:
         raise InputError(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..claims import is_finite, parse_json, shown
 from ..errors import InputError
+from ..weights.reading import open_tensors
 from . import rotation
 from .parameters import POSE_JOINTS, FaceParameters
 
 FORMAT = "anifacediff-head"
 BUNDLED = "head.safetensors"
+LANDMARKS = 68
 # Tensors that a head must have, with their number of axes.
 REQUIRED = {
     "template": 2,
@@ -103,8 +105,8 @@ class HeadModel(nn.Module):
             follow = torch.einsum("jv,vce->jce", self.joint_regressor, self.expression_basis)
         self.register_buffer("joint_expression_basis", follow, persistent=False)
         self.region_names = [name.removeprefix("region.") for name in tensors if name.startswith("region.")]
-        for name in self.region_names:
-            self.register_buffer(f"region_{name}", tensors[f"region.{name}"].long(), persistent=False)
+        for number, name in enumerate(self.region_names):
+            self.register_buffer(f"region_{number}", tensors[f"region.{name}"].long(), persistent=False)
 
     @classmethod
     def bundled(cls) -> HeadModel:
@@ -123,18 +125,28 @@ class HeadModel(nn.Module):
         if Path(path).suffix != ".safetensors":
             return _load_flame(path)
         try:
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads((file.metadata() or {}).get(FORMAT, "null"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            with open_tensors(path) as file:
+                header = parse_json(file.metadata.get(FORMAT, "null"))
+                theirs = header is None and "v_template" in file.infos
+                tensors = {} if theirs else {key: file.read(key) for key in sorted(file.infos)}
+        except InputError as error:
+            if "NaN" in str(error):
+                raise
             raise InputError(f"The head file '{name}' cannot be read; it is missing or damaged.") from error
-        if header is None and "v_template" in tensors:
+        except ValueError as error:
+            raise InputError(f"The head file '{name}' has a damaged header; get a fresh copy.") from error
+        if theirs:
             return _load_flame(path)
         missing = [key for key in REQUIRED if key not in tensors]
-        if not isinstance(header, dict) or not isinstance(header.get("name"), str) or missing:
-            lacking = ", ".join(missing) or "a header with a name"
+        lacking = ", ".join(missing) or ("" if _is_header(header) else "a header with a name")
+        if lacking:
             raise InputError(f"'{name}' is not a head file: expected {lacking}, found none.")
         _check_shapes(tensors, name)
+        names, expressions = len(header.get("expressions", [])), tensors["expression_basis"].shape[-1]
+        if names not in (0, expressions):
+            raise InputError(
+                f"The head file '{name}' names {names} expressions and has {expressions}; get a fresh copy."
+            )
         return cls(tensors, header)
 
     @property
@@ -148,7 +160,7 @@ class HeadModel(nn.Module):
     @property
     def regions(self) -> dict[str, Tensor]:
         """Vertex indices by region name."""
-        return {name: getattr(self, f"region_{name}") for name in self.region_names}
+        return {name: getattr(self, f"region_{number}") for number, name in enumerate(self.region_names)}
 
     def neutral(self, frames: int = 1) -> FaceParameters:
         """Neutral parameters of this head, on its device."""
@@ -245,7 +257,16 @@ def _all_vertices(basis: Tensor, moved: Tensor | None, vertices: int) -> Tensor:
     return full
 
 
+def _is_header(header: Any) -> bool:
+    """Whether it has a name and, where it names expressions, nothing but names."""
+    if not isinstance(header, dict) or not isinstance(header.get("name"), str) or not header["name"]:
+        return False
+    names = header.get("expressions", [])
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
 def _check_shapes(tensors: dict[str, Tensor], name: str) -> None:
+    """Refuse tensors that do not fit together; see the class for what fits."""
     for key, axes in REQUIRED.items():
         if tensors[key].ndim != axes or not tensors[key].numel():
             raise InputError(
@@ -253,31 +274,74 @@ def _check_shapes(tensors: dict[str, Tensor], name: str) -> None:
                 f"expected {key} with {axes} axes, found {list(tensors[key].shape)}."
             )
     vertices, joints = len(tensors["template"]), len(POSE_JOINTS)
+    regions = [key for key in tensors if key.startswith("region.")]
+    for key in ("landmarks", "expression_vertices", *regions):
+        if key in tensors and tensors[key].ndim != 1:
+            raise InputError(
+                f"The head file '{name}' does not fit together: expected a list of vertices as "
+                f"{shown(key)}, found {list(tensors[key].shape)}."
+            )
     moved = len(tensors.get("expression_vertices", tensors["template"]))
-    expected = {
+    expected: dict[str, tuple[int, ...]] = {
         "template": (vertices, 3),
+        "faces": (len(tensors["faces"]), 3),
         "shape_basis": (vertices, 3, tensors["shape_basis"].shape[-1]),
         "expression_basis": (moved, 3, tensors["expression_basis"].shape[-1]),
         "joint_regressor": (joints, vertices),
         "skin_weights": (vertices, joints),
         "parents": (joints,),
+        "pose_basis": (vertices, 3, 9 * (joints - 1)),
+        "occlusion": (vertices,),
+        "chart": (vertices, 3),
     }
-    for key, shape in expected.items():
-        found = tuple(tensors[key].shape)
-        if found != shape:
+    indices = {"faces": vertices, "landmarks": vertices, "expression_vertices": vertices, "parents": joints}
+    indices |= dict.fromkeys(regions, vertices)
+    for key in tensors.keys() & {*expected, *indices}:
+        _check_numbers(key, tensors[key], expected.get(key), key in indices, name)
+    for key, count in indices.items():
+        if key in tensors and not _within(tensors[key], -(key == "parents"), count):
             raise InputError(
-                f"The head file '{name}' does not fit together: expected {key} {list(shape)}, "
-                f"found {list(found)}."
+                f"The head file '{name}' has {shown(key)} outside of 0 to {count - 1}; get a fresh copy."
             )
-        if not torch.isfinite(tensors[key].float()).all():
-            raise InputError(f"The head file '{name}' contains NaN or infinity in {key}; get a fresh copy.")
-    if tensors["faces"].max() >= vertices or tensors["faces"].min() < 0:
+    if any(parent >= joint for joint, parent in enumerate(tensors["parents"].tolist())):
         raise InputError(
-            f"The head file '{name}' has triangles that point outside its {vertices} vertices; "
+            f"The head file '{name}' has a broken joint tree: expected each joint after its parent; "
             "get a fresh copy."
         )
-    for key, count in (("landmarks", vertices), ("expression_vertices", vertices), ("parents", joints)):
-        if key in tensors and (tensors[key].max() >= count or tensors[key].min() < -(key == "parents")):
+    if len(tensors.get("landmarks", ())) not in (0, LANDMARKS):
+        raise InputError(
+            f"The head file '{name}' has {len(tensors['landmarks'])} landmarks: expected {LANDMARKS} or none."
+        )
+    for key in regions:
+        region = key.removeprefix("region.")
+        if not region.isidentifier():
             raise InputError(
-                f"The head file '{name}' has {key} outside of 0 to {count - 1}; get a fresh copy."
+                f"The head file '{name}' names a region {shown(region)!r}: expected letters, digits and "
+                "underscores; get a fresh copy."
             )
+
+
+def _check_numbers(
+    key: str, tensor: Tensor, expected: tuple[int, ...] | None, whole: bool, name: str
+) -> None:
+    """Refuse a tensor of another shape, or of numbers that are not whole, real or finite."""
+    found = tuple(tensor.shape)
+    if expected is not None and found != expected:
+        raise InputError(
+            f"The head file '{name}' does not fit together: expected {key} {list(expected)}, "
+            f"found {list(found)}."
+        )
+    fractions = tensor.is_floating_point() and whole and not torch.equal(tensor, tensor.round())
+    if tensor.is_complex() or tensor.dtype == torch.bool or fractions:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise InputError(
+            f"The head file '{name}' has {shown(key)} of the type {kind}: "
+            f"expected {'whole' if whole else 'real'} numbers; get a fresh copy."
+        )
+    if not is_finite(tensor):
+        raise InputError(f"The head file '{name}' contains NaN or infinity in {key}; get a fresh copy.")
+
+
+def _within(indices: Tensor, least: int, count: int) -> bool:
+    whole = indices.long()
+    return bool(((whole >= least) & (whole < count)).all())

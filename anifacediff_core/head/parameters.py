@@ -14,6 +14,7 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from torch import Tensor
 
+from ..claims import parse_json
 from ..errors import InputError
 from ..storage import replacing, write_tensors
 from .parameters_json import from_json, to_json
@@ -22,6 +23,7 @@ POSE_JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
 POSE_SIZE = 3 * len(POSE_JOINTS)
 FORMAT = "anifacediff-face-parameters"
 TENSORS = ("shape", "expression", "pose", "camera", "valid")
+OPTIONAL = ("confidence",)
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class FaceParameters:
         pose: (frames, 15) float, θ: axis-angle in radians of the joints in ``POSE_JOINTS``, x right, y up,
             z to the camera.
         camera: (frames, 3) float, ``[s, tx, ty]``, see :mod:`.camera`.
-        valid: (frames,) bool, False where no face was found.
+        valid: (frames,) bool, False where no face was found, or not for sure.
         head: name of the head model that β and ψ belong to.
+        confidence: (frames,) float in [0, 1], how sure the reading of each frame is; None where nothing was
+            read from pictures, or by something that does not tell.
     """
 
     shape: Tensor
@@ -44,6 +48,7 @@ class FaceParameters:
     camera: Tensor
     valid: Tensor
     head: str
+    confidence: Tensor | None = None
 
     def __post_init__(self) -> None:
         frames = self.shape.shape[0]
@@ -52,6 +57,7 @@ class FaceParameters:
             "shape": (frames, self.shape.shape[-1]),
             "expression": (frames, self.expression.shape[-1]),
         }
+        expected |= {name: (frames,) for name in OPTIONAL if getattr(self, name) is not None}
         for name, size in expected.items():
             found = tuple(getattr(self, name).shape)
             if found != size:
@@ -83,13 +89,16 @@ class FaceParameters:
             index = [index]
         if isinstance(index, (list, tuple, range)):
             index = torch.as_tensor(list(index), dtype=torch.long, device=self.shape.device)
-        return replace(self, **{name: getattr(self, name)[index] for name in TENSORS})
+        part: dict[str, Any] = {name: tensor[index] for name, tensor in self._tensors().items()}
+        return replace(self, **part)
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> FaceParameters:
         moved: dict[str, Any] = {
-            name: getattr(self, name).to(device=device, dtype=dtype) for name in TENSORS if name != "valid"
+            name: tensor.to(device=device, dtype=dtype)
+            for name, tensor in self._tensors().items()
+            if name != "valid"
         }
         return replace(self, valid=self.valid.to(device=device), **moved)
 
@@ -103,7 +112,9 @@ class FaceParameters:
 
     @staticmethod
     def concatenate(parts: Sequence[FaceParameters]) -> FaceParameters:
-        """Join parts in time; all must belong to the same head."""
+        """Join parts in time; all must belong to the same head. Beside others, parts without a confidence
+        count as sure.
+        """
         if not parts:
             raise InputError("There are no face parameters to join: give at least one.")
         for part in parts[1:]:
@@ -111,10 +122,13 @@ class FaceParameters:
         joined: dict[str, Any] = {
             name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS
         }
+        if any(part.confidence is not None for part in parts):
+            joined["confidence"] = torch.cat([part._known_confidence() for part in parts])
         return replace(parts[0], **joined)
 
     def interpolate(self, other: FaceParameters, weight: float | Tensor) -> FaceParameters:
-        """Blend frame by frame: 0 gives self, 1 gives ``other``; rotations go along the shortest arc.
+        """Blend frame by frame: 0 gives self, 1 gives ``other``; rotations go along the shortest arc. A blend
+        is as valid and as sure as the less valid and the less sure of the two.
 
         Args:
             weight: a number or (frames,).
@@ -136,7 +150,14 @@ class FaceParameters:
             self.pose.unflatten(1, (-1, 3)), other.pose.unflatten(1, (-1, 3)), weight[..., None]
         ).flatten(1)
         camera = torch.cat([scale, shift / scale], dim=1)
-        return replace(self, **blended, pose=pose, camera=camera, valid=self.valid & other.valid)
+        return replace(self, **blended, pose=pose, camera=camera).no_surer_than(other)
+
+    def no_surer_than(self, other: FaceParameters) -> FaceParameters:
+        """The same frames, as valid and as sure as the less valid and the less sure of the two."""
+        confidence = None
+        if self.confidence is not None or other.confidence is not None:
+            confidence = torch.minimum(self._known_confidence(), other._known_confidence())
+        return replace(self, valid=self.valid & other.valid, confidence=confidence)
 
     def require_same_head(self, other: FaceParameters, what: str) -> None:
         sizes = [(each.shape.shape[1], each.expression.shape[1]) for each in (self, other)]
@@ -153,8 +174,8 @@ class FaceParameters:
 
     def require_finite(self, what: str) -> FaceParameters:
         """Refuse NaN and infinity, naming the first bad frame."""
-        for name in TENSORS[:-1]:
-            bad = ~torch.isfinite(getattr(self, name)).all(dim=1)
+        for name, tensor in self._tensors().items():
+            bad = ~torch.isfinite(tensor.view(len(self), -1)).all(dim=1)
             if bad.any():
                 frame = int(torch.nonzero(bad)[0])
                 raise InputError(
@@ -164,8 +185,13 @@ class FaceParameters:
         return self
 
     def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """Write a file atomically: JSON where the name ends in .json, safetensors otherwise."""
+        """Write a file atomically: JSON where the name ends in .json, safetensors otherwise.
+
+        Raises:
+            InputError: there is NaN or infinity, which :meth:`load` would refuse.
+        """
         path = Path(path)
+        self.require_finite("The motion to save")
         if path.suffix.lower() != ".json":
             write_tensors(path, self._tensors(), self._header(metadata))
             return
@@ -189,10 +215,11 @@ class FaceParameters:
         what = f"'{path.name}'"
         try:
             if path.suffix.lower() == ".json":
-                return cls._of(*from_json(path.read_text(encoding="utf-8"), TENSORS), what)
+                text = path.read_text(encoding="utf-8")
+                return cls._of(*from_json(text, TENSORS, OPTIONAL), what)
             with safe_open(str(path), framework="pt") as file:
                 names = set(file.keys())
-                tensors = {name: file.get_tensor(name) for name in TENSORS if name in names}
+                tensors = {name: file.get_tensor(name) for name in TENSORS + OPTIONAL if name in names}
                 return cls._of(tensors, _header(file.metadata()), what)
         except (OSError, SafetensorError, ValueError) as error:
             if isinstance(error, InputError):
@@ -213,7 +240,7 @@ class FaceParameters:
         """
         try:
             tensors = load_bytes(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+            header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
             return cls._of(tensors, _header(header.get("__metadata__")), what)
         except (SafetensorError, ValueError) as error:
             if isinstance(error, InputError):
@@ -221,7 +248,11 @@ class FaceParameters:
             raise InputError(f"{what} cannot be read as face parameters; the data are damaged.") from error
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in TENSORS}
+        everything = {name: getattr(self, name) for name in TENSORS + OPTIONAL}
+        return {name: tensor for name, tensor in everything.items() if tensor is not None}
+
+    def _known_confidence(self) -> Tensor:
+        return torch.ones_like(self.shape[:, 0]) if self.confidence is None else self.confidence
 
     def _header(self, metadata: dict[str, str] | None) -> dict[str, str]:
         return {FORMAT: json.dumps({"format": FORMAT, "version": "1", "head": self.head, **(metadata or {})})}
@@ -233,17 +264,27 @@ class FaceParameters:
             raise InputError(
                 f"{what} holds no face parameters; choose a file written by Save Face Parameters."
             )
-        parameters = {
-            name: tensors[name].bool() if name == "valid" else tensors[name].float() for name in TENSORS
-        }
+        try:
+            parameters = {
+                name: tensor.bool() if name == "valid" else tensor.float()
+                for name, tensor in tensors.items()
+                if name in TENSORS + OPTIONAL
+            }
+        except RuntimeError as error:  # of a type that PyTorch can store and not convert
+            raise InputError(
+                f"The face parameters in {what} are of no known type; save them again."
+            ) from error
         if any(parameters[name].dim() != 2 for name in TENSORS[:-1]):
             raise InputError(f"The face parameters in {what} are not one row per frame; save them again.")
-        return cls(**parameters, head=str(header.get("head"))).require_finite(what)
+        found = cls(**parameters, head=str(header.get("head"))).require_finite(what)
+        if found.confidence is not None and (found.confidence.clamp(0, 1) != found.confidence).any():
+            raise InputError(f"The confidence in {what} is not from 0 to 1; save the parameters again.")
+        return found
 
 
 def _header(metadata: dict[str, str] | None) -> Any:
     """What a safetensors file says about its face parameters; None if it holds none."""
-    return json.loads((metadata or {}).get(FORMAT, "null"))
+    return parse_json((metadata or {}).get(FORMAT, "null"))
 
 
-assert {field.name for field in fields(FaceParameters)} == {*TENSORS, "head"}
+assert {field.name for field in fields(FaceParameters)} == {*TENSORS, *OPTIONAL, "head"}

@@ -7,9 +7,9 @@ is kept.
 
 from __future__ import annotations
 
+import lzma
 import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -18,13 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..claims import is_finite, shown
 from ..errors import InputError
+from ..weights.reading import READ_ERRORS, numbers_of
 
 SIDE = 256  # of the texture as DECA uses it: every second pixel of FLAME's
 CODES = 50  # of the 200 directions, those that DECA has codes for
 BANDS = 9  # of the spherical harmonics of a light
 TEMPLATE = "head_template.obj"
 MOST_DIRECTIONS, MOST_PLACES = 1000, 100_000  # more is no texture space
+LARGEST_TEMPLATE = 64 * 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class TextureModel:
                 if not {"mean", "tex_dir"} <= set(names):
                     raise InputError(
                         f"'{path.name}' is not FLAME's texture space: expected mean and tex_dir, "
-                        f"found {', '.join(names[:5]) or 'nothing'}."
+                        f"found {shown(', '.join(names[:5])) or 'nothing'}."
                     )
                 mean = _read_texture(archive, "mean", 1)[..., 0]
                 basis = _read_texture(archive, "tex_dir", CODES)
@@ -104,7 +107,7 @@ class TextureModel:
                     corners = _own_corners(archive, path.name)
         except InputError:
             raise
-        except (OSError, EOFError, LookupError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        except (*READ_ERRORS, lzma.LZMAError) as error:
             raise InputError(f"'{path.name}' cannot be read; it is missing or damaged.") from error
         if len(corners) != len(faces):
             raise InputError(
@@ -129,10 +132,7 @@ class TextureModel:
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type of an array that is about to be read; refuses what isn't plain numbers, row by row."""
-    if np.lib.format.read_magic(file) == (1, 0):
-        shape, column_major, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-        shape, column_major, dtype = np.lib.format.read_array_header_2_0(file)
+    shape, column_major, dtype = numbers_of(file.read)
     if column_major or dtype.kind not in "fiu":
         raise ValueError("not an array of numbers in rows")
     return shape, dtype
@@ -160,7 +160,7 @@ def _read_texture(archive: zipfile.ZipFile, name: str, codes: int) -> Tensor:
                 row = np.frombuffer(data, dtype).reshape(side, 3, directions)[::2, :, :codes]
                 rows.append(torch.from_numpy(row.astype(np.float32)))
     texture = torch.stack(rows) / 255
-    if not torch.isfinite(texture).all():
+    if not is_finite(texture):
         raise InputError(f"FLAME's texture space has NaN or infinity in {name}; get a fresh copy.")
     return texture
 
@@ -175,12 +175,14 @@ def _own_corners(archive: zipfile.ZipFile, file: str) -> Tensor:
     for name in ("vt", "ft"):
         with archive.open(f"{name}.npy") as opened:
             shape, dtype = _header(opened)
-            if len(shape) != 2 or shape[0] > MOST_PLACES or shape[1] not in (2, 3):
+            if len(shape) != 2 or not 0 < shape[0] <= MOST_PLACES or shape[1] not in (2, 3):
                 raise InputError(
                     f"FLAME's texture space has {name} of shape {list(shape)}: expected [places, 2 or 3]."
                 )
             arrays.append(np.frombuffer(opened.read(math.prod(shape) * dtype.itemsize), dtype).reshape(shape))
     places, triangles = arrays
+    if not np.isfinite(places).all() or triangles.min() < 0:
+        raise ValueError("places that are none")
     return torch.from_numpy(places.astype(np.float32)[triangles.astype(np.int64), :2])
 
 
@@ -188,7 +190,9 @@ def _template_corners(path: Path, faces: Tensor) -> Tensor:
     """Places (triangles, 3, 2) from a Wavefront file, v up, in the order of ``faces``."""
     places: list[list[float]] = []
     triangles: dict[tuple[int, ...], list[int]] = {}
-    for line in path.read_text().splitlines():
+    if path.stat().st_size > LARGEST_TEMPLATE:
+        raise InputError(f"'{path.name}' is too large to be a head's: remove or replace it.")
+    for line in path.read_text(encoding="utf-8").splitlines():
         kind, *tokens = line.split() or [""]
         if kind == "vt":
             places.append([float(token) for token in tokens[:2]])

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..head import rotation
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
-from .parts import JOINTS, per_expression
+from .parts import JOINTS, per_expression, require_numbers
 
 
 def rest_frame(params: FaceParameters) -> int:
@@ -63,8 +63,10 @@ def edit_motion(
         As many frames, with the driver's shape. ARKit's coefficients stay in [0, 1], the eyes follow them.
 
     Raises:
-        InputError: the heads differ, there is no such frame, or the gains cannot be told apart.
+        InputError: the heads differ, there is no such frame, the gains cannot be told apart, or a number is
+            NaN or infinite.
     """
+    require_numbers(neutralize=neutralize, **{f"gain_of_{part}": gain for part, gain in gains.items()})
     rest = rest_frame(driving) if rest is None else rest
     if not 0 <= rest < len(driving):
         raise InputError(

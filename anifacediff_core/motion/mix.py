@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
-from .parts import JOINTS, PARTS, per_expression
+from .parts import JOINTS, PARTS, per_expression, require_numbers
 
 LENGTHS = ("first", "shorter", "loop shorter")
 
@@ -65,20 +65,19 @@ def combine(
         if from_second[part]:
             pose[:, columns] = second.pose[:, columns]
     camera = (second if from_second["place"] else first).camera
-    mixed = replace(
-        first,
-        expression=expression,
-        pose=pose,
-        camera=camera,
-        valid=first.valid & second.valid,
-    )
-    return look_along(mixed, names)
+    mixed = replace(first, expression=expression, pose=pose, camera=camera)
+    return look_along(mixed.no_surer_than(second), names)
 
 
 def mix(
     first: FaceParameters, second: FaceParameters, weight: float | Tensor, length: str = "first"
 ) -> FaceParameters:
-    """Between two motions: 0 is the first, 1 the second; see :func:`matched` for the length."""
+    """Between two motions: 0 is the first, 1 the second; see :func:`matched` for the length.
+
+    Raises:
+        InputError: the heads differ, or a weight is NaN or infinite.
+    """
+    require_numbers(weight=float(torch.as_tensor(weight).sum()))
     first, second = matched(first, second, length)
     return first.interpolate(second, weight)
 

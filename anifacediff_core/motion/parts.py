@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -62,6 +63,17 @@ def per_expression(values: Mapping[str, float], names: Sequence[str], what: str)
             f"{what}, or read the motion with the bundled head."
         )
     return torch.tensor([float(values["mouth"])])
+
+
+def require_numbers(**values: float) -> None:
+    """Refuse NaN and infinity, of which any limit lets NaN pass.
+
+    Args:
+        values: by the names that people know them by; `_` is written as a blank.
+    """
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise InputError(f"The {name.replace('_', ' ')} is {value}: give a number.")
 
 
 def require_motion(params: FaceParameters, what: str) -> FaceParameters:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..head.motion import look_along
 from ..head.parameters import FaceParameters
+from .parts import require_numbers
 
 REST_SPAN, FAST_SPAN = 24.0, 1.5  # frames that the smoother spans with a strength of 1, at rest and at speed
 QUIET = 3.0  # deviations of the speed that noise alone makes
@@ -101,7 +102,11 @@ def smooth_motion(
 
     Returns:
         As many frames; the shape is untouched.
+
+    Raises:
+        InputError: a strength is NaN or infinite.
     """
+    require_numbers(head_smoothing=head, expression_smoothing=expression)
     scale = params.camera[:, :1]
     # s·t is where the head is in the picture: it and the scale tremble for themselves.
     zoom = _calm_head(scale.log(), head, LEAST_ZOOM).exp()

@@ -72,6 +72,9 @@ class AutoEncoder(nn.Module):
         return self.decode(self.encode(images))
 
 
+MOST_LEVELS = 16
+
+
 class StableAutoEncoder(nn.Module):
     """Stable Diffusion's autoencoder for pictures in [0, 1]; latents are the means, as the host takes them.
 
@@ -84,6 +87,8 @@ class StableAutoEncoder(nn.Module):
         self, channels: tuple[int, ...] = (128, 256, 512, 512), layers: int = 2, latent_channels: int = 4
     ) -> None:
         super().__init__()
+        if len(channels) > MOST_LEVELS or layers > MOST_LEVELS:
+            raise ValueError("an autoencoder of more levels or layers than any has")
         self.network = AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * len(channels),
             up_block_types=("UpDecoderBlock2D",) * len(channels),

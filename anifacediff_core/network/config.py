@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
 CHOICES = {
@@ -14,6 +16,38 @@ CHOICES = {
     "pose_encoder": ("convolution", "attention", "multiscale"),
     "context": ("image", "text"),
 }
+# The least and the most of every number, several times what any network of this kind has.
+RANGES = {
+    "block_out_channels": (1, 8192),
+    "layers_per_block": (1, 16),
+    "attention_heads": (1, 256),
+    "cross_attention_dim": (1, 8192),
+    "norm_num_groups": (1, 256),
+    "latent_channels": (1, 128),
+    "motion_heads": (1, 256),
+    "motion_max_frames": (1, 4096),
+    "pose_channels": (1, 8192),
+    "image_size": (1, 4096),
+    "image_patch": (1, 512),
+    "image_hidden": (1, 8192),
+    "image_layers": (1, 128),
+    "image_heads": (1, 256),
+    "image_intermediate": (1, 65536),
+    "n_expression": (1, 4096),
+    "expression_tokens": (1, 1024),
+    "expression_hidden": (1, 65536),
+    "latent_scale": (1e-6, 1e6),
+}
+MOST_ENTRIES = 16  # levels, or pictures of a pose encoder
+LONGEST_NAME = 100  # characters
+
+
+# What the modules raise when they are built of sizes that do not go together.
+UNBUILDABLE = (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, AssertionError)
+
+
+class ConfigError(InputError):
+    """Numbers of which no network can be built."""
 
 
 @dataclass(frozen=True)
@@ -85,16 +119,18 @@ class NetworkConfig:
     profile: str = "anifacediff"
 
     def __post_init__(self) -> None:
+        for name, default in _DEFAULTS.items():
+            _require_kind(name, getattr(self, name), default)
         levels = len(self.block_out_channels)
         for name in ("attention_levels", "attention_heads", "motion_heads"):
             if len(getattr(self, name)) != levels:
-                raise InputError(
+                raise ConfigError(
                     f"Network config: {name} has {len(getattr(self, name))} entries, "
                     f"expected one for each of the {levels} levels."
                 )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
-                raise InputError(
+                raise ConfigError(
                     f"Network config: {name} is {getattr(self, name)!r}, expected {' or '.join(choices)}."
                 )
 
@@ -139,15 +175,62 @@ class NetworkConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
-        """Inverse of `to_json`. Keys that are missing take their defaults; unknown keys are refused."""
+        """Inverse of `to_json`. Keys that are missing take their defaults; unknown keys are refused.
+
+        Raises:
+            ConfigError: there are unknown keys, or no network can have these values.
+        """
         known = {field.name for field in fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - known, key=str)
         if unknown:
-            raise InputError(
-                f"Network config: unknown entries {', '.join(unknown)}; "
+            raise ConfigError(
+                f"Network config: unknown entries {shown(', '.join(map(str, unknown)))}; "
                 "the file was written by a newer version, please update."
             )
         tuples: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
         }
-        return cls(**tuples)
+        config = cls(**tuples)
+        config._require_divisible()
+        return config
+
+    def _require_divisible(self) -> None:
+        """Refuse channels that can't be shared out among groups and heads."""
+        shared = [("image_hidden", self.image_hidden, "image_heads", self.image_heads)]
+        for level, channels in enumerate(self.block_out_channels):
+            shared.append(("block_out_channels", channels, "norm_num_groups", self.norm_num_groups))
+            shared.append(("block_out_channels", channels, "motion_heads", self.motion_heads[level]))
+            if self.attention_levels[level]:
+                heads = self.attention_heads[level]
+                shared.append(("block_out_channels", channels, "attention_heads", heads))
+        for name, channels, among, count in shared:
+            if channels % count:
+                raise ConfigError(
+                    f"Network config: {name} {channels} is no multiple of {among} {count}, as it has to be."
+                )
+
+
+_DEFAULTS = {field.name: field.default for field in fields(NetworkConfig)}
+
+
+def _require_kind(name: str, value: Any, default: Any) -> None:
+    """Refuse a value of another type than the default's, or outside of its range."""
+    if isinstance(default, tuple):
+        if not isinstance(value, tuple) or not 1 <= len(value) <= MOST_ENTRIES:
+            raise ConfigError(
+                f"Network config: {name} is {shown(value)}, expected a list of 1 to {MOST_ENTRIES} entries."
+            )
+        for part in value:
+            _require_kind(name, part, default[0])
+        return
+    kind = type(default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ConfigError(f"Network config: {name} is {shown(value)}, expected {_KINDS[kind]}.")
+    least, most = RANGES.get(name, (-math.inf, math.inf))
+    if kind in (int, float) and not least <= value <= most:
+        raise ConfigError(f"Network config: {name} is {shown(value)}, expected {least} to {most}.")
+    if kind is str and not (value.isprintable() and len(value) <= LONGEST_NAME):
+        raise ConfigError(f"Network config: {name} is {shown(value)}, expected a name.")
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a name"}

@@ -194,11 +194,14 @@ class AniFaceDiff(nn.Module):
         self.set_trainable(PARTS)
 
     @classmethod
-    def without_values(cls, config: NetworkConfig, *, motion: bool) -> AniFaceDiff:
-        """For weights to be loaded: the values are whatever was in memory, which takes no time to make."""
+    def outline(cls, config: NetworkConfig, *, motion: bool) -> AniFaceDiff:
+        """Names and shapes alone, which take neither memory nor time; see `without_values`."""
         with torch.device("meta"):
-            model = cls(config, motion=motion)
-        model = model.to_empty(device="cpu")
+            return cls(config, motion=motion)
+
+    def without_values(self) -> AniFaceDiff:
+        """An outline with memory for weights to be loaded: the values are whatever was in it."""
+        model = self.to_empty(device="cpu")
         # The one thing that no file holds: the numbers of CLIP's places.
         places = model.image_encoder.vision_model.embeddings.position_ids
         places.copy_(torch.arange(places.numel()).view_as(places))

@@ -52,10 +52,10 @@ def mark_video(options: argparse.Namespace) -> None:
 
 
 def detect_mark(options: argparse.Namespace) -> None:
-    from ..video import IMAGE_ENDINGS, probe, read_frames, read_image
+    from ..video import is_still, probe, read_frames, read_image
     from .detect import detect
 
-    if options.input.suffix.lower() in IMAGE_ENDINGS:
+    if is_still(options.input):
         found = detect([read_image(options.input)])
     else:
         frames = (frame[None] for frame in read_frames(options.input))

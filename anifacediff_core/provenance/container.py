@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from ..errors import InputError
+from ..media import open_media
 from ..sound import Sound, add_copy, fits_mp4, keep_sound, known_sounds
 from ..storage import replacing
 from ..video import probe
@@ -65,7 +67,7 @@ def copy_declared(
         raise
     except (FFmpegError, ValueError) as error:
         raise InputError(
-            f"The video cannot be copied into an mp4 ({error}): take its frames with Get Video Components "
+            f"The video cannot be copied into an mp4 ({error}): take its frames with Video Frames "
             "and make a new one of them."
         ) from error
 
@@ -74,7 +76,7 @@ def _copy(source: Path, target: str, fields: Mapping[str, str], sound: Path | No
     import av
 
     with ExitStack() as stack:
-        given = stack.enter_context(av.open(str(source)))
+        given = stack.enter_context(open_media(source))
         options = {"movflags": "use_metadata_tags"}
         written = stack.enter_context(av.open(target, "w", format="mp4", options=options))
         kept = {name: value for name, value in given.metadata.items() if name not in OF_CONTAINER}
@@ -87,7 +89,7 @@ def _copy(source: Path, target: str, fields: Mapping[str, str], sound: Path | No
             streams[stream].time_base = stream.time_base
         encoded = None
         if sound and not copied:
-            encoded = stack.enter_context(closing(Sound(sound, copied=False, from_pictures=False)))
+            encoded = stack.enter_context(closing(Sound(sound, copied=False, start=Fraction(0))))
             encoded.add_to(written)
         for packet in _timed(given.demux(list(streams))):
             if encoded is not None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import re
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,19 +21,32 @@ from torch import Tensor
 from ..capture.capture import CaptureModels, crop_portrait
 from ..capture.capture import capture as read
 from ..device import pick_device
-from ..errors import InputError
+from ..errors import FAULTS, InputError, printable, refusal_of
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..scale import Scale, run
-from ..storage import replacing
+from ..storage import beside, replacing, require_writable
 from ..video import probe, read_frames, read_image
 from ..weights.checkpoint import load_checkpoint
 from .fingerprint import fingerprint
 from .pipeline import Pipeline
 from .segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
+from .settings import SamplingSettings
 
 PATHS = ("source", "driving", "out")
-NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float, "int | None": int}
+NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
+MANY = 10**9
+RANGES = {
+    "size": (1, 8192),
+    "seed": (-(2**63), 2**64 - 1),
+    "window": (1, MANY),
+    "overlap": (0, MANY),
+    "expression_scale": (-100, 100),
+    "steps": (1, 1000),
+    "cfg": (-100, 100),
+    "max_frames": (1, MANY),
+    "segment": (1, MANY),
+}
 
 
 @dataclass(frozen=True)
@@ -43,22 +58,37 @@ class ReenactJob:
         driving: video with one face.
         out: mp4 to write; rate and sound are the driver's.
         size: side of the result in pixels.
+        steps, cfg: of sampling; as the checkpoint wants it when None.
         max_frames: use only the first frames of the driving video.
         segment: frames that are finished, saved and freed together.
+
+    Raises:
+        InputError: a number is out of its range, NaN included.
     """
 
     source: str
     driving: str
     out: str
-    size: int = 256
-    seed: int = 0
-    window: int = 24
-    overlap: int = 6
-    expression_scale: float = 1.0
-    steps: int = 10
-    cfg: float = 1.5
+    size: int = SamplingSettings.size
+    seed: int = SamplingSettings.seed
+    window: int = SamplingSettings.window
+    overlap: int = SamplingSettings.overlap
+    expression_scale: float = SamplingSettings.expression_scale
+    steps: int | None = None
+    cfg: float | None = None
     max_frames: int | None = None
     segment: int = SEGMENT
+
+    def __post_init__(self) -> None:
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise InputError(f"The {name} is {value}: give a number from {least} to {most}.")
+        if self.overlap >= self.window:
+            raise InputError(
+                f"Windows of {self.window} frames cannot overlap by {self.overlap}: the overlap must be "
+                "shorter."
+            )
 
 
 def no_bars(text: str) -> Progress | None:
@@ -89,16 +119,14 @@ class Reenacting:
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
         """The job's `out` with what went wrong, if anything did. A result that is there is left alone."""
-        if Path(job["out"]).exists():
+        if os.path.exists(job["out"]):  # never raises, whatever the name
             return {"out": job["out"]}
         try:
             self.reenact(ReenactJob(**job))
+        except (InputError, *FAULTS) as error:
+            return {**job, "error": str(refusal_of(error))}
         except Exception as error:  # one bad job must not end the others; it is told at the end
-            told = " ".join(str(error).split())
-            return {
-                **job,
-                "error": told if isinstance(error, InputError) else f"{type(error).__name__}: {told}",
-            }
+            return {**job, "error": printable(f"{type(error).__name__}: {error}")}
         return {"out": job["out"]}
 
     def reenact(self, job: ReenactJob) -> int:
@@ -106,6 +134,9 @@ class Reenacting:
 
         Memory does not grow with the video. What was stopped goes on from its work folder, see `segments`.
         """
+        require_writable(Path(job.out))
+        wanted = self.pipeline.sampling.but(steps=job.steps, cfg=job.cfg)
+        job = replace(job, steps=wanted.steps, cfg=wanted.cfg)
         step = self.pipeline.model.config.downsampling
         if job.size < 1 or job.size % step:
             raise InputError(f"The size of the result is {job.size}: give a multiple of {step}.")
@@ -159,8 +190,8 @@ class Reenacting:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
         decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint)
-        partial_video = out.with_name(f"{out.stem}.partial{out.suffix}")
-        return Work.begin(out.with_name(f"{out.name}.work"), partial_video, decisive, footage, self.say)
+        folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
+        return Work.begin(folder, partial_video, decisive, footage, self.say)
 
     def _capture(self, job: ReenactJob) -> tuple[FaceParameters, str]:
         frames = probe(job.driving).frames
@@ -177,41 +208,59 @@ class Reenacting:
 # ---- lists
 
 
-def read_jobs(path: Path, defaults: dict[str, Any] | None = None) -> list[ReenactJob]:
+def read_jobs(
+    path: Path, defaults: dict[str, Any] | None = None, refused: list[dict[str, Any]] | None = None
+) -> list[ReenactJob]:
     """Jobs of a CSV file with a header line, or of JSON lines: source, driving, out, and settings if wanted.
 
     Arguments:
         defaults: settings of jobs that do not have their own.
+        refused: takes the number, the text and the error of every line that is no job; without it, the
+            first of them raises.
 
     Returns:
         jobs whose paths are absolute: relative ones are counted from the list's folder.
 
     Raises:
-        InputError: the list cannot be read, or two jobs would write the same file.
+        InputError: the list cannot be read, a line is no job, or two jobs would write the same file.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # bytes that are not UTF-8 become surrogates, which only their own line's paths are refused for
+        text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
+        lines = [line for line in re.split("\r\n|\r|\n", text) if line.strip()]
+        parse: Callable[[str], Any] = json.loads
         if path.suffix.lower() == ".csv":
-            rows: list[Any] = list(csv.DictReader(text.splitlines()))
-        else:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (OSError, ValueError, csv.Error) as error:
+            names = next(csv.reader(lines[:1]), [])
+            lines, parse = lines[1:], lambda line: next(csv.DictReader([line], names))
+    except (OSError, csv.Error) as error:
         raise InputError(f"{path} could not be read as CSV or JSON lines ({error}).") from error
-    jobs = [
-        _job(row, f"Job {n} of {path.name}", path.parent, defaults or {}) for n, row in enumerate(rows, 1)
-    ]
-    if not jobs:
+    if not lines:
         raise InputError(f"{path} has no jobs; give source, driving and out in each line.")
-    seen: set[str] = set()
-    for number, job in enumerate(jobs, 1):
-        if job.out in seen:
-            raise InputError(f"Job {number} of {path.name} writes {job.out} like one before it; rename one.")
-        seen.add(job.out)
-    return jobs
+    jobs: dict[str, ReenactJob] = {}
+    for number, line in enumerate(lines, 1):
+        what = f"Job {number} of {path.name}"
+        try:
+            job = _job(_parsed(parse, line, what), what, path.parent, defaults or {})
+            if job.out in jobs:
+                raise InputError(f"{what} writes {job.out} like one before it; rename one.")
+            jobs[job.out] = job
+        except InputError as error:
+            if refused is None:
+                raise
+            refused.append({"job": number, "line": printable(line), "error": str(error)})
+    return list(jobs.values())
+
+
+def _parsed(parse: Callable[[str], Any], line: str, what: str) -> Any:
+    try:
+        line.encode()  # fails where it is not UTF-8
+        return parse(line)
+    except (*FAULTS, ValueError, csv.Error, StopIteration) as error:
+        raise InputError(f"{what} could not be read as CSV or JSON lines ({error}).") from error
 
 
 def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> ReenactJob:
-    kinds = {field.name: str(field.type) for field in fields(ReenactJob)}
+    kinds = {field.name: str(field.type).removesuffix(" | None") for field in fields(ReenactJob)}
     if not isinstance(row, dict) or not set(row) <= kinds.keys():
         unknown = sorted(set(map(str, row)) - kinds.keys()) if isinstance(row, dict) else [str(row)]
         raise InputError(f"{what} has {', '.join(unknown)}; known are {', '.join(kinds)}.")
@@ -219,7 +268,11 @@ def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> Reenact
     missing = [name for name in PATHS if name not in given]
     if missing:
         raise InputError(f"{what} lacks {', '.join(missing)}.")
-    values: dict[str, Any] = {name: str((folder / str(given[name])).resolve()) for name in PATHS}
+    try:
+        values: dict[str, Any] = {name: str((folder / str(given[name])).resolve()) for name in PATHS}
+        json.dumps(values, ensure_ascii=False).encode()
+    except (OSError, ValueError, RuntimeError) as error:  # NUL, half a surrogate pair, links in a circle
+        raise InputError(f"{what} has names that no file can have ({error}).") from error
     for name in given.keys() - set(PATHS):
         try:
             values[name] = NUMBERS[kinds[name]](given[name])
@@ -234,7 +287,10 @@ def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> Reenact
         raise InputError(f"{what} would write its result over {given['out']}; name another one.")
     if Path(values["out"]).suffix.lower() != ".mp4":
         raise InputError(f"{what} has out {given['out']!r}, which has to end in .mp4.")
-    return ReenactJob(**{**defaults, **values})
+    try:
+        return ReenactJob(**{**defaults, **values})
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def run_jobs(
@@ -253,25 +309,34 @@ def run_jobs(
     Raises:
         InputError: the list is not usable, or some of its jobs failed: `<list>.failed.jsonl` has them.
     """
-    jobs = read_jobs(path, defaults)
-    waiting = [asdict(job) for job in jobs if not Path(job.out).exists()]
-    there = done = len(jobs) - len(waiting)
     failed: list[dict[str, Any]] = []
-    report = path.with_name(f"{path.name}.failed.jsonl")
+    jobs = read_jobs(path, defaults, failed)
+    total, done = len(jobs) + len(failed), len(failed)
+    waiting = [asdict(job) for job in jobs if not os.path.exists(job.out)]
+    there = len(jobs) - len(waiting)
+    done += there
+    report = beside(path, f"{path.suffix}.failed.jsonl")
     report.unlink(missing_ok=True)
+    _report(report, failed)
     for result in run(
         partial(Reenacting, str(Path(checkpoint).resolve()), device), waiting, scale or Scale()
     ):
         done += 1
         if "error" in result:
             failed.append(result)
-            with replacing(report) as temporary:
-                Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in failed))
+            _report(report, failed)
         if progress is not None:
-            progress(done, len(jobs))
+            progress(done, total)
     if failed:
         raise InputError(
-            f"{len(failed)} of {len(jobs)} jobs failed, the first with: {failed[0]['error']} All of them are "
+            f"{len(failed)} of {total} jobs failed, the first with: {failed[0]['error']} All of them are "
             f"in {report}; run the list again for those."
         )
-    return f"{len(jobs)} results, {there} of them were there before."
+    return f"{total} results, {there} of them were there before."
+
+
+def _report(path: Path, failed: list[dict[str, Any]]) -> None:
+    """Write what failed; that it cannot be written must not end the jobs."""
+    if failed:
+        with suppress(*FAULTS), replacing(path) as temporary:
+            Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in failed))

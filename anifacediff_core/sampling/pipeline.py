@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.finite import require_finite
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -17,8 +18,10 @@ from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
+from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.sampling.windows import (
     blend_finished,
     context_windows,
@@ -36,6 +39,7 @@ class Pipeline:
         autoencoder: between pictures and latents.
         head: the head model that draws the normals; the one that the network was trained on.
         device, dtype: where and in which precision the networks run. Latents stay in float32.
+        sampling: how the weights want to be sampled; by default as others of their size.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class Pipeline:
         head: HeadModel,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        sampling: SamplingConfig | None = None,
     ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         # channels_last is what convolutions and the token layout of attention share: fewer copies everywhere
@@ -52,6 +57,7 @@ class Pipeline:
         self.autoencoder = autoencoder.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.head = head.to(self.device)
         self.schedule = NoiseSchedule.of(model.config)
+        self.sampling = sampling or SamplingConfig.of(model.config)
 
     @classmethod
     def from_checkpoint(
@@ -69,7 +75,8 @@ class Pipeline:
                 f"{checkpoint.path.name} was trained on the head {checkpoint.head!r}, found {head.name!r}: "
                 "load that head model."
             )
-        return cls(load_network(checkpoint), load_autoencoder(checkpoint), head, device, dtype)
+        networks = load_network(checkpoint), load_autoencoder(checkpoint)
+        return cls(*networks, head, device, dtype, checkpoint.sampling)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -83,7 +90,7 @@ class Pipeline:
             images = self.autoencoder.decode(
                 part.to(self.device, self.dtype) / self.model.config.latent_scale
             )
-            yield images.float().clamp(0, 1).cpu()
+            yield require_finite(images.float()).clamp(0, 1).cpu()
 
     @torch.no_grad()
     def conditioning(
@@ -128,13 +135,13 @@ class Pipeline:
         self,
         conditioning: Conditioning,
         *,
-        steps: int = 10,
-        cfg: float = 1.5,
-        seed: int = 0,
-        window: int = 24,
-        overlap: int = 6,
-        expression_scale: float = 1.0,
-        shared_noise: float = 1.0,
+        steps: int | None = None,
+        cfg: float | None = None,
+        seed: int = SamplingSettings.seed,
+        window: int = SamplingSettings.window,
+        overlap: int = SamplingSettings.overlap,
+        expression_scale: float = SamplingSettings.expression_scale,
+        shared_noise: float = SamplingSettings.shared_noise,
         noise: Tensor | None = None,
         first: int = 0,
         finished: Tensor | None = None,
@@ -143,8 +150,9 @@ class Pipeline:
         """Sample the latents of all frames of `conditioning`.
 
         Arguments:
-            steps: Euler steps at trailing time steps.
-            cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former.
+            steps: Euler steps at trailing time steps; by default as many as the weights want.
+            cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
+                default as the weights want it.
             window, overlap: frames sampled together, and shared by neighbors; memory is one window's.
             expression_scale: λ of eq. 3.
             shared_noise: see `initial_noise`.
@@ -156,7 +164,8 @@ class Pipeline:
 
         Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
         """
-        config = self.model.config
+        config, wanted = self.model.config, self.sampling.but(steps=steps, cfg=cfg)
+        steps, cfg = wanted.steps, wanted.cfg
         if self.model.motion is not None and window > config.motion_max_frames:
             raise InputError(
                 f"Windows of {window} frames are longer than the {config.motion_max_frames} "
@@ -181,6 +190,7 @@ class Pipeline:
                 if part is None:
                     part = conditioning.window(frames, self.device, self.dtype)
                 prediction = self._predict(part, latents[frames], timestep, sigma, cfg, expression_scale)
+                require_finite(prediction, first + frames[0])
                 weight = weights[index].view(-1, 1, 1, 1).to(store)
                 denoised[frames] += weight * prediction.to(store)
                 total[frames] += weight

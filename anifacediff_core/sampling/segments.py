@@ -9,43 +9,51 @@ along.
 In the work folder beside the result lie, each written whole or not at all:
 
     manifest.json        what the frames depend on (a fingerprint), and the pace and the sound of the result
-    driving.safetensors  the driver's face parameters
+    driving.safetensors  the driver's face parameters, and their digest
     0000.mp4, ...        finished segments
-    0000.safetensors     what a segment hands to the next one, and the digest of its mp4; it is written
-                         last and says that the segment is finished
+    0000.safetensors     what a segment hands to the next one, and the digests of that and of its mp4; it is
+                         written last and says that the segment is finished
     lock                 held by the run that works here
+
+What a run that was stopped reads from there, one that was not reads as well, into memory of its own: kernels
+round otherwise where numbers lie at other addresses. So both make the same file, bit by bit.
 
 The end joins the segments packet by packet. The folder does not outlive the result.
 """
 
 from __future__ import annotations
 
-import errno
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import count as counting
 from itertools import pairwise
-from math import ceil
+from math import ceil, isfinite
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
+from safetensors import safe_open
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import FAULTS, InputError, is_full_disk
 from ..head.parameters import FORMAT as PARAMETERS
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..sound import keep_sound
 from ..storage import file_digest, replacing, sole, write_tensors
 from ..video import VideoWriter, codec_parameters, frame_pace, join_videos, probe
+from .fingerprint import fingerprint
 
 SEGMENT = 96  # frames
 VERSION = 1
 MANIFEST, DRIVING, LOCK = "manifest.json", "driving.safetensors", "lock"
 OURS = (MANIFEST, DRIVING, "[0-9]*.mp4", "[0-9]*.safetensors", ".*.mp4.*", ".*.safetensors.*", ".*.json.*")
+
+DAMAGED = (*FAULTS, ValueError, KeyError, TypeError)  # what reading a damaged file raises
 
 Carried = Mapping[str, Tensor]
 Say = Callable[[str], None]
@@ -111,6 +119,16 @@ class Footage:
         sound = str(Path(path).resolve()) if probe(path).has_audio else None
         return cls(rate, sound, tuple(times[:most]))
 
+    @classmethod
+    def noted(cls, notes: Mapping[str, Any]) -> Footage:
+        """That of notes in JSON; a ValueError or TypeError if they are damaged."""
+        rate, sound, times = notes["rate"], notes["sound"], tuple(notes["times"])
+        if not re.fullmatch(r"[1-9]\d{0,18}(/[1-9]\d{0,18})?", rate) or not isinstance(sound, str | None):
+            raise ValueError("no rate or no sound")
+        if not all(isinstance(time, float | int) and isfinite(time) for time in times):
+            raise ValueError("no times")
+        return cls(Fraction(rate), sound, times)
+
 
 class Work:
     """An unfinished video and its folder, which is its own within the context that :meth:`begin` opens.
@@ -173,20 +191,19 @@ class Work:
             decisive: fingerprint of what they depend on.
         """
         path = self.folder / DRIVING
-        with suppress(InputError, OSError, SafetensorError, KeyError, TypeError):
-            with safe_open(str(path), framework="pt") as file:
-                header = json.loads(file.metadata()[PARAMETERS])
-            if header["fingerprint"] == decisive:
-                return FaceParameters.load(path), header["note"]
+        with suppress(*DAMAGED):
+            return _noted_parameters(path, decisive)
         try:
             parameters, note = read()
+            parameters.require_finite("The driver's motion")
         except BaseException:
             if not any(self.folder.glob("[0-9]*.mp4")):
                 self.clear()
             raise
         with _told_of_full_disk(self.folder):
-            parameters.save(path, {"note": note, "fingerprint": decisive})
-        return parameters, note
+            notes = {"note": note, "fingerprint": decisive, "digest": fingerprint(parameters)}
+            parameters.save(path, notes)
+        return _noted_parameters(path, decisive)
 
     def run(self, out: Path, segments: Sequence[Segment], make: Make, progress: Progress | None) -> int:
         """Make the missing segments and join all of them; returns the number of frames.
@@ -214,7 +231,7 @@ class Work:
                 with replacing(out) as temporary:
                     self._join(len(segments), Path(temporary))
         except BaseException:
-            with suppress(OSError, InputError):  # what is to be told is why it stopped
+            with suppress(Exception):  # what is to be told is why it stopped
                 if kept := self.join_finished(self.partial):
                     self.say(
                         f"The first {kept} of {frames} frames are {self.partial}; the same run again goes on "
@@ -259,7 +276,8 @@ class Work:
         with replacing(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
             for part in pictures:
                 video.write(part)
-        write_tensors(path.with_suffix(".safetensors"), carried, {"sha256": file_digest(path)})
+        digests = {"sha256": file_digest(path), "tensors": fingerprint(carried)}
+        write_tensors(path.with_suffix(".safetensors"), carried, digests)
 
     def _join(self, count: int, path: Path) -> int:
         """Join the first segments."""
@@ -280,10 +298,11 @@ class Work:
         path = self._video(number)
         try:
             with safe_open(str(path.with_suffix(".safetensors")), framework="pt") as file:
-                if file.metadata()["sha256"] != file_digest(path):
-                    return None
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError, KeyError, TypeError):
+                digests = file.metadata()
+                carried = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            whole = digests["sha256"] == file_digest(path) and digests["tensors"] == fingerprint(carried)
+            return carried if whole else None
+        except DAMAGED:
             return None
 
     def _manifest(self) -> dict[str, object]:
@@ -294,13 +313,23 @@ class Work:
         """The work that the folder's manifest tells of, if there is one that can be read."""
         try:
             found = json.loads((self.folder / MANIFEST).read_text())
-            footage = found["footage"]
-            former = Footage(Fraction(footage["rate"]), footage["sound"], tuple(footage["times"]))
             if found["version"] != VERSION:
                 return None
+            former = Footage.noted(found["footage"])
             return Work(self.folder, self.partial, found["fingerprint"], former, self.say)
-        except (OSError, ValueError, KeyError, TypeError):
+        except DAMAGED:
             return None
+
+
+def _noted_parameters(path: Path, decisive: str) -> tuple[FaceParameters, str]:
+    """Parameters that were saved and the note about them; one of DAMAGED if they are not those."""
+    with safe_open(str(path), framework="pt") as file:
+        header = json.loads(file.metadata()[PARAMETERS])
+    read = FaceParameters.load(path)
+    parameters = read[torch.arange(len(read))]  # in memory of their own
+    if header["fingerprint"] != decisive or header["digest"] != fingerprint(parameters):
+        raise ValueError("they are of another driver, or damaged")
+    return parameters, header["note"]
 
 
 def free_name(path: Path) -> Path:
@@ -313,8 +342,8 @@ def free_name(path: Path) -> Path:
 def _told_of_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except FAULTS as error:
+        if not is_full_disk(error):
             raise
         raise InputError(
             f"The disk of {folder.parent} is full: free some of it and run the same again, which goes on "

@@ -28,6 +28,7 @@ from ..capture.detector import PortraitDetector
 from ..capture.flame import FlameModels
 from ..capture.locate import FacesAtHand
 from ..capture.smirk import SmirkEncoder
+from ..claims import parse_json, parse_rate
 from ..device import pick_device
 from ..errors import InputError
 from ..head.flame import NAME as FLAME
@@ -404,11 +405,11 @@ def _read_cache(path: Path, stamp: str) -> tuple[FaceParameters, Tensor, Fractio
         return None
     try:
         with safe_open(str(path), framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get(PARAMETERS, "{}"))
+            about = parse_json((file.metadata() or {}).get(PARAMETERS, "{}"))
         if about.get("stamp") != stamp:
             return None
-        return FaceParameters.load(path), torch.tensor(json.loads(about["square"])), Fraction(about["fps"])
-    except (OSError, SafetensorError, ValueError, KeyError):
+        return FaceParameters.load(path), torch.tensor(parse_json(about["square"])), parse_rate(about["fps"])
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError):
         return None  # damaged: captured again
 
 

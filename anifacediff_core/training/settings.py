@@ -8,8 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
+from ..claims import parse_yaml, shown
 from ..errors import InputError
 
 T = TypeVar("T")
@@ -24,14 +23,16 @@ def read_experiment(name: str | Path, overrides: list[str] | None = None) -> dic
     """
     path = Path(name) if Path(name).suffix else CONFIGS / f"{name}.yaml"
     try:
-        experiment = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
         known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
         raise InputError(
-            f"The experiment {name} could not be read; give a YAML file or one of: {known}."
+            f"The experiment {shown(name)} could not be read; give a YAML file or one of: {known}."
         ) from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    try:
+        experiment = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{path} is not valid YAML: {shown(error, 300).rstrip('.')}; correct it.") from error
     if not isinstance(experiment, dict) or "phases" not in experiment:
         raise InputError(f"{path} is no experiment: it has no 'phases'.")
     for override in overrides or []:
@@ -44,7 +45,7 @@ def _check(experiment: dict[str, Any], path: Path) -> None:
     """Refuse what the phases could not even be found in."""
     seed, phases, plan = (experiment.get(key) for key in ("seed", "phases", "plan"))
     if type(seed) is not int:
-        raise InputError(f"{path} has the seed {seed!r}; give a whole number.")
+        raise InputError(f"{path} has the seed {shown(repr(seed))}; give a whole number.")
     if not isinstance(phases, dict) or not all(isinstance(part, dict | None) for part in phases.values()):
         raise InputError(f"The 'phases' of {path} must each be a name with settings.")
     for name, settings in phases.items():
@@ -52,7 +53,7 @@ def _check(experiment: dict[str, Any], path: Path) -> None:
             if part in ("loop", "pool", "settings", "validation", "shards") and not isinstance(
                 values, dict | None
             ):
-                raise InputError(f"{name}.{part} is {values!r}; it must hold settings.")
+                raise InputError(f"{name}.{part} is {shown(repr(values))}; it must hold settings.")
     if plan is None:
         return
     rows = plan if isinstance(plan, list) and all(isinstance(row, dict) for row in plan) else None
@@ -63,10 +64,13 @@ def _check(experiment: dict[str, Any], path: Path) -> None:
             for name in map(str.strip, str(names).split(",")):
                 if name not in phases:
                     raise InputError(
-                        f"The plan has the phase '{name}'; the experiment has: {', '.join(phases)}."
+                        f"The plan has the phase '{shown(name)}'; the experiment has: "
+                        f"{', '.join(map(shown, phases))}."
                     )
             if count != "rest" and (type(count) is not int or count < 1):
-                raise InputError(f"The plan gives '{names}' {count!r} devices; give a number, or rest.")
+                raise InputError(
+                    f"The plan gives '{shown(names)}' {shown(repr(count))} devices; give a number, or rest."
+                )
 
 
 def _override(experiment: dict[str, Any], override: str) -> None:
@@ -82,8 +86,8 @@ def _override(experiment: dict[str, Any], override: str) -> None:
         if not isinstance(place, dict):
             raise InputError(f"The setting '{key}' does not exist: '{parent}' holds a value, not settings.")
     try:
-        place[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        place[last] = parse_yaml(value)
+    except ValueError as error:
         raise InputError(f"The value of the setting '{override}' is not valid YAML.") from error
 
 
@@ -93,11 +97,11 @@ def build(cls: type[T], values: dict[str, Any] | None, where: str = "") -> T:
     values = {} if values is None else values
     where = where or cls.__name__
     if not isinstance(values, dict):
-        raise InputError(f"{where} is {values!r}; it must hold settings: {', '.join(hints)}.")
-    unknown = sorted(set(values) - set(hints))
+        raise InputError(f"{where} is {shown(repr(values))}; it must hold settings: {', '.join(hints)}.")
+    unknown = sorted(set(values) - set(hints), key=str)
     if unknown:
         raise InputError(
-            f"Unknown setting {', '.join(map(str, unknown))} in {where}; known: {', '.join(hints)}."
+            f"Unknown setting {shown(', '.join(map(str, unknown)))} in {where}; known: {', '.join(hints)}."
         )
     needed = [
         field.name
@@ -114,8 +118,8 @@ def build(cls: type[T], values: dict[str, Any] | None, where: str = "") -> T:
             continue
         try:
             ready[key] = _value(value, hint)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}.{key} is {value!r}; it must be {_wanted(hint)}.") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise InputError(f"{where}.{key} is {shown(repr(value))}; it must be {_wanted(hint)}.") from error
     return cls(**ready)
 
 

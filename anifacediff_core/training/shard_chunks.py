@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..claims import parse_json
 from ..errors import InputError
 from ..storage import replacing
 from .shard_format import SPLITS, Segment, ShardWriter, write_manifest
@@ -61,7 +62,7 @@ def read_plan(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        plan = json.loads(path.read_text())
+        plan = parse_json(path.read_text(encoding="utf-8"))
         if isinstance(plan["recipe"], dict):
             return plan
     except (OSError, ValueError, KeyError, TypeError):
@@ -82,7 +83,7 @@ def require_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> N
 def done_chunk(folder: Path, name: str) -> dict[str, Any] | None:
     """The record of a chunk that is done, or None."""
     try:
-        record = json.loads((folder / RECORDS / f"{name}.json").read_text())
+        record = parse_json((folder / RECORDS / f"{name}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) and {"name", "shards", "skipped"} <= record.keys() else None

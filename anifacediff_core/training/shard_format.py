@@ -38,8 +38,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..claims import parse_json, parse_rate, shown
 from ..errors import InputError
 from ..head.parameters import FaceParameters
+from ..pictures import open_picture
 from ..storage import replacing
 from ..video import to_pixels
 
@@ -51,6 +53,7 @@ LARGEST_MEMBER = 1 << 27  # bytes; a frame has some ten thousand
 LARGEST_SEGMENT = 1 << 31
 LARGEST_SIDE = 8192
 MOST_FRAMES = 10_000
+FURTHEST_FRAME = 10**9
 PICTURES = ("jpg", "png")
 FRAME_MEMBER = re.compile(r"(\d{4,})\.(jpg|png|normals\.png)")
 
@@ -85,17 +88,17 @@ class SegmentInfo:
     @classmethod
     def from_json(cls, data: bytes, what: str) -> SegmentInfo:
         try:
-            found = json.loads(data)
+            found = parse_json(data)
             if found["version"] > VERSION:
                 raise InputError(f"{what} was written by a newer version; update this one.")
             texts = [str(found[name]) for name in ("identity", "clip", "head", "split")]
             first, frames, size = (int(found[name]) for name in ("first", "frames", "size"))
-            fps = Fraction(found["fps"])
-        except (ValueError, KeyError, TypeError, ArithmeticError, RecursionError) as error:
+            fps = parse_rate(found["fps"])
+        except (ValueError, KeyError, TypeError, ArithmeticError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{what} has a damaged description; prepare the shard again.") from error
-        if not (0 < frames <= MOST_FRAMES and 0 < size <= LARGEST_SIDE and first >= 0 and fps > 0):
+        if not (0 < frames <= MOST_FRAMES and 0 < size <= LARGEST_SIDE and 0 <= first < FURTHEST_FRAME):
             raise InputError(f"{what} has impossible numbers in its description; prepare the shard again.")
         identity, clip, head, split = texts
         return cls(identity, clip, fps, first, frames, size, head, split)
@@ -160,9 +163,8 @@ def require_pictures(size: int, kind: str, quality: int, fps: str) -> None:
             f"Pictures are {' or '.join(PICTURES)} with a quality of 1 to 100, not {kind} with {quality}."
         )
     try:
-        if Fraction(fps) <= 0:
-            raise ValueError
-    except (ValueError, ZeroDivisionError) as error:
+        parse_rate(fps)
+    except ValueError as error:
         raise InputError(f"'{fps}' frames a second are no frame rate; give one like 30000/1001.") from error
 
 
@@ -184,17 +186,16 @@ def decode_picture(data: bytes, size: int, what: str) -> Tensor:
         InputError: damaged, or of another size.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
-            if picture.size != (size, size):
-                raise InputError(
-                    f"A frame of {what} has {picture.width}x{picture.height} pixels where its description "
-                    f"says {size}x{size}; prepare the shard again."
-                )
-            pixels = np.array(picture.convert("RGB"))
-    except InputError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with open_picture(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+            width, height = picture.size
+            pixels = np.array(picture.convert("RGB")) if width == height == size else None
+    except InputError as error:
         raise InputError(f"A frame of {what} is damaged; prepare the shard again.") from error
+    if pixels is None:
+        raise InputError(
+            f"A frame of {what} has {width}x{height} pixels where its description says {size}x{size}; "
+            "prepare the shard again."
+        )
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -323,7 +324,7 @@ def find_shards(urls: str | Path | Sequence[str | Path], split: str | None) -> S
 def _read_manifest(url: str, split: str | None) -> ShardSet:
     try:
         with _opened(url) as file:
-            found = json.loads(file.read(LARGEST_MEMBER))
+            found = parse_json(file.read(LARGEST_MEMBER))
         if found["format"] != FORMAT or found["version"] > VERSION:
             raise InputError(f"{url} is not a list of shards that this version knows.")
         base = url[: -len(MANIFEST)]
@@ -346,7 +347,6 @@ def _read_manifest(url: str, split: str | None) -> ShardSet:
         TypeError,
         AttributeError,
         ArithmeticError,
-        RecursionError,
     ) as error:
         raise InputError(f"{url} could not be read as a list of shards; prepare the set again.") from error
     if not shards:
@@ -357,7 +357,9 @@ def _read_manifest(url: str, split: str | None) -> ShardSet:
 def _plain(name: str) -> str:
     """A file's name from a list; no path and no command that would be run."""
     if not re.fullmatch(r"\w[\w.-]*\.tar", name, re.ASCII):
-        raise InputError(f"The list of shards names {name!r}, which is no shard; prepare the set again.")
+        raise InputError(
+            f"The list of shards names {shown(name)!r}, which is no shard; prepare the set again."
+        )
     return name
 
 
@@ -424,8 +426,8 @@ def _members(url: str, what: str) -> Iterator[tuple[str, bytes]]:
                 raise tarfile.ReadError("it ends too early")
     except InputError:
         raise
-    except (OSError, tarfile.TarError, EOFError, ValueError) as error:
-        told = " ".join(str(error).split())[:200]
+    except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
+        told = shown(" ".join(str(error).split()), 200)
         raise InputError(
             f"{what[:1].upper()}{what[1:]} is missing or damaged ({told}); check it or prepare it again."
         ) from error

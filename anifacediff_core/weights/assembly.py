@@ -59,7 +59,7 @@ def convert(
     """
     if path.is_dir():
         folder = open_folder(path)
-        parts, config, head = folder.folder.parts, folder.config, folder.head
+        parts, config, head, sampling = folder.folder.parts, folder.config, folder.head, folder.wish
     else:
         found = recognize_file(path)
         if "head" in found.parts:
@@ -70,11 +70,20 @@ def convert(
                 "hand it to assemble, with --expression-adapter."
             )
         parts = dict.fromkeys(found.parts, (found,))
-        config, head = complete_config(found.config), found.head
+        config, head, sampling = complete_config(found.config), found.head, found.sampling
         check_parts(config, parts)
     streams = {part: part_stream(part, sources) for part, sources in parts.items()}
     provenance = {"converted": _provenance(parts)}
-    stream_checkpoint(out, streams, config, head=head, provenance=provenance, dtype=dtype, progress=progress)
+    stream_checkpoint(
+        out,
+        streams,
+        config,
+        head=head,
+        provenance=provenance,
+        sampling=sampling,
+        dtype=dtype,
+        progress=progress,
+    )
     return f"{out}: {', '.join(streams)}."
 
 

@@ -59,6 +59,8 @@ def _contents(file: TensorFile) -> Iterator[str]:
     kinds = Counter(str(info.dtype).removeprefix("torch.") for info in file.infos.values())
     types = ", ".join(f"{count} {dtype}" for dtype, count in kinds.most_common())
     yield _line("file", f"{file.kind}, {_size(file.path.stat().st_size)}, {len(file.infos)} tensors: {types}")
+    if file.scaled:
+        yield _line("scaled", f"{file.scaled} layers are in fp8 with a scale, which is applied")
     if file.ignored:
         yield _line("other", f"{len(file.ignored)} values that are no tensors: {_some(file.ignored)}")
 
@@ -75,6 +77,8 @@ def _recognition(found: Recognition, file: TensorFile) -> Iterator[str]:
         yield _line("config", _fields(found.config))
     if found.head:
         yield _line("head", found.head)
+    if found.sampling is not None:
+        yield _line("sampling", _fields(found.sampling.to_json()))
     if found.provenance:
         yield _line("made", _shortened(_fields(found.provenance)))
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from anifacediff_core.network.attention import transformer_block_names
 from anifacediff_core.network.autoencoder import StableAutoEncoder
-from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_image_encoder, make_pose_encoder
 from anifacediff_core.network.model import make_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
@@ -66,7 +66,16 @@ def block_channels(config: NetworkConfig) -> dict[str, int]:
 
 
 def module_layout(make: Callable[..., nn.Module], *arguments: object) -> Layout:
-    """Of any module, without memory for its weights and without time for their first values."""
-    with torch.device("meta"):
-        module = make(*arguments)
+    """Of any module, without memory for its weights and without time for their first values.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    try:
+        with torch.device("meta"):
+            module = make(*arguments)
+    except UNBUILDABLE as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError("Network config: the sizes do not go together.") from error
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

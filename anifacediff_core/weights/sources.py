@@ -25,10 +25,12 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
-from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.config import ConfigError, NetworkConfig
 from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, TensorStream, load_checkpoint
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize_file
+from anifacediff_core.weights.importers.motion_modules import TABLE
 from anifacediff_core.weights.layout import (
+    Layout,
     expression_adapter_layout,
     image_encoder_layout,
     motion_layout,
@@ -96,6 +98,10 @@ class FolderCheckpoint(Checkpoint):
     def tensors(self, name: str) -> Iterator[tuple[str, Tensor]]:
         return chain.from_iterable(found.tensors(name) for found in self.folder.parts[name])
 
+    def shapes(self, name: str) -> dict[str, tuple[int, ...]]:
+        self._require(name)
+        return {key: info.shape for key, info in part_infos(name, self.folder.parts[name]).items()}
+
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """A model by its name: a checkpoint of ours, or a folder of another project's files.
@@ -108,7 +114,24 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
         return open_folder(path)
     if path.is_file():
         _require_own(path)
-    return load_checkpoint(path)
+    checkpoint = load_checkpoint(path)
+    _check_claims(checkpoint)
+    return checkpoint
+
+
+def _check_claims(checkpoint: Checkpoint) -> None:
+    """Hold the network of the header against the file, before anybody takes memory for what it claims.
+
+    What a file has beyond that is for the loaders to judge, and position tables may be left out.
+    """
+    for part in filter(LAYOUTS.__contains__, checkpoint.parts):
+        found = checkpoint.shapes(part)
+        for name, shape in _layout(part, checkpoint.config, checkpoint.path).items():
+            if found.get(name) != shape and not (name not in found and name.endswith(TABLE)):
+                raise InputError(
+                    f"{checkpoint.path.name} does not fit its own header: expected {part}.{name} "
+                    f"{list(shape)}, found {list(found[name]) if name in found else 'none'}; fetch it again."
+                )
 
 
 def open_folder(path: Path) -> FolderCheckpoint:
@@ -129,6 +152,7 @@ def open_folder(path: Path) -> FolderCheckpoint:
         head=own or (FLAME if config.profile in ("anifacediff", "magicportrait") else ""),
         parts=tuple(part for part in PARTS if part in folder.parts),
         provenance={"folder": {part: describe_sources(found) for part, found in folder.parts.items()}},
+        wish=next((found.sampling for found in folder.parts["unet"] if found.sampling), None),
         folder=folder,
     )
 
@@ -236,7 +260,7 @@ def check_parts(config: NetworkConfig, parts: Parts) -> None:
     for part, found in parts.items():
         if part not in LAYOUTS or any(part in recognition.partial for recognition in found):
             continue
-        expected = LAYOUTS[part](config)
+        expected = _layout(part, config, found[0].path)
         infos = part_infos(part, found)
         for name in sorted(expected.keys() | infos.keys()):
             there = infos[name].shape if name in infos else None
@@ -247,6 +271,15 @@ def check_parts(config: NetworkConfig, parts: Parts) -> None:
                     f"{list(expected[name]) if name in expected else 'absent'}, "
                     f"found {list(there) if there is not None else 'none'}."
                 )
+
+
+def _layout(part: str, config: NetworkConfig, path: Path) -> Layout:
+    try:
+        return LAYOUTS[part](config)
+    except ConfigError as error:
+        raise InputError(
+            f"{path.name} describes a {part} that cannot be built: fetch it again or choose another file."
+        ) from error
 
 
 def part_infos(part: str, found: Iterable[Recognition]) -> dict[str, TensorInfo]:

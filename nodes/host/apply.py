@@ -28,6 +28,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.sampling.settings import SamplingSettings
 
 from .attention import attend
 from .auxiliary import run, unwrap
@@ -64,8 +65,8 @@ def apply_anifacediff(
     pose: Sequence[Tensor] = (),
     expression: Tensor | None = None,
     motion: ModelPatcher | None = None,
-    window: int = 24,
-    overlap: int = 6,
+    window: int = SamplingSettings.window,
+    overlap: int = SamplingSettings.overlap,
 ) -> ModelPatcher:
     """A clone of `model` that reenacts one video; the given MODEL stays as it is.
 

@@ -39,9 +39,9 @@ def manage(
     module = module.eval().requires_grad_(False).to(device=offload_device, dtype=dtype)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # see `model.load_model`
     use_host_layers(module)
-    return comfy.model_patcher.ModelPatcher(
-        _Holder(module, dtype), load_device=load_device, offload_device=offload_device
-    )
+    # how newer hosts bring the weights of their own networks: as they are needed, if the GPU can do that
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(_Holder(module, dtype), load_device=load_device, offload_device=offload_device)
 
 
 def unwrap(patcher: comfy.model_patcher.ModelPatcher) -> Any:

@@ -69,7 +69,10 @@ def file_path(folder: str, name: str, bundled: str | None = None) -> Path:
     """The file behind a name of `file_names`; `bundled` is that of the bundled file in the core's assets."""
     if name == BUNDLED and bundled is not None:
         return ASSETS / bundled
-    path = folder_paths.get_full_path(folder, name)
+    try:
+        path = folder_paths.get_full_path(folder, name)
+    except (TypeError, ValueError):  # no text; or on Windows another drive or computer
+        path = None
     if path is None:
         raise InputError(
             f"There is no file {name} among the models: put it into models/{folder} or choose another."

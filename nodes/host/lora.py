@@ -15,7 +15,6 @@ tell what other loaders left out.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable
@@ -32,6 +31,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import CallbacksMP
 from torch import Tensor
 
+from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 from anifacediff_core.weights.reading import open_tensors
 
@@ -342,7 +342,7 @@ def _family(weights: Parts) -> str | None:
 def _add_alphas(fitting: dict[str, Parts], metadata: dict[str, str]) -> None:
     """Add the scale, which diffusers notes in the header where others store it with every layer."""
     try:
-        notes = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        notes = parse_json(metadata.get("lora_adapter_metadata", "{}"))
         alpha = float(notes["unet.lora_alpha"])
     except (ValueError, TypeError, KeyError):
         return

@@ -14,6 +14,8 @@ from comfy_execution.utils import get_executing_context
 from PIL import Image
 from torch import Tensor
 
+from anifacediff_core.errors import printable
+
 __all__ = ["ModelPatcher", "Progress", "device", "show_text", "tell"]
 
 PREVIEW_SIDE = 512
@@ -44,13 +46,18 @@ class Progress:
 
 
 def tell(text: str, level: int = logging.INFO) -> None:
-    """Write a line into the log as well as onto the node that runs."""
-    logging.log(level, "AniFaceDiff: %s", text)
+    """Write lines into the log as well as onto the node that runs."""
+    for line in text.splitlines():
+        logging.log(level, "AniFaceDiff: %s", printable(line))
     show_text(text)
 
 
 def show_text(text: str) -> None:
-    """Write a line onto the node that runs, where there is a front-end to show it."""
+    """Write lines onto the node that runs, where there is a front-end to show them.
+
+    Older ones take them for HTML, and there are names of strangers' files in them. Newer ones escape
+    themselves: so only what opens a tag is escaped here, which suffices.
+    """
     context = get_executing_context()
     if context is None:
         return
@@ -59,7 +66,8 @@ def show_text(text: str) -> None:
     server: PromptServer | None = getattr(PromptServer, "instance", None)
     send: Callable[[str, str], None] | None = getattr(server, "send_progress_text", None)
     if send is not None:
-        send(text, context.node_id)
+        shown = "\n".join(map(printable, text.splitlines()))
+        send(shown.replace("<", "&lt;"), context.node_id)
 
 
 def _to_pillow(picture: Tensor) -> Image.Image:

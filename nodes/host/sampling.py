@@ -17,6 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.finite import require_finite
+from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.sampling.windows import blend_finished, initial_noise
 
 from .apply import conditioned_size
@@ -38,14 +40,14 @@ def sample(
     latent: dict | None = None,
     *,
     seed: int,
-    steps: int = 20,
-    cfg: float = 2.5,
-    sampler: str = "euler",
-    scheduler: str = "simple",
+    steps: int = SamplingSettings.steps,
+    cfg: float = SamplingSettings.cfg,
+    sampler: str = SamplingSettings.sampler,
+    scheduler: str = SamplingSettings.scheduler,
     denoise: float = 1.0,
-    window: int = 24,
-    overlap: int = 6,
-    shared_noise: float = 1.0,
+    window: int = SamplingSettings.window,
+    overlap: int = SamplingSettings.overlap,
+    shared_noise: float = SamplingSettings.shared_noise,
     first: int = 0,
     finished: Tensor | None = None,
     report: Report | None = None,
@@ -84,11 +86,11 @@ def sample(
         samples,
         denoise=denoise,
         noise_mask=(latent or {}).get("noise_mask"),
-        callback=_callback(model, report or Progress(steps).show),
+        callback=_callback(model, report or Progress(steps).show, first),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
-    return {**(latent or {}), "samples": samples}
+    return {**(latent or {}), "samples": require_finite(samples, first)}
 
 
 def _begin_with(model: ModelPatcher, finished: Tensor) -> None:
@@ -101,7 +103,7 @@ def _begin_with(model: ModelPatcher, finished: Tensor) -> None:
     model.set_model_sampler_post_cfg_function(blend)
 
 
-def _callback(model: ModelPatcher, report: Report) -> Callable[[int, Tensor, Tensor, int], None]:
+def _callback(model: ModelPatcher, report: Report, first: int) -> Callable[[int, Tensor, Tensor, int], None]:
     """What the host's samplers call after every step.
 
     The host's own shows the first frame only. The method of previews is the user's choice; with none, or one
@@ -110,6 +112,7 @@ def _callback(model: ModelPatcher, report: Report) -> Callable[[int, Tensor, Ten
     previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
     def after_step(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
+        require_finite(denoised, first)  # now, and not when hours more were spent
         report(step + 1, total, None if previewer is None else _sheet(previewer, denoised))
 
     return after_step

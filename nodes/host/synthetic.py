@@ -1,31 +1,62 @@
-"""Videos of the host: their frames one by one, and a file that says that they are synthetic."""
+"""Videos of the host: their frames, and a file that says that they are synthetic."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import wave
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import InputImpl
+import torch
 from torch import Tensor
 
 from anifacediff_core.capture.capture import rgb
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance import manifest
 from anifacediff_core.provenance.container import copy_declared
-from anifacediff_core.sound import keep_sound
-from anifacediff_core.video import VideoWriter, join_videos, probe, read_frames
+from anifacediff_core.sound import keep_sound, read_sound
+from anifacediff_core.video import (
+    VideoWriter,
+    frame_pace,
+    frame_times,
+    join_videos,
+    probe,
+    read_frames,
+    read_pixels,
+    to_tensor,
+)
 
+from .api import InputImpl
 from .folders import C2PA, file_path
 from .runtime import Progress, tell
-from .video import file_of, video_of
+from .video import file_of, part_of, video_of
 
 QUALITY = 18  # crf
+SAME_RATE = 0.03  # as a share: rates that differ by less are one, told by different means
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What a new video takes from the driving one, or from Create Video.
+
+    Attributes:
+        rate: frames a second; the mean where there are times.
+        times: of every frame, in seconds from the first, if they follow no constant rate.
+        sound: the file whose sound goes along, or the host's AUDIO.
+        start: when the pictures begin, in seconds by the clock of that file.
+        note: what was taken, for the report.
+    """
+
+    rate: Fraction
+    times: Sequence[float] = ()
+    sound: Path | dict[str, Any] | None = None
+    start: Fraction | None = None
+    note: str = ""
 
 
 def frames_of(video: Any) -> tuple[Iterable[Tensor], int]:
@@ -44,8 +75,13 @@ def save_synthetic(
     crf: int,
     certificate: str | None,
     private_key: str | None,
+    *,
+    driving: Any = None,
 ) -> tuple[Any, str]:
     """Write a VIDEO as mp4 that says it is synthetic, and sign it where there are a certificate and its key.
+
+    Args:
+        driving: VIDEO from which frames of Create Video take their times and their sound.
 
     Returns:
         the file as a VIDEO, and what was done. A file that cannot be signed is kept: it may have taken hours.
@@ -57,13 +93,17 @@ def save_synthetic(
         tell(text, logging.WARNING)
 
     if isinstance(video, InputImpl.VideoFromComponents):
+        components = video.get_components()
+        timing = _timing(components, driving)
         with tempfile.TemporaryDirectory(dir=_temporary()) as folder:
-            encoded = _encode(video.get_components(), Path(folder), crf, warn)
+            encoded = _encode(_pictures(components), timing, Path(folder), crf, warn)
             copy_declared(encoded, path, metadata, say=warn)
+        taken = timing.note
     else:
         copy_declared(file_of(video), path, metadata, say=warn)
+        taken = "" if driving is None else ", with times and sound of its own, not of the driving video"
     info = probe(path)
-    note = f"{info.frames} frames, {info.rate} fps, declared synthetic"
+    note = f"{info.frames} frames, {info.rate} fps{taken}, declared synthetic"
     try:
         note = f"{note}, {_sign(path, certificate, private_key)}."
     except InputError as error:
@@ -87,6 +127,33 @@ def _temporary() -> str:
     return str(folder)
 
 
+def components_of(video: Any) -> tuple[Tensor, dict[str, Any] | None, float]:
+    """IMAGE, AUDIO and frames a second of a VIDEO as players show it: upright, with square pixels, in the
+    colors of a common screen, the sound in its place. The host's own components obey none or some of that.
+    """
+    if isinstance(video, InputImpl.VideoFromComponents):
+        given = video.get_components()
+        return given.images, given.audio, float(given.frame_rate)
+    path, part = part_of(video)
+    rate, times = frame_pace(path, part)
+    pixels = list(read_pixels(path, part))  # as bytes: as floats there will be one copy, not two
+    images = torch.empty(len(pixels), *pixels[0].shape)
+    for image, frame in zip(images, pixels, strict=True):
+        image.copy_(to_tensor(frame).movedim(0, -1))
+    shown_at = frame_times(path, part)
+    seconds = (times[-1] if times else (len(pixels) - 1) / float(rate)) + 1 / float(rate)
+    sound = None
+    try:
+        sound = read_sound(path, shown_at[0] if shown_at else Fraction(0), seconds)
+    except InputError as error:
+        tell(f"{str(error).rstrip('.')}: it is left out.", logging.WARNING)
+    if sound is None:
+        return images, None, float(rate)
+    samples, sample_rate = sound
+    audio = {"waveform": torch.from_numpy(samples)[None], "sample_rate": sample_rate}
+    return images, audio, float(rate)
+
+
 def _pictures(components: Any) -> Tensor:
     """Frames (frames, channels, height, width) as they are in memory."""
     images = components.images
@@ -95,22 +162,51 @@ def _pictures(components: Any) -> Tensor:
     return images.movedim(-1, 1)
 
 
-def _encode(components: Any, folder: Path, crf: int, warn: Callable[[str], None]) -> Path:
+def _timing(components: Any, driving: Any) -> Timing:
+    """When the frames of Create Video are shown, and with which sound."""
+    own = Timing(Fraction(components.frame_rate), sound=components.audio)
+    if driving is None:
+        return own
+    times: Sequence[float] = ()
+    sound: Path | dict[str, Any] | None
+    start = None
+    if isinstance(driving, InputImpl.VideoFromComponents):
+        given = driving.get_components()
+        shown_at = [number / Fraction(given.frame_rate) for number in range(len(given.images))]
+        rate, sound = Fraction(given.frame_rate), given.audio
+    else:
+        path, part = part_of(driving)
+        rate, times = frame_pace(path, part)
+        shown_at = frame_times(path, part)
+        sound, start = (path if probe(path).has_audio else None), next(iter(shown_at), None)
+    count, there = len(_pictures(components)), len(shown_at)
+    heard = "sound" if sound is not None else "no sound"
+    if sound is None:
+        sound, start = own.sound, None
+    if count == there or (count < there and abs(own.rate / rate - 1) < SAME_RATE):
+        cut = "" if count == there else f" (the first {count} of its {there} frames)"
+        note = f", times and {heard} of the driving video{cut}"
+        return Timing(rate, times[:count], sound, start, note)
+    note = f", {heard} of the driving video but not its times, since that has {there} frames"
+    return Timing(own.rate, (), sound, start, note)
+
+
+def _encode(frames: Tensor, timing: Timing, folder: Path, crf: int, warn: Callable[[str], None]) -> Path:
     """An mp4 in the folder; the host's own encoder rounds the frame rate."""
-    frames = _pictures(components)
     pictures, whole, audio = (folder / name for name in ("pictures.mp4", "video.mp4", "the video"))
     progress = Progress(len(frames))
-    with VideoWriter(pictures, Fraction(components.frame_rate), crf=crf) as writer:
+    with VideoWriter(pictures, timing.rate, crf=crf) as writer:
         for number, frame in enumerate(frames):
             writer.write(rgb(frame[None].float()))
             progress(number + 1, len(frames))
 
     def join(sound: Path | None, copied: bool) -> None:
-        if sound is not None:
-            _write_wave(components.audio, sound)
-        join_videos([pictures], whole, writer.rate, (), sound, copied)
+        if sound == audio:
+            assert isinstance(timing.sound, dict)
+            _write_wave(timing.sound, audio)
+        join_videos([pictures], whole, writer.rate, timing.times, sound, copied, sound_start=timing.start)
 
-    keep_sound(join, None if components.audio is None else audio, warn)
+    keep_sound(join, audio if isinstance(timing.sound, dict) else timing.sound, warn)
     return whole
 
 

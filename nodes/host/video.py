@@ -9,24 +9,45 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import InputImpl
+from av.error import FFmpegError
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.storage import file_digest
-from anifacediff_core.video import probe
+from anifacediff_core.video import WHOLE, Part
 
-CUT = 1.5  # frames; where a VIDEO is longer or shorter than its file by more, another node has cut it
+from .api import InputImpl
+
+
+def part_of(video: Any) -> tuple[Path, Part]:
+    """The file behind a VIDEO, and which part of it that is; see :func:`file_of`."""
+    part = _part(video)
+    return (file_of(video), WHOLE) if part is None else (_stored(video), part)
 
 
 def file_of(video: Any) -> Path:
     """The file behind a VIDEO; one that has none, or is a part of one, gets one in the temporary folder."""
-    if not isinstance(video, InputImpl.VideoFromComponents):
-        source = video.get_stream_source()
-        if isinstance(source, streams.BytesIO):
-            return _kept(lambda path: path.write_bytes(source.getbuffer()))
-        path, info = Path(source), probe(source)
-        if abs(float(video.get_duration() * info.rate) - info.frames) < CUT:
-            return path
+    if _part(video) == WHOLE:
+        return _stored(video)
     return _kept(lambda path: video.save_to(str(path)))
+
+
+def _part(video: Any) -> Part | None:
+    """Which part of its file a VIDEO is; None if it has no file, or the host does not tell."""
+    if isinstance(video, InputImpl.VideoFromComponents):
+        return None
+    if not hasattr(video, "as_trimmed"):  # a host that cannot cut
+        return WHOLE
+    if hasattr(video, "get_active_trim_window"):
+        return Part(*video.get_active_trim_window())
+    whole = InputImpl.VideoFromFile(video.get_stream_source())
+    return WHOLE if whole.get_duration() == video.get_duration() else None
+
+
+def _stored(video: Any) -> Path:
+    source = video.get_stream_source()
+    if isinstance(source, streams.BytesIO):
+        return _kept(lambda path: path.write_bytes(source.getbuffer()))
+    return Path(source)
 
 
 def _kept(write: Callable[[Path], object]) -> Path:
@@ -35,7 +56,12 @@ def _kept(write: Callable[[Path], object]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         written = Path(beside) / "video.mp4"
-        write(written)
+        try:
+            write(written)
+        except (UnicodeError, FFmpegError, ValueError) as error:
+            raise InputError(
+                f"The host cannot write the video to a file ({error}): give a whole one."
+            ) from error
         path = folder / f"anifacediff_{file_digest(written)[:16]}.mp4"
         written.replace(path)
     return path
@@ -44,14 +70,3 @@ def _kept(write: Callable[[Path], object]) -> Path:
 def video_of(path: Path) -> Any:
     """A file as the host's VIDEO."""
     return InputImpl.VideoFromFile(str(path))
-
-
-def input_path(value: Any) -> Path | None:
-    """The file of the input folder that a value of a workflow names, if it does."""
-    if not isinstance(value, str) or not value or "\0" in value or "\n" in value:
-        return None
-    path = Path(folder_paths.get_annotated_filepath(value))
-    try:
-        return path if path.is_file() else None
-    except OSError:  # a text that is too long for a name
-        return None

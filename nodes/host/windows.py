@@ -48,12 +48,14 @@ class WindowHandler(IndexListContextHandler):
             context_overlap=overlap,
             dim=0,
         )
+        # by default newer hosts put one more frame before a window, of which `index_list` says nothing
+        self.causal_window_fix = False
 
     @classmethod
     def adopt(cls, handler: IndexListContextHandler) -> WindowHandler:
         """Windows as another handler lays and blends them, handled as ours."""
         adopted = cls(handler.context_length, handler.context_overlap)
-        adopted.__dict__.update(handler.__dict__)
+        adopted.__dict__.update({**handler.__dict__, "causal_window_fix": False})
         return adopted
 
     def __deepcopy__(self, memo: dict) -> WindowHandler:

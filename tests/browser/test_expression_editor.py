@@ -64,7 +64,7 @@ def found(
         "edits": EDITS,
         "base": {name: getattr(base, name)[0].tolist() for name in ("expression", "pose", "camera")},
         "folder": str(tmp_path_factory.mktemp(prefix)),
-        "timeout": 300_000,
+        "timeout": 900_000,
     }
     result = browser.drive("edit.mjs", running_comfyui, browser_driver, task, timeout=1200)
     drawn = sorted((running_comfyui.base / "output").glob(f"{prefix}_*.png"))
@@ -148,6 +148,10 @@ def test_undo_and_redo(found: dict[str, Any]) -> None:
 
 def test_a_node_of_the_same_id_elsewhere_takes_nothing_away(found: dict[str, Any]) -> None:
     assert found["twin"]
+
+
+def test_the_panel_stays_as_wide_as_its_node(found: dict[str, Any]) -> None:
+    assert found["widths"]["after"] == found["widths"]["before"] > 300
 
 
 def test_values_are_saved_loaded_copied_and_queued(found: dict[str, Any]) -> None:

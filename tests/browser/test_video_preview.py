@@ -24,11 +24,11 @@ def found(
         "name": "long_video",
         "type": "AniFaceDiffReenactLongVideo",
         "vue": request.param == "vue",
-        "values": {"steps": 2, "filename_prefix": f"shown/{request.param}"},
+        "values": {"steps": 2, "cfg": 1, "filename_prefix": f"shown/{request.param}"},
         "folder": str(tmp_path_factory.mktemp(request.param)),
-        "timeout": 300_000,
+        "timeout": 900_000,
     }
-    return {**browser.drive("watch.mjs", running_comfyui, browser_driver, task, timeout=600), **task}
+    return {**browser.drive("watch.mjs", running_comfyui, browser_driver, task, timeout=1200), **task}
 
 
 def test_pictures_are_shown_while_it_runs(found: dict[str, Any]) -> None:

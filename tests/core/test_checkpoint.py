@@ -13,12 +13,17 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
+from anifacediff_core.network.sampling_config import SamplingConfig
+from anifacediff_core.options import bundled_checkpoint
+from anifacediff_core.weights.assembly import convert
 from anifacediff_core.weights.checkpoint import (
     load_autoencoder,
     load_checkpoint,
     load_network,
     save_checkpoint,
 )
+from anifacediff_core.weights.importers import recognize_file
+from anifacediff_core.weights.inspection import describe
 from harness.weights import randomize
 
 CONFIG = NetworkConfig.tiny()
@@ -47,6 +52,74 @@ def test_round_trip(path: Path, model: AniFaceDiff) -> None:
     loaded = load_network(checkpoint).state_dict()
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded[name], weight.half().float()), name
+
+
+def test_a_header_may_say_how_to_sample(tmp_path: Path) -> None:
+    wish = SamplingConfig(steps=4, cfg=1.2)
+    save_checkpoint(tmp_path / "x.safetensors", {}, NetworkConfig.full(), head="", sampling=wish)
+    assert load_checkpoint(tmp_path / "x.safetensors").sampling == wish
+    convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors")
+    assert load_checkpoint(tmp_path / "y.safetensors").sampling == wish
+    assert "  sampling      steps 4, cfg 1.2, sampler euler, scheduler simple" in describe(
+        tmp_path / "y.safetensors"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "cfg"), [(NetworkConfig.tiny(), 2, 1.0), (NetworkConfig.full(), 25, 3.5)]
+)
+def test_a_header_that_does_not_say_is_sampled_as_others_of_its_size(
+    tmp_path: Path, config: NetworkConfig, steps: int, cfg: float
+) -> None:
+    save_checkpoint(tmp_path / "x.safetensors", {}, config, head="")
+    sampling = load_checkpoint(tmp_path / "x.safetensors").sampling
+    assert (sampling.steps, sampling.cfg, sampling.sampler, sampling.scheduler) == (
+        steps,
+        cfg,
+        "euler",
+        "simple",
+    )
+
+
+def test_the_bundled_checkpoint_is_sampled_in_two_steps() -> None:
+    assert load_checkpoint(bundled_checkpoint()).sampling == SamplingConfig(steps=2, cfg=1.0)
+
+
+@pytest.mark.parametrize(
+    ("wish", "told"),
+    [
+        ([], "the entry is []"),
+        ({"steps": 0}, "steps is 0, expected a whole number from 1 to 1000"),
+        ({"steps": 10**9}, "steps is 1000000000"),
+        ({"steps": True}, "steps is True"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"steps": None}, "steps is None"),
+        ({"cfg": "much"}, "cfg is 'much', expected a number from 0 to 100"),
+        ({"cfg": 101}, "cfg is 101"),
+        ({"sampler": "magic"}, "sampler is 'magic', expected euler"),
+        ({"sampler": ["euler"]}, "sampler is ['euler']"),
+        ({"scheduler": {}}, "scheduler is {}"),
+        ({"eta": 1}, "the entry is {'eta': 1}, expected some of steps, cfg, sampler, scheduler"),
+        ({"sampler": "\x1b[31m" + "x" * 10_000}, "sampler is '\\x1b[31mxxx"),
+    ],
+    ids=str,
+)
+def test_sampling_that_nobody_can_do_is_refused(tmp_path: Path, wish: object, told: str) -> None:
+    network = {"version": 1, "network": CONFIG.to_json(), "head": "", "sampling": wish}
+    path = tmp_path / "x.safetensors"
+    save_file({"vae.weight": torch.zeros(1)}, path, {"anifacediff": json.dumps(network)})
+    for read in (load_checkpoint, recognize_file):
+        with pytest.raises(
+            InputError, match="^x.safetensors has a header with sampling that nobody"
+        ) as error:
+            read(path)
+        assert told in str(error.value) and len(str(error.value)) < 300
+
+
+@pytest.mark.parametrize("cfg", [float("nan"), float("inf"), -1.0])
+def test_nobody_can_ask_for_such_guidance(cfg: float) -> None:
+    with pytest.raises(InputError, match="expected a number from 0 to 100"):
+        SamplingConfig().but(cfg=cfg)
 
 
 def test_bundled_sizes_leave_room_for_the_face_encoder(path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
@@ -148,28 +149,38 @@ def test_another_heads_parameters_are_refused(head: HeadModel) -> None:
         edit(head, flame, {})
 
 
-def test_the_page_has_the_bundled_head(tmp_path: Path) -> None:
+def test_the_page_has_the_bundled_head(head: HeadModel, tmp_path: Path) -> None:
+    """But for the last digits of its numbers, which differ between processors."""
     export(tmp_path / "head.safetensors")
-    assert (tmp_path / "head.safetensors").read_bytes() == WEB_HEAD.read_bytes(), (
-        "write it anew: python -m anifacediff_core.head.export_web web/editor/head.safetensors"
-    )
+    shipped, made = load_file(WEB_HEAD), load_file(tmp_path / "head.safetensors")
+    anew = "write it anew: python -m anifacediff_core.head.export_web web/editor/head.safetensors"
+    assert shipped.keys() == made.keys(), anew
+    for name, tensor in made.items():
+        assert shipped[name].dtype == tensor.dtype, anew
+        if not name.startswith("delta"):
+            tolerance = 1e-6 if tensor.is_floating_point() else 1
+            assert torch.allclose(shipped[name].double(), tensor.double(), atol=tolerance, rtol=0), anew
+    assert torch.allclose(expressions(shipped, head), expressions(made, head), atol=1e-6), anew
     assert WEB_HEAD.stat().st_size < 700_000
-    with safe_open(str(WEB_HEAD), framework="pt") as file:
-        header = json.loads(file.metadata()["head"])
-    assert header == {
-        "expressions": HeadModel.bundled().expression_names,
-        "parents": HeadModel.bundled().parents,
-    }
+    for file in (WEB_HEAD, tmp_path / "head.safetensors"):
+        with safe_open(str(file), framework="pt") as opened:
+            header = json.loads(opened.metadata()["head"])
+        assert header == {"expressions": head.expression_names, "parents": head.parents}, anew
 
 
-def test_the_pages_expressions_are_the_heads(head: HeadModel) -> None:
-    tensors = web_tensors(head)
+def expressions(tensors: dict[str, Tensor], head: HeadModel) -> Tensor:
+    """Displacements (expressions, vertices, 3) in meters, as the page unpacks them."""
     basis = torch.zeros(head.n_expression, *head.template.shape)
     starts = tensors["delta_start"].tolist()
     for number, (start, end) in enumerate(pairwise(starts)):
         moved = tensors["delta"][start:end].float() * tensors["delta_unit"][number]
         basis[number, tensors["delta_vertex"][start:end].long()] = moved
-    assert torch.allclose(basis, head.expression_basis.permute(2, 0, 1), atol=1e-6)  # a micrometer
+    return basis
+
+
+def test_the_pages_expressions_are_the_heads(head: HeadModel) -> None:
+    expected = head.expression_basis.permute(2, 0, 1)
+    assert torch.allclose(expressions(web_tensors(head), head), expected, atol=1e-6)  # a micrometer
 
 
 def test_places_rest_within_their_limits() -> None:

@@ -91,7 +91,7 @@ def test_a_set_is_at_no_distance_from_itself_and_one_picture_has_none() -> None:
     for count in (10, 300):
         features = vectors(count, 64, 3)
         trace = float(gaussian(features).covariance.trace())
-        assert frechet_distance(gaussian(features), gaussian(features.flip(0), 50)) < 1e-9 * trace
+        assert frechet_distance(gaussian(features), gaussian(features.flip(0), 50)) < 1e-6 * trace
     assert math.isnan(frechet_distance(gaussian(torch.rand(1, 4)), gaussian(torch.rand(5, 4))))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -92,14 +93,132 @@ def test_the_timecodes_rate_is_told_from_it(head: HeadModel, write: Callable, ra
     drop = [(code.replace(":", ";"), values) for code, values in ramp(range(4 * rate + 1), rate)]
     assert len(jaw(write(drop), head)) == 121
     short = ramp(range(12), rate)
-    assert len(jaw(write(short), head, Fraction(60))) == 12, "60 is the app's own"
+    with pytest.raises(InputError, match="within a second.*choose timecode_fps"):
+        jaw(write(short), head)
     assert len(jaw(write(short), head, Fraction(rate), timecode_rate=rate)) == 12
 
 
-@pytest.mark.parametrize(("rate", "told"), [(60, 24), (100, 0)])
-def test_more_frames_than_a_second_has(head: HeadModel, write: Callable, rate: int, told: int) -> None:
-    with pytest.raises(InputError, match=f"up to frame {rate - 1}, too many"):
-        load_live_link(write(ramp(range(4 * rate + 1), rate)), head, timecode_rate=told)
+def test_more_frames_than_a_second_has(head: HeadModel, write: Callable) -> None:
+    with pytest.raises(InputError, match="up to frame 59, too many for 24"):
+        load_live_link(write(ramp(range(241), 60)), head, timecode_rate=24)
+    with pytest.raises(InputError, match="frame 99 in a second of 60"):
+        load_live_link(write([*ramp(range(241), 60), ("00:00:02:99", {})]), head)
+
+
+# ---- timecode of many hands: line `i` is made at i / fps seconds
+
+
+def line_counter(i: int, fps: float) -> str:
+    return f"00:00:{int(i / fps):02}:{int(i % fps + 1e-9):02}.{i % 1000:03}"
+
+
+def thousandths(i: int, fps: float) -> str:
+    ms = i / fps % 1 * 1000
+    return f"00:00:{int(i / fps):02}:{int(ms * fps / 1000 + 1e-9):02}.{int(ms):03}"
+
+
+def milliseconds(i: int, fps: float) -> str:
+    return f"00:00:{int(i / fps):02}:{int(i / fps % 1 * 1000):02}"
+
+
+def clock(i: int, fps: float) -> str:
+    return f"00:00:{int(i / fps):02}.{int(i / fps % 1 * 1000):03}"
+
+
+def wave(stamp: Callable[[int, float], str], fps: float, seconds: float) -> list:
+    """Lines whose jaw opens and closes once a second, as in `opened`."""
+    times = [i / fps for i in range(int(fps * seconds))]
+    return [(stamp(i, fps), {"JawOpen": 0.5 - 0.5 * math.cos(2 * math.pi * t)}) for i, t in enumerate(times)]
+
+
+def error(path: Path, head: HeadModel) -> float:
+    found = load_live_link(path, head)
+    expected = 0.5 - 0.5 * torch.cos(2 * math.pi * torch.arange(len(found)) / 30)
+    away = found.expression[:, head.expression_names.index("jawOpen")] - expected
+    return float(away[found.valid].square().mean().sqrt())
+
+
+@pytest.mark.parametrize("stamp", [line_counter, thousandths, milliseconds, clock])
+@pytest.mark.parametrize("fps", [12, 15, 20, 24, 25, 29.97, 30, 50, 60, 90, 120, 240])
+@pytest.mark.parametrize("seconds", [1.5, 5])
+def test_any_rate_is_told_from_all_lines(
+    head: HeadModel, write: Callable, stamp: Callable, fps: float, seconds: float
+) -> None:
+    path = write(wave(stamp, fps, seconds))
+    assert len(load_live_link(path, head)) == pytest.approx(30 * seconds, abs=4)
+    assert error(path, head) < 0.03
+
+
+def test_a_line_counter_is_no_part_of_a_frame(head: HeadModel, write: Callable) -> None:
+    assert error(write(wave(line_counter, 15, 50)), head) < 0.03
+
+
+def test_lines_in_any_order(head: HeadModel, write: Callable) -> None:
+    lines = wave(line_counter, 15, 5)
+    assert error(write([*lines[::2], *reversed(lines[1::2]), *lines[10:20]]), head) < 0.03
+
+
+def test_pauses_are_filled_and_told(head: HeadModel, write: Callable) -> None:
+    lines = wave(line_counter, 15, 9)
+    path = write([*lines[:30], *lines[90:]])
+    found = load_live_link(path, head)
+    assert len(found) == 269 and not found.valid[62:178].any() and found.valid[182:].all()
+    assert error(path, head) < 0.03
+
+
+@pytest.mark.parametrize(("counted", "mark"), [(30, ";"), (30, ":"), (60, ";")])
+def test_drop_frame_timecode_keeps_to_the_clock(
+    head: HeadModel, write: Callable, counted: int, mark: str
+) -> None:
+    dropped = counted // 15
+    lines = []
+    for frame in range(counted * 130):
+        number = frame + dropped * max(0, (frame - dropped) // (60 * counted - dropped))
+        second, part = divmod(number, counted)
+        opened = 0.5 - 0.5 * math.cos(2 * math.pi * frame * 1001 / 1000 / counted)
+        lines.append((f"10:{second // 60:02}:{second % 60:02}{mark}{part:02}", {"JawOpen": opened}))
+    path = write(lines)
+    assert "10:01:00" in path.read_text() and f"10:01:00{mark}00" not in path.read_text()
+    assert error(path, head) < 0.03
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_files_as_spreadsheets_save_them(
+    head: HeadModel, write: Callable, encoding: str, separator: str
+) -> None:
+    path = write(wave(line_counter, 15, 3))
+    lines = path.read_text().splitlines()
+    if separator != ",":
+        lines = [line.replace(",", separator).replace(".", ",") for line in lines]
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    path.write_bytes("\r\n".join([mark + lines[0], *lines[1:], ""]).encode(encoding))
+    assert error(path, head) < 0.03
+
+
+def test_decimal_commas_between_commas_are_told(head: HeadModel, write: Callable) -> None:
+    path = write(wave(line_counter, 15, 3))
+    first, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([first, *(line.replace(".", ",") for line in lines)]))
+    with pytest.raises(InputError, match="points as decimal signs"):
+        load_live_link(path, head)
+
+
+@pytest.mark.parametrize("end", ["00:30:00:00", "03:59:59:00", "12:00:00:00", "23:00:00:00"])
+def test_time_without_lines_is_not_believed(head: HeadModel, write: Callable, end: str) -> None:
+    with pytest.raises(InputError, match="only 2 lines for .* cut the recording there"):
+        load_live_link(write([("00:00:00:00", {}), (end, {})]), head, Fraction(240))
+
+
+def test_the_same_timecode_in_all_lines_is_told(head: HeadModel, write: Callable) -> None:
+    with pytest.raises(InputError, match="is the same in most lines, 5 times for 50"):
+        load_live_link(write([(f"00:00:0{i // 10}:00", {"JawOpen": i / 50}) for i in range(50)]), head)
+
+
+def test_messages_do_not_steer_a_terminal(head: HeadModel, write: Callable) -> None:
+    with pytest.raises(InputError) as caught:
+        load_live_link(write([("00:00:\x1b[2J\x07", {})]), head)
+    assert str(caught.value).isprintable() and r"\x1b[2J" in str(caught.value)
 
 
 def test_names_of_any_order_and_number(head: HeadModel, write: Callable) -> None:

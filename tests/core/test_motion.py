@@ -15,6 +15,8 @@ from torch import Tensor
 from anifacediff_core.capture.tracker import smooth_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
+from anifacediff_core.head.alignment import align
+from anifacediff_core.head.editing import edit
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.motion import gaze_pose
 from anifacediff_core.head.parameters import TENSORS, FaceParameters
@@ -491,9 +493,78 @@ def test_json_is_exact_and_readable(driving: FaceParameters, tmp_path: Path) -> 
     assert not [path for path in tmp_path.iterdir() if path.suffix != ".json"]
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_none_are_refused(
+    head: HeadModel, names: list[str], driving: FaceParameters, value: float
+) -> None:
+    works = [
+        lambda: smooth_motion(driving, names, value, 0.3),
+        lambda: smooth_motion(driving, names, 0.3, value),
+        lambda: edit_motion(driving, names, ONES | {"mouth": value}),
+        lambda: edit_motion(driving, names, ONES, source=driving[0], neutralize=value),
+        lambda: mix(driving, driving, value),
+        lambda: mix(driving, driving, torch.full((24,), value)),
+        lambda: retime(driving, Fraction(24), Fraction(24), value),
+        lambda: exact_rate(value),
+        lambda: edit(head, driving, {"headYaw": value}),
+    ]
+    for work in works:
+        with pytest.raises(InputError, match="give"):
+            work()
+
+
+@pytest.mark.parametrize("name", ["motion.json", "motion.safetensors"])
+def test_confidence_is_saved_and_old_files_have_none(
+    driving: FaceParameters, tmp_path: Path, name: str
+) -> None:
+    driving.save(tmp_path / name)
+    assert FaceParameters.load(tmp_path / name).confidence is None
+    sure = replace(driving, confidence=torch.arange(24) / 27)
+    sure.save(tmp_path / name)
+    assert torch.equal(FaceParameters.load(tmp_path / name).confidence, sure.confidence)
+    assert torch.equal(FaceParameters.from_bytes(sure.to_bytes(), "the data").confidence, sure.confidence)
+    replace(driving, confidence=torch.full((24,), 1.5)).save(tmp_path / name)
+    with pytest.raises(InputError, match="not from 0 to 1"):
+        FaceParameters.load(tmp_path / name)
+
+
+def test_confidence_goes_with_the_frames(driving: FaceParameters) -> None:
+    sure = replace(driving, confidence=torch.arange(24) / 24)
+    assert torch.equal(sure[[3, 5]].confidence, torch.tensor([3 / 24, 5 / 24]))
+    assert torch.equal(sure[7].expand(3).confidence, torch.full((3,), 7 / 24))
+    joined = FaceParameters.concatenate([driving[:2], sure[:2]]).confidence
+    assert torch.equal(joined, torch.tensor([1, 1, 0, 1 / 24])), "nothing doubts what is not told"
+    assert FaceParameters.concatenate([driving, driving]).confidence is None
+    everything = dict.fromkeys(("head", "place", *PARTS), True)
+    for blend in (driving.interpolate(sure, 0.5), combine(driving, sure, [], everything)):
+        assert torch.equal(blend.confidence, sure.confidence)
+    assert torch.equal(turn_back(sure, "reverse").confidence, sure.confidence.flip(0))
+    assert len(retime(sure, Fraction(24), Fraction(60)).confidence) == 60
+    assert torch.equal(align(driving[0], sure).confidence, sure.confidence)
+    with pytest.raises(InputError, match=r"confidence has shape \[3\]"):
+        replace(driving, confidence=torch.ones(3))
+
+
+@pytest.mark.parametrize("name", ["motion.json", "motion.safetensors"])
+@pytest.mark.parametrize("part", ["expression", "camera", "confidence"])
+def test_what_could_not_be_loaded_is_not_saved(
+    driving: FaceParameters, tmp_path: Path, name: str, part: str
+) -> None:
+    sure = replace(driving, confidence=torch.ones(24))
+    getattr(sure, part)[5] = math.nan
+    with pytest.raises(InputError, match=f"NaN or infinity in {part} at frame 5"):
+        sure.save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     "change",
     [
+        {"confidence": [[1.0]] * 24},
+        {"confidence": [1.0] * 23},
+        {"confidence": ["1"] * 24},
+        {"confidence": [float("nan")] * 24},
+        {"confidence": [-0.5] * 24},
         {"pose": [[0.0] * 15] * 23},
         {"pose": [[0.0] * 15] * 23 + [[0.0]]},
         {"pose": "none"},

@@ -119,7 +119,7 @@ def test_every_input_changes_the_rows_it_belongs_to(model: AniFaceDiff, batch: d
     unconditional_changes = change in ("normals", "timesteps")
     assert (relative_error(after[FRAMES:], before[FRAMES:]) > 1e-3) == unconditional_changes
     if not unconditional_changes:
-        assert torch.equal(after[FRAMES:], before[FRAMES:])
+        assert relative_error(after[FRAMES:], before[FRAMES:]) < 1e-5
 
 
 @torch.no_grad()
@@ -227,7 +227,7 @@ def test_forward_and_gradient_in_bfloat16(model: AniFaceDiff, batch: dict) -> No
 def test_fixed_rows_takes_tensors_only(model: AniFaceDiff, batch: dict) -> None:
     expected = model(**batch)
     rows = batch.pop("conditional_rows")
-    assert torch.equal(FixedRows(model, rows)(*batch.values()), expected)
+    assert relative_error(FixedRows(model, rows)(*batch.values()), expected) < 1e-5
 
 
 def test_forward_and_backward_touch_one_device_only(batch: dict) -> None:

@@ -25,7 +25,7 @@ from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
 from anifacediff_core.evaluation import results
 from anifacediff_core.evaluation.faces import FaceReader, face_distances, five_points
-from anifacediff_core.evaluation.generate import VARIANTS, Generator, Sampling
+from anifacediff_core.evaluation.generate import VARIANTS, Generator
 from anifacediff_core.evaluation.identity import Embedder
 from anifacediff_core.evaluation.metrics import flicker
 from anifacediff_core.evaluation.pairs import (
@@ -45,6 +45,7 @@ from anifacediff_core.evaluation.tables import results_markdown
 from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.video import VideoWriter, read_image, write_image
 from harness import files, flame
 from harness.onnx_files import write_onnx
@@ -509,7 +510,7 @@ def test_variants_switch_alignment_and_adapter(
 
     monkeypatch.setattr("anifacediff_core.evaluation.generate.capture", read)
     pipeline, variant = Recorder(), VARIANTS[name]
-    generator = Generator(pipeline, None, Sampling(size=32, expression_scale=0.7), pictures=True)  # type: ignore[arg-type]
+    generator = Generator(pipeline, None, SamplingSettings(size=32, expression_scale=0.7), pictures=True)  # type: ignore[arg-type]
     pairs = draw_pairs(videos, (SAME, CROSS), count=1)
     problems = generator.run(variant, pairs, tmp_path / "out", "demo", lambda done, total: None)
     assert problems == {}
@@ -523,17 +524,17 @@ def test_variants_switch_alignment_and_adapter(
 
 
 def test_results_of_other_settings_are_not_mixed(videos: Path, tmp_path: Path) -> None:
-    def run(sampling: Sampling) -> None:
+    def run(sampling: SamplingSettings) -> None:
         Generator(Recorder(), None, sampling).run(  # type: ignore[arg-type]
             VARIANTS["full"], [], tmp_path / "out", "demo", lambda done, total: None
         )
 
-    run(Sampling())
-    run(Sampling())
+    run(SamplingSettings())
+    run(SamplingSettings())
     with pytest.raises(InputError, match="results of other settings"):
-        run(Sampling(steps=7))
+        run(SamplingSettings(steps=7))
     with pytest.raises(InputError, match="other settings or pairs"):
-        Generator(Recorder(), None, Sampling()).run(  # type: ignore[arg-type]
+        Generator(Recorder(), None, SamplingSettings()).run(  # type: ignore[arg-type]
             VARIANTS["full"],
             draw_pairs(videos, (SAME,), count=1),
             tmp_path / "out",

@@ -16,6 +16,7 @@ from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
+from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step, make_sigmas
 from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
@@ -259,6 +260,17 @@ def test_without_guidance_only_the_conditional_half_runs(
     pipeline.sample(conditioning, steps=1, cfg=1.0)
     pipeline.sample(conditioning, steps=1, cfg=1.5)
     assert asked == [False, True]
+
+
+def test_what_nobody_asks_for_is_as_the_weights_want_it(
+    pipeline: Pipeline, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "sampling", SamplingConfig(steps=3, cfg=2.0))
+    noise = torch.randn(9, 4, 8, 8)
+    wanted = pipeline.sample(conditioning, noise=noise)
+    assert torch.equal(wanted, pipeline.sample(conditioning, steps=3, cfg=2.0, noise=noise))
+    asked = pipeline.sample(conditioning, steps=1, noise=noise)
+    assert torch.equal(asked, pipeline.sample(conditioning, steps=1, cfg=2.0, noise=noise))
 
 
 def test_windows_of_independent_frames_change_nothing(pipeline: Pipeline, conditioning: Conditioning) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling import jobs as module
 from anifacediff_core.sampling.jobs import ReenactJob, read_jobs, run_jobs
 from anifacediff_core.scale import Scale, run
@@ -212,6 +213,27 @@ def test_the_command_ends_with_a_code_that_tells_of_failures(
 
 
 SETTINGS = ["--size", "64", "--steps", "1", "--cfg", "1", "--max-frames", "2", "--device", "cpu"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [([], [False, False]), (["--steps", "1", "--cfg", "2"], [True])], ids=str
+)
+def test_what_is_left_out_is_as_the_checkpoint_wants_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: list[bool]
+) -> None:
+    """The bundled one: two steps, and no unconditional half of guidance."""
+    guided = []
+    predict = AniFaceDiff.predict
+
+    def spy(self: AniFaceDiff, *args: Any, **kwargs: Any) -> Any:
+        guided.append(kwargs["guided"])
+        return predict(self, *args, **kwargs)
+
+    monkeypatch.setattr(AniFaceDiff, "predict", spy)
+    files = ["--source", str(EXAMPLES / "source.png"), "--driving", str(EXAMPLES / "driving.mp4")]
+    few = ["--size", "64", "--max-frames", "2", "--device", "cpu"]
+    assert main(["reenact", *files, "--out", str(tmp_path / "one.mp4"), *few, *options]) == 0
+    assert guided == expected
 
 
 def test_a_result_appears_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

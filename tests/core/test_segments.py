@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -19,11 +20,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.parameters import TENSORS, FaceParameters
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
@@ -221,12 +223,23 @@ def test_other_settings_start_anew_and_keep_what_was_finished(run: Run) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json"]
 
 
+def notes(**footage: Any) -> str:
+    whole = {"rate": "24", "sound": None, "times": [], **footage}
+    return json.dumps({"version": 1, "fingerprint": "settings", "footage": whole})
+
+
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"version": 1}', '{"version": 99, "fingerprint": "settings"}']
-)
+    "text",
+    [
+        "", "{", "[]", '{"version": 1}', '{"version": 99, "fingerprint": "settings"}', "[" * 100_000,
+        notes(rate="1/0"), notes(rate="1e1000000000"), notes(rate=float("inf")), notes(rate="0"),
+        notes(rate=None), notes(sound=5), notes(times=[float("nan")]), notes(times=["a"]), notes(times=None),
+        "\ud800",
+    ],
+)  # fmt: skip
 def test_damaged_notes_start_anew(run: Run, whole: Path, text: str) -> None:
     run.interrupted(2)
-    (run.folder / "manifest.json").write_text(text)
+    (run.folder / "manifest.json").write_bytes(text.encode("utf-8", "surrogatepass"))
     make = Made()
     run(make)
     assert make.asked == [0, 1, 2, 3] and run.out.read_bytes() == whole.read_bytes()
@@ -311,12 +324,93 @@ def test_the_driver_is_read_once(run: Run) -> None:
     assert not run.folder.exists(), "nothing that is worth keeping"
 
 
-def test_a_full_disk_is_told_in_a_sentence(run: Run, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def moving(frames: int) -> FaceParameters:
+    head = HeadModel.bundled()
+    driving = FaceParameters.neutral(frames, head.name, head.n_shape, head.n_expression)
+    return replace(driving, pose=0.2 * torch.randn(frames, 15, generator=torch.Generator().manual_seed(0)))
+
+
+def test_where_parameters_lie_in_memory_is_the_same_in_every_run(run: Run) -> None:
+    """Kernels round otherwise at other addresses: what is read goes the way of what was just captured."""
+    driving = moving(7)
+    strange = replace(driving, pose=torch.cat([torch.zeros(3), driving.pose.flatten()])[3:].view(7, 15))
+    first, _ = run.parameters("driver", lambda: (strange, "note"))
+    again, _ = run.parameters("driver", lambda: pytest.fail("read twice"))
+    for found in (first, again):
+        for name in TENSORS:
+            tensor = getattr(found, name)
+            assert torch.equal(tensor, getattr(driving, name)) and tensor.is_contiguous()
+            assert tensor.data_ptr() % 64 == tensor.storage_offset() == 0
+
+
+def flip(path: Path, *, behind: int) -> None:
+    """Turn a bit over in a tensor of a safetensors file."""
+    data = bytearray(path.read_bytes())
+    data[-behind] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_bit_in_parameters_is_noticed(run: Run) -> None:
+    driving, reads = moving(7), []
+
+    def read() -> tuple[FaceParameters, str]:
+        reads.append(1)
+        return driving, "note"
+
+    run.parameters("driver", read)
+    flip(run.folder / "driving.safetensors", behind=100)
+    found, _ = run.parameters("driver", read)
+    assert len(reads) == 2 and torch.equal(found.pose, driving.pose)
+
+
+def test_a_flipped_bit_in_what_is_handed_on_is_noticed(run: Run, whole: Path) -> None:
+    run.interrupted(2)
+    flip(run.folder / "0001.safetensors", behind=3)
+    make = Made()
+    run(make)
+    assert make.asked == [1, 2, 3] and run.out.read_bytes() == whole.read_bytes()
+
+
+def test_motion_that_is_no_number_is_not_kept(run: Run) -> None:
+    driving = replace(moving(3), camera=torch.full((3, 3), float("nan")))
+    with pytest.raises(InputError, match="The driver's motion contains NaN"):
+        run.parameters("driver", lambda: (driving, "note"))
+    assert not run.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("frames", "length"),
+    [(7, 3), (5, 1), (9, 4), (11, 5), (10, 3), (3, 2), (13, 6), (8, 2), (15, 7), (23, 9)],
+)
+def test_segments_of_any_length_join_and_go_on(tmp_path: Path, frames: int, length: int) -> None:
+    """The encoder orders the frames of short segments otherwise than those of long ones."""
+    segments = plan_segments(frames, length, OVERLAP)
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    whole.run(segments, Made())
+    for number in sorted({0, len(segments) // 2, len(segments) - 1}):
+        with pytest.raises(KeyboardInterrupt):
+            broken.run(segments, Made(stop_at=number))
+    assert broken.run(segments, Made()) == frames == len(frames_of(broken.out))
+    assert broken.out.read_bytes() == whole.out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "full_disk",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError(
+            "Error while serializing: IoError(Os { code: 28, message: No space left on device })"
+        ),
+    ],
+)
+def test_a_full_disk_is_told_in_a_sentence(
+    run: Run, whole: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Exception
+) -> None:
     real = VideoWriter.write
 
     def full(self: VideoWriter, frames: Tensor) -> None:
         if "0002" in str(self.path):
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise full_disk
         real(self, frames)
 
     with monkeypatch.context() as patched, pytest.raises(InputError, match="is full: free some of it"):
@@ -563,30 +657,32 @@ def maker(pipeline: Pipeline, driving: FaceParameters, latents: dict[int, Tensor
     return make
 
 
-def test_latents_do_not_depend_on_where_it_was_interrupted(pipeline: Pipeline, tmp_path: Path) -> None:
-    head = pipeline.head
-    driving = FaceParameters.neutral(14, head.name, head.n_shape, head.n_expression)
-    driving = replace(driving, pose=0.2 * torch.randn(14, 15, generator=torch.Generator().manual_seed(0)))
-    segments = plan_segments(14, 5, OVERLAP)
-    at_once: dict[int, Tensor] = {}
-    whole = Run(tmp_path / "whole")
-    whole.run(segments, maker(pipeline, driving, at_once))
+@pytest.mark.parametrize(("frames", "length"), [(14, 5), (7, 2), (10, 3)])
+def test_latents_do_not_depend_on_where_it_was_interrupted(
+    pipeline: Pipeline, tmp_path: Path, frames: int, length: int
+) -> None:
+    segments = plan_segments(frames, length, OVERLAP)
 
-    broken, parts = Run(tmp_path / "broken"), {}
-    make = maker(pipeline, driving, parts)
-    for _ in segments:
-        done = len(parts)
+    def latents_of(run: Run, most: int) -> dict[int, Tensor]:
+        """Of a run that makes so many segments, with parameters as they are captured or read back."""
+        made: dict[int, Tensor] = {}
+        with run.begin() as work:
+            driving, _ = work.parameters("driver", lambda: (moving(frames), "note"))
+            make = maker(pipeline, driving, made)
 
-        def one(segment: Segment, carried: Carried, done: int = done) -> tuple[Iterator[Tensor], Carried]:
-            if len(parts) > done:
-                raise KeyboardInterrupt
-            return make(segment, carried)
+            def some(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+                if len(made) == most:
+                    raise KeyboardInterrupt
+                return make(segment, carried)
 
-        try:
-            broken.run(segments, one)  # type: ignore[arg-type]
-        except KeyboardInterrupt:
-            assert len(parts) == done + 1
-    assert parts.keys() == at_once.keys() == {0, 1, 2}
+            with suppress(KeyboardInterrupt):
+                work.run(run.out, segments, some, None)
+        return made
+
+    whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
+    at_once = latents_of(whole, len(segments))
+    parts = {number: latents for _ in segments for number, latents in latents_of(broken, 1).items()}
+    assert parts.keys() == at_once.keys() == set(range(len(segments)))
     assert all(torch.equal(parts[number], at_once[number]) for number in parts)
     assert broken.out.read_bytes() == whole.out.read_bytes()
 

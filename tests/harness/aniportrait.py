@@ -9,9 +9,9 @@ Its drawings need mediapipe==0.10.21, scipy and OpenCV.
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import importlib.util
+import io
 import os
 import sys
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from diffusers.models import embeddings
 from diffusers.models.transformers import dual_transformer_2d
 from einops import rearrange
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -326,11 +327,17 @@ def can_draw() -> bool:
     return all(importlib.util.find_spec(name) for name in ("mediapipe", "scipy", "cv2"))
 
 
-def digests(drawings: np.ndarray) -> Tensor:
-    """SHA-256 of each drawing, (frames, 32) uint8."""
-    return torch.tensor(
-        [list(hashlib.sha256(frame.tobytes()).digest()) for frame in drawings], dtype=torch.uint8
-    )
+def packed(drawings: np.ndarray) -> Tensor:
+    """Drawings (frames, H, W, 3) one above the other as a PNG, (bytes,) uint8."""
+    file = io.BytesIO()
+    Image.fromarray(drawings.reshape(-1, *drawings.shape[2:])).save(file, "PNG", optimize=True)
+    return torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
+
+
+def unpacked(drawings: Tensor) -> np.ndarray:
+    """What was `packed`, of square drawings."""
+    with Image.open(io.BytesIO(drawings.numpy().tobytes())) as picture:
+        return np.asarray(picture).reshape(-1, picture.width, picture.width, 3)
 
 
 def _denoising_unet(module: Any, sizes: dict[str, Any]) -> nn.Module:
@@ -363,7 +370,7 @@ def main() -> None:
     theirs = Theirs(Networks.random(NARROW))
     latent = vae.encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.latent_scale
     origin = {"origin": "computed by the code of AniPortrait on seeded random weights and inputs"}
-    drawn = {"drawings": digests(their_drawings(*random_motion(frames=4)))}
+    drawn = {"drawings": packed(their_drawings(*random_motion(frames=4)))}
     save_file(theirs.results(inputs, latent, vae) | drawn, GOLDEN, origin)
 
 

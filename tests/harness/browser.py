@@ -24,7 +24,7 @@ NO_VUE = 77  # how a driver ends that finds a front-end with one renderer of nod
 class Page:
     """What the front-end made of one workflow."""
 
-    unknown: list[str]  # types of nodes that it marks as having errors
+    unknown: list[str]  # types of nodes that it does not know
     graph: dict[str, Any]  # the API form that it would queue
     outcome: str  # "execution_success", or what went wrong, or "not queued"
     errors: list[str]  # uncaught errors of the page meanwhile
@@ -69,16 +69,18 @@ def load_workflows(
     driver: Path,
     names: list[str],
     screenshots: Path,
+    vue: bool,
     running: Collection[str] = (),
     timeout: float = 900.0,
 ) -> dict[str, Page]:
     """Open every workflow from the host's template list in one browser and tell what happened.
 
-    Those named in `running` are also queued, and their end is waited for.
+    Nodes are drawn by Vue or on the canvas. Those in `running` are also queued, and their end is waited for.
     """
     task = {
         "extension": "ComfyUI-AniFaceDiff",
         "names": names,
+        "vue": vue,
         "running": list(running),
         "screenshots": str(screenshots),
         "timeout": timeout * 1000,

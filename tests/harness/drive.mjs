@@ -2,7 +2,7 @@
 // shall run and waits for their end. Takes one JSON argument, prints one line of JSON; tests/harness/browser.py says
 // what is in it.
 import { join } from "node:path";
-import { openBrowser, openPage, run } from "./page.mjs";
+import { chooseRenderer, openBrowser, openPage, run } from "./page.mjs";
 
 const task = JSON.parse(process.argv[2]);
 const browser = await openBrowser(task.chromium);
@@ -15,7 +15,9 @@ async function inspect(page, name, errors) {
       await window.app.loadGraphData(await template.json(), true, true, name);
       const nodes = window.app.graph.nodes ?? window.app.graph._nodes;
       const { output } = await window.app.graphToPrompt();
-      return { unknown: nodes.filter((node) => node.has_errors === true).map((node) => node.type), graph: output };
+      // not by `has_errors`: newer front-ends set it for files that are missing, too
+      const unknown = nodes.map(({ type }) => type).filter((type) => !(type in LiteGraph.registered_node_types));
+      return { unknown, graph: output };
     },
     [task.extension, name],
   );
@@ -35,6 +37,7 @@ try {
   for (const name of task.names) {
     const errors = [];
     const page = await openPage(browser, task.address, errors);
+    await chooseRenderer(page, task.vue);
     results[name] = await inspect(page, name, errors);
     await page.close();
   }

@@ -173,6 +173,18 @@ async function twin() {
   return found;
 }
 
+// Newer front-ends draw the widget in their side panel too, and leave that panel's width in it.
+async function drawnElsewhere() {
+  const width = async () => (await panel.boundingBox()).width;
+  const before = await width();
+  await page.evaluate(() => {
+    editors()[0].widgets[1].width = 120;
+    app.graph.setDirtyCanvas(true, true);
+  });
+  await settle();
+  return { before, after: await width() };
+}
+
 async function saveAndCopy() {
   await page.evaluate((text) => (editors()[0].widgets[1].value = text), task.expression);
   const found = await page.evaluate(async () => {
@@ -279,6 +291,7 @@ try {
     orbit: await orbit(),
     history: await history(),
     twin: await twin(),
+    widths: await drawnElsewhere(),
     damaged: await damaged(),
     saved: await saveAndCopy(),
     normals: await normals(),

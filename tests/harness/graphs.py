@@ -31,6 +31,20 @@ def to_api(workflow: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def without_news(graph: dict[str, Any], committed: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """`graph` without widgets at their defaults that the host's own nodes have gained since `committed`."""
+
+    def is_old(node: dict[str, Any], key: str, name: str, value: Any) -> bool:
+        ours = node["class_type"].startswith("AniFaceDiff")
+        there = name in committed.get(key, {"inputs": {}})["inputs"]
+        return ours or there or value != _widgets(known[node["class_type"]]).get(name, graph)
+
+    return {
+        key: {**node, "inputs": {n: v for n, v in node["inputs"].items() if is_old(node, key, n, v)}}
+        for key, node in graph.items()
+    }
+
+
 def bypassed(workflow: dict[str, Any]) -> list[str]:
     """Types of the nodes that are switched off, for files that a user has to bring."""
     return sorted(node["type"] for node in workflow["nodes"] if node.get("mode", 0) == BYPASSED)

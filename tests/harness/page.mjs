@@ -14,7 +14,7 @@ export function openBrowser(executablePath) {
   return chromium.launch({ executablePath, headless: true, args });
 }
 
-// A page that has loaded all nodes; its uncaught errors, and scripts of ours that do not load, go to `errors`.
+// A page that has loaded all nodes and opened a workflow; its uncaught errors, and scripts of ours that do not load, go to `errors`.
 export async function openPage(browser, address, errors, viewport = { width: 1920, height: 1080 }) {
   const page = await browser.newPage({ viewport });
   page.setDefaultTimeout(300_000); // a busy machine is no failure
@@ -24,7 +24,9 @@ export async function openPage(browser, address, errors, viewport = { width: 192
   });
   await page.goto(address);
   await page.waitForFunction(
-    () => window.app?.extensionManager && Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
+    () =>
+      window.app?.extensionManager?.workflow?.activeWorkflow &&
+      Object.keys(window.LiteGraph?.registered_node_types ?? {}).length > 100,
   );
   return page;
 }

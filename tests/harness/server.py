@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -21,18 +19,13 @@ from anifacediff_core.video import VideoWriter, probe, read_frames
 ROOT = install.ROOT
 
 
-@contextmanager
-def start(comfyui: Path, extension: Path = ROOT) -> Iterator[install.Server]:
-    """ComfyUI on the CPU with the extension and the example files that the shipped workflows name."""
-    with install.running_server(comfyui, sys.executable, cpu=True, extension=extension) as server:
-        if install.EXAMPLES.is_dir():
-            shutil.copytree(install.EXAMPLES, server.base / "input", dirs_exist_ok=True)
-            shorten(install.EXAMPLES / "driving.mp4", server.base / "input" / "driving.mp4")
-        yield server
+def start(comfyui: Path, extension: Path = ROOT) -> AbstractContextManager[install.Server]:
+    """ComfyUI on the CPU with the extension and otherwise empty folders."""
+    return install.running_server(comfyui, sys.executable, cpu=True, extension=extension)
 
 
-def shorten(video: Path, target: Path, frames: int = 24) -> None:
-    """The beginning of a video with its sound: one window of frames, since tests have little time."""
+def shorten(video: Path, target: Path, frames: int) -> None:
+    """The beginning of a video with its sound, since tests have little time."""
     with VideoWriter(target, probe(video).rate, audio_from=video, cut_sound=True) as short:
         for frame in islice(read_frames(video), frames):
             short.write(frame[None])

@@ -85,6 +85,7 @@ def host(comfy: ModuleType) -> SimpleNamespace:
         "apply",
         "auxiliary",
         "clip_vision",
+        "examples",
         "folders",
         "lora",
         "model",

@@ -281,7 +281,7 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
 
 def graph(**files: str) -> dict[str, Any]:
     return {
-        "1": node("LoadImage", image="source.png"),
+        "1": node("LoadImage", image="anifacediff_source.png"),
         "2": node("AniFaceDiffLoadDECA", **files),
         "3": node("AniFaceDiffDECAExtract", face_capture=["2", 0], image=["1", 0], **SETTINGS),
         "4": node("AniFaceDiffFacialShapeAlign", source=["3", 0], driving=["3", 0]),

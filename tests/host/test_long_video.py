@@ -306,6 +306,33 @@ def test_refusals(extension: Extension, inputs: dict[str, Any], change: dict[str
     assert words in extension.refusal("ReenactLongVideo", **given)
 
 
+class Spoiled:
+    """A VAE that decodes to what is no number."""
+
+    def __init__(self, bad: float) -> None:
+        self.bad = bad
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(latents), SIZE, SIZE, 3), self.bad)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_no_video_is_made_of_what_is_no_number(
+    extension: Extension, inputs: dict[str, Any], prefix: str, bad: float
+) -> None:
+    """Pictures of it would be black or white, and called finished."""
+    spoiled = {**inputs, "vae": Spoiled(bad), "filename_prefix": prefix}
+    told = extension.refusal("ReenactLongVideo", **spoiled)
+    assert told.startswith("Frame 0 came out of the networks as NaN or infinity")
+    assert not list((extension.base / "output").glob(f"{prefix}*.mp4"))
+
+    reference = inputs["reference"]
+    tokens = {name: token * float("nan") for name, token in reference.tokens.items()}
+    spoiled = {**inputs, "reference": replace(reference, tokens=tokens), "filename_prefix": prefix}
+    assert "came out of the networks" in extension.refusal("ReenactLongVideo", **spoiled)
+    assert not list((extension.base / "output").glob(f"{prefix}*.mp4"))
+
+
 def test_damaged_drivers(extension: Extension, inputs: dict[str, Any], tmp_path: Path) -> None:
     for name, content in (("empty.mp4", b""), ("broken.mp4", b"no video at all")):
         (tmp_path / name).write_bytes(content)

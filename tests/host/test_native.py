@@ -162,9 +162,17 @@ def test_clip_vision_equals_transformers(host: SimpleNamespace) -> None:
     assert relative_error(found, expected) < 1e-5
 
 
-def test_parts_survive_partial_loading(host: SimpleNamespace, config) -> None:
-    """The reference features and pose features stay the same when the host loads only some layers."""
+def test_parts_survive_partial_loading(
+    comfy: ModuleType, host: SimpleNamespace, config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference features and pose features stay the same when the host loads only some layers.
+
+    They are loaded as the host loads networks of its own, which newer releases do by another patcher.
+    """
     from anifacediff_core.network.model import AniFaceDiff
+
+    own = type("Own", (comfy.model_patcher.ModelPatcher,), {})
+    monkeypatch.setattr(comfy.model_patcher, "CoreModelPatcher", own, raising=False)
 
     core = randomize(AniFaceDiff(config), 6).eval()
     reference = host.parts.load_reference(config, core.reference.state_dict())
@@ -175,6 +183,7 @@ def test_parts_survive_partial_loading(host: SimpleNamespace, config) -> None:
     normals = torch.rand(3, 3, 64, 64, generator=generator)
     expected = core.encode_reference(latents, embedding)
     for patcher in (reference, pose_encoder):
+        assert isinstance(patcher, own)
         patcher.patch_model(device_to=patcher.load_device, lowvram_model_memory=patcher.model_size() // 2)
         assert patcher.model.model_lowvram
     found = host.parts.encode_reference(reference, latents / 0.18215, embedding)

@@ -29,6 +29,7 @@ from anifacediff_core.head.render import render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.options import bundled_checkpoint
 from anifacediff_core.sampling.windows import initial_noise
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network, save_checkpoint
 from harness.extension import Extension, one_sentence
@@ -187,6 +188,14 @@ def test_saved_workflows_keep_loading(extension: Extension, request: pytest.Fixt
     if request.config.getoption("--write-node-record"):
         SNAPSHOT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     assert found == json.loads(SNAPSHOT.read_text(encoding="utf-8")), "pytest --write-node-record renews it"
+
+
+@pytest.mark.parametrize("node", ["Sampler", "ReenactLongVideo"])
+def test_a_fresh_node_samples_as_the_bundled_checkpoint_wants_it(extension: Extension, node: str) -> None:
+    wanted = load_checkpoint(bundled_checkpoint()).sampling
+    inputs = extension.classes[f"AniFaceDiff{node}"].GET_NODE_INFO_V1()["input"]["required"]
+    found = {name: inputs[name][1]["default"] for name in ("steps", "cfg", "sampler_name", "scheduler")}
+    assert list(found.values()) == [wanted.steps, wanted.cfg, wanted.sampler, wanted.scheduler]
 
 
 def test_every_name_explains_itself(extension: Extension) -> None:

@@ -190,11 +190,31 @@ def noise_for(frames: int, seed: int = 12) -> Tensor:
     return torch.randn(frames, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("cfg", [1.0, 2.5])
-def test_whole_run(comfy: ModuleType, host: SimpleNamespace, twin: Twin, cfg: float) -> None:
+@pytest.mark.parametrize(("steps", "cfg"), [(1, 1.0), (2, 1.0), (4, 1.0), (4, 2.5)])
+def test_whole_run(comfy: ModuleType, host: SimpleNamespace, twin: Twin, steps: int, cfg: float) -> None:
     noise = noise_for(24)
-    found = run_host(comfy, *applied(host, twin), noise, 4, cfg)
-    assert relative_error(found, run_core(twin, noise, 4, cfg)) < WHOLE_RUN
+    found = run_host(comfy, *applied(host, twin), noise, steps, cfg)
+    assert relative_error(found, run_core(twin, noise, steps, cfg)) < WHOLE_RUN
+
+
+@pytest.mark.parametrize(("cfg", "halves"), [(1.0, 1), (2.5, 2)])
+def test_without_guidance_only_the_conditional_half_is_computed(
+    comfy: ModuleType, host: SimpleNamespace, twin: Twin, cfg: float, halves: int
+) -> None:
+    model, *conds = applied(host, twin)
+    rows: list[int] = []
+    networks = (model.model.diffusion_model.input_blocks[0][0], twin.core.unet.conv_in)
+    hooks = [
+        network.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+        for network in networks
+    ]
+    try:
+        run_host(comfy, model, *conds, noise_for(24), 2, cfg)
+        run_core(twin, noise_for(24), 2, cfg)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert sum(rows) == 2 * 2 * halves * 24  # steps of both, the halves perhaps one after the other
 
 
 @pytest.mark.parametrize("cfg", [1.0, 2.5])

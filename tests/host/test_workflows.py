@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 
 import install
+from anifacediff_core.options import bundled_checkpoint
+from anifacediff_core.weights.checkpoint import load_checkpoint
 from harness import files, graphs, server
 from harness.server import workflow_names
 
 FRAMES, STEPS, SIZE = 4, 2, 128
+WINDOW, OVERLAP = 3, 1  # two windows, as most videos have several
 # Nodes that are switched off in a workflow until a user has the files for them.
 OPTIONAL = {
     "lora_upscale_paste_back": ["ImageUpscaleWithModel", "LoraLoaderModelOnly", "UpscaleModelLoader"],
@@ -33,6 +36,7 @@ CHOICES = {
 PLAIN = ["expression_editor", "long_video", "two_drivers"]
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
 SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo")
+WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")
 SIZED = (
     "AniFaceDiffPortraitCrop",
     "AniFaceDiffDECAExtract",
@@ -52,10 +56,12 @@ def host_with_files(running_comfyui: install.Server) -> install.Server:
 
 
 def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
-    """Few frames, steps and pixels, and the choices made."""
+    """Few frames, steps and pixels, in two windows, and the choices made."""
     assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") >= 1
     samplers = [install.set_inputs(graph, kind, "steps", STEPS) for kind in SAMPLERS]
     assert sum(samplers) == 1
+    windows = [install.set_inputs(graph, kind, "window", WINDOW) for kind in WINDOWED]
+    assert sum(windows) == sum(install.set_inputs(graph, kind, "overlap", OVERLAP) for kind in WINDOWED) > 0
     for (kind, widget), value in CHOICES.get(name, {}).items():
         assert install.set_inputs(graph, kind, widget, value) == 1
     for kind in SIZED:
@@ -115,7 +121,8 @@ def test_workflow_and_api_graph_hold_the_same_nodes(name: str) -> None:
 @pytest.mark.parametrize("name", workflow_names())
 def test_workflow_and_api_graph_say_the_same(running_comfyui: install.Server, name: str) -> None:
     known = install.request(running_comfyui.address, "/object_info")
-    assert graphs.to_api(server.read_workflow(name), known) == install.load_graph(name)
+    graph, committed = graphs.to_api(server.read_workflow(name), known), install.load_graph(name)
+    assert graphs.without_news(graph, committed, known) == committed
 
 
 @pytest.mark.parametrize("name", workflow_names())
@@ -148,6 +155,27 @@ def test_what_is_saved_is_marked(name: str) -> None:
     whole = [node for node in graph.values() if node["class_type"] == "AniFaceDiffReenactLongVideo"]
     assert all(node["inputs"]["mark"] is True for node in whole)
     assert len(made) + len(whole) == 1
+
+
+@pytest.mark.parametrize("name", ["first_reenactment", *OPTIONAL, *PLAIN])
+def test_the_bundled_checkpoint_is_sampled_as_it_wants_to_be(name: str) -> None:
+    wanted = load_checkpoint(bundled_checkpoint()).sampling
+    graph = install.load_graph(name)
+    (sampler,) = [node["inputs"] for node in graph.values() if node["class_type"] in SAMPLERS]
+    found = [sampler[key] for key in ("steps", "cfg", "sampler_name", "scheduler")]
+    assert found == [wanted.steps, wanted.cfg, wanted.sampler, wanted.scheduler]
+
+
+@pytest.mark.parametrize("name", workflow_names())
+def test_times_and_sound_are_those_of_the_video_that_gives_the_rate(name: str) -> None:
+    graph = install.load_graph(name)
+    for saving in (node for node in graph.values() if node["class_type"] == "AniFaceDiffSaveVideo"):
+        made = graph[saving["inputs"]["video"][0]]["inputs"]
+        frames = graph[made["fps"][0]]
+        assert made["audio"][0] == made["fps"][0]
+        assert frames["class_type"] == "AniFaceDiffVideoFrames"
+        assert saving["inputs"]["driving"] == frames["inputs"]["video"]
+        assert graph[saving["inputs"]["driving"][0]]["class_type"] == "LoadVideo"
 
 
 # --- What the host says of it --------------------------------------------------------------------

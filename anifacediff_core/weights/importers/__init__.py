@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.config import UNBUILDABLE, ConfigError
 from anifacediff_core.weights.importers import (
     anifacediff,
     autoencoder,
@@ -73,15 +74,18 @@ def recognize(file: TensorFile) -> Recognition:
     for importer in IMPORTERS:
         try:
             found = importer(listing)
-        except (ValueError, IndexError, ZeroDivisionError) as error:  # sizes of which no network can be built
+        except UNBUILDABLE as error:
+            if isinstance(error, InputError) and not isinstance(error, ConfigError):
+                raise
             kind = importer.__module__.rpartition(".")[2].replace("_", " ")
             raise InputError(
-                f"{file.path.name} does not fit its kind ({kind}): expected sizes of such a network, found "
-                f"others ({error})."
+                f"{file.path.name} does not fit its kind ({kind}): it has sizes of no such "
+                "network, fetch it again or choose another file."
             ) from error
         if found is not None:
             return found
     raise Unrecognized(
         f"{file.path.name} is of no known kind: expected Stable Diffusion 1.5 or a part that goes with it, "
-        f"found {len(file.infos)} tensors, the first is {min(file.infos, default='missing')}."
+        f"found {len(file.infos)} tensors, the first is {min(file.infos, default='missing')}; choose another "
+        "file."
     )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-
+from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
-from anifacediff_core.weights.checkpoint import HEADER, read_header
+from anifacediff_core.weights.checkpoint import HEADER, read_header, sampling_of
 from anifacediff_core.weights.importers.recognition import Listing, Origin, Origins, Recognition
 
 
@@ -29,15 +28,16 @@ def recognize(listing: Listing) -> Recognition | None:
         config=header["network"],
         head=header["head"],
         provenance=header.get("provenance", {}),
+        sampling=sampling_of(listing.path, header),
     )
 
 
 def _head_name(listing: Listing) -> str:
     try:
-        return str(json.loads(listing.metadata[HEAD_FORMAT])["name"])
+        return str(parse_json(listing.metadata[HEAD_FORMAT])["name"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{listing.path.name} has a damaged header ({error}): expected that of a head, fetch it again."
+            f"{listing.path.name} has a damaged header: expected that of a head, fetch it again."
         ) from error
 
 

@@ -68,8 +68,8 @@ def _take(listing: Listing, theirs: Callable[[str], str]) -> Origins:
     quant = theirs("quant_conv.weight")
     if quant not in listing:
         raise InputError(
-            f"{listing.path.name} does not fit its kind ({FORMAT}): "
-            f"expected {quant} [8, 8, 1, 1], found none."
+            f"{listing.path.name} looks like {FORMAT} but is another model's: "
+            f"expected {quant} [8, 8, 1, 1], found none; choose another file."
         )
     return take(listing, autoencoder_layout(channels, layers, LATENT_CHANNELS), theirs, format=FORMAT)
 

@@ -45,8 +45,8 @@ def recognize(listing: Listing) -> Recognition | None:
         if len(found) != len(sizes) or any(a not in (None, b) for a, b in zip(sizes, found, strict=True)):
             expected = str(["any" if size is None else size for size in sizes]).replace("'", "")
             raise InputError(
-                f"{listing.path.name} does not fit its kind ({FORMAT}): "
-                f"expected {field} {expected}, found {list(found)}."
+                f"{listing.path.name} looks like {FORMAT} but has other sizes: "
+                f"expected {field} {expected}, found {list(found)}; choose generic_model.pkl."
             )
     triangles = listing.infos["f"].shape[0]
     # without landmarks: these are found, not stored

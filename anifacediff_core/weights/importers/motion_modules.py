@@ -97,8 +97,8 @@ def _both_tables(listing: Listing, origin: Origin, theirs: str, format: str) -> 
         return origin
     if origin.name is None:
         raise InputError(
-            f"{listing.path.name} does not fit its kind ({format}): expected {theirs} beside {second}, "
-            "found none."
+            f"{listing.path.name} looks like {format} but is incomplete: expected {theirs} beside {second}, "
+            "found none; fetch it again."
         )
     require_shape(listing, second, origin.shape, format)
     return replace(origin, same=(listing.originals[second],))

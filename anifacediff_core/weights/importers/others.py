@@ -43,7 +43,7 @@ def describe(listing: Listing) -> str | None:
             return what
     keys = next((name for name in listing.infos if KEYS_OF.match(name)), None)
     if keys is not None:
-        return CONTEXTS.get(listing.infos[keys].shape[-1])
+        return next((CONTEXTS[size] for size in listing.infos[keys].shape[-1:] if size in CONTEXTS), None)
     vision = any(name.startswith("vision_model.") for name in listing.infos)
     diffusion = any("diffusion_model." in name for name in listing.infos)
     if any(TEXT.match(name) for name in listing.infos) and not vision and not diffusion:

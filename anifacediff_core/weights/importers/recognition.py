@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.weights.layout import Layout
 from anifacediff_core.weights.reading import TensorFile, TensorInfo, open_tensors
 
@@ -124,6 +125,7 @@ class Recognition:
         head: name of the head model that an AniFaceDiff checkpoint was trained on.
         provenance: what an AniFaceDiff checkpoint tells about itself.
         partial: parts of which the file gives only some tensors: initializers for training.
+        sampling: how an AniFaceDiff checkpoint says that it wants to be sampled.
     """
 
     path: Path
@@ -134,6 +136,7 @@ class Recognition:
     head: str = ""
     provenance: dict[str, Any] = field(default_factory=dict)
     partial: frozenset[str] = frozenset()
+    sampling: SamplingConfig | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -197,8 +200,8 @@ def require_shape(listing: Listing, name: str, shape: tuple[int, ...], format: s
     if found is None or _trimmed(found) != _trimmed(shape):
         there = "none" if found is None else str(list(found))
         raise InputError(
-            f"{listing.path.name} does not fit its kind ({format}): "
-            f"expected {name} {list(shape)}, found {there}."
+            f"{listing.path.name} looks like {format} but is incomplete, damaged or a variant of it: "
+            f"expected {name} {list(shape)}, found {there}; fetch it again or choose another file."
         )
 
 
@@ -227,8 +230,8 @@ def leave(
         reason = next((text for pattern, text in reasons.items() if re.match(pattern, name)), None)
         if reason is None and re.match(own, name):
             raise InputError(
-                f"{listing.path.name} does not fit its kind ({format}): expected no {name}, "
-                f"found {list(listing.infos[name].shape)}."
+                f"{listing.path.name} looks like {format} but is a variant of it: expected no "
+                f"{name}, found {list(listing.infos[name].shape)}; choose another file."
             )
         left[original] = reason or "no part of this network"
     return left

@@ -11,13 +11,16 @@ import re
 from pathlib import Path
 from typing import BinaryIO
 
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
 from . import archive, arrays, pickled, safetensors_file
 from .archive import Program
+from .arrays import numbers_of
 from .file import READ_ERRORS, Region, TensorFile, TensorInfo
+from .scaled import apply_scales
 
-__all__ = ["Program", "TensorFile", "TensorInfo", "open_tensors"]
+__all__ = ["READ_ERRORS", "Program", "TensorFile", "TensorInfo", "numbers_of", "open_tensors"]
 
 # Protocols 2 and up; a dict, list, class or instance of protocols 0 and 1.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\(+[dl][p(cS]|\(+S'|[}\]][q(]|\(*[ci][\w.]+\r?\n[\w.]+\r?\n")
@@ -29,6 +32,7 @@ _PACKED = {
     b"\xfd7zXZ": "xz",
     b"\x28\xb5\x2f\xfd": "zstd",
 }
+_BEGINNING = 2**16  # bytes that tell what a file is
 
 
 def open_tensors(path: str | Path) -> TensorFile:
@@ -48,18 +52,21 @@ def open_tensors(path: str | Path) -> TensorFile:
     file = TensorFile(path, stream)
     try:
         _open(file, stream)
+        apply_scales(file)
     except BaseException as error:
         file.close()
         if isinstance(error, InputError) or not isinstance(error, READ_ERRORS):
             raise
         raise InputError(
-            f"{path.name} is truncated or damaged ({str(error)[:80]}): expected a whole file, fetch it again."
+            f"{path.name} is truncated or damaged ({shown(error)}): expected a whole file, fetch it again."
         ) from error
     return file
 
 
 def _open(file: TensorFile, stream: BinaryIO) -> None:
-    head = stream.read(1024)
+    head = stream.read(_BEGINNING)
+    if _is_weights(head) and _has_line_ends_of_text(head):
+        raise InputError(f"{file.name} is damaged, its line ends were changed: fetch it in binary.")
     if head.startswith(b"PK"):
         archive.open_archive(file, stream)
     elif head.startswith(arrays.MAGIC):
@@ -71,6 +78,17 @@ def _open(file: TensorFile, stream: BinaryIO) -> None:
         pickled.open_pickle(file, stream)
     else:
         raise InputError(f"{file.name} {_foreign(head)}")
+
+
+def _is_weights(head: bytes) -> bool:
+    known = head.startswith((b"PK", arrays.MAGIC)) or head[8:9] == b"{"
+    return known or _PICKLE.match(head) is not None
+
+
+def _has_line_ends_of_text(head: bytes) -> bool:
+    """Whether a program took it for text and wrote CR LF for every LF, which breaks its numbers."""
+    lines = head.count(b"\n")
+    return lines > 1 and lines == head.count(b"\r\n")
 
 
 def _foreign(head: bytes) -> str:
@@ -87,6 +105,8 @@ def _foreign(head: bytes) -> str:
     for magic, name in _PACKED.items():
         if head.startswith(magic):
             return f"is a {name} archive: expected weights, unpack it first."
+    if head.startswith(b"GGUF"):
+        return "is a GGUF file, quantized for other programs: fetch the same model as safetensors."
     if head[257:262] == b"ustar":
         return "is a tar archive: expected weights, unpack it first."
     if not re.search(rb"[^\t\n\r\x20-\x7e]", head):

@@ -82,7 +82,7 @@ def _source(file: TensorFile, stream: BinaryIO, archive: zipfile.ZipFile, member
             "writes it."
         )
     if member.compress_type == zipfile.ZIP_DEFLATED:
-        return Packed(archive, member)
+        return Packed(archive, member, file.resources)
     stream.seek(member.header_offset)
     header = stream.read(30)
     if len(header) < 30 or header[:4] != b"PK\x03\x04":

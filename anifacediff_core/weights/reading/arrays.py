@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .file import Source, TensorFile, TensorInfo, are_counts, brief, product, read_bytes
+from .file import Source, TensorFile, TensorInfo, brief, is_shape, product, read_bytes
 from .values import ArrayType, Blob, Buffer, Global, PickledArray, StandIn
 
 MAGIC = b"\x93NUMPY"
@@ -104,7 +105,7 @@ def add_sparse(file: TensorFile, name: str, matrix: Sparse, data: Buffer) -> Non
     dtype = _checked(file, name, matrix.values).dtype
     for indices in (matrix.minor, matrix.major):
         _checked(file, name, indices)
-    if not are_counts(matrix.shape):
+    if not is_shape(matrix.shape):
         raise file.damaged(f"expected a shape of {name}, found {brief(matrix.shape)}")
     if product(matrix.shape) > _MAX_DENSE:
         raise file.implausible(f"at most {_MAX_DENSE} elements of {name}", brief(matrix.shape))
@@ -150,14 +151,42 @@ class ArrayHeader(NamedTuple):
 
 
 def read_header(source: Source) -> ArrayHeader:
-    prefix = read_bytes(source, 0, 8)
+    position = 0
+
+    def read(count: int) -> bytes:
+        nonlocal position
+        position += count
+        return bytes(read_bytes(source, position - count, count))
+
+    return _header(read)
+
+
+def numbers_of(read: Callable[[int], bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether columns come first, and type of an .npy file whose numbers are read next.
+
+    Arguments:
+        read: gives the next bytes, as many as it is asked for.
+
+    Raises:
+        ValueError: it is no such file, or holds no plain numbers.
+    """
+    header = _header(read)
+    kind = header.type
+    dtype = _numpy_type(ArrayType(kind[1:], kind[:1])) if isinstance(kind, str) else None
+    if dtype is None or not is_shape(header.shape):
+        raise ValueError("an array of no numbers")
+    return header.shape, header.fortran, dtype
+
+
+def _header(read: Callable[[int], bytes]) -> ArrayHeader:
+    prefix = read(8)
     if prefix[:6] != MAGIC or prefix[6] not in (1, 2, 3):
         raise ValueError("a header of an unknown version")
     width = 2 if prefix[6] == 1 else 4
-    length = int.from_bytes(read_bytes(source, 8, width), "little")
+    length = int.from_bytes(read(width), "little")
     if length > _MAX_HEADER:
         raise ValueError("a long header")
-    text = read_bytes(source, 8 + width, length).decode("latin1").strip()
+    text = read(length).decode("latin1").strip()
     try:
         header = ast.literal_eval(re.sub(r"(\d)L\b", r"\1", text))  # Python 2 writes 3L
         shape, fortran, kind = header["shape"], header["fortran_order"], header["descr"]
@@ -195,7 +224,7 @@ def _info(
     file: TensorFile, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], available: int
 ) -> TensorInfo:
     """What becomes of an array of which `available` bytes are there."""
-    if not are_counts(shape):
+    if not is_shape(shape):
         raise file.damaged(f"expected a shape of {name}, found {brief(shape)}")
     if product(shape) * dtype.itemsize > available:
         raise file.damaged(f"expected {brief(shape)} numbers in {name}, found {available} bytes")

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
 from .values import Blob, Buffer, Global, StandIn, build, decode, runs_code, set_item, set_state
@@ -52,7 +53,7 @@ def unpickle(
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, struct.error) as error:
         raise InputError(
             f"{name} is damaged: expected a valid pickle, found an error at byte {machine.position} "
-            f"({str(error)[:80]}); fetch it again."
+            f"({shown(error)}); fetch it again."
         ) from error
 
 
@@ -233,8 +234,8 @@ class _Machine:
         wanted = Global(module, name)
         if runs_code(wanted):
             raise InputError(
-                f"{self.name} tries to run code ({wanted}) when it is loaded: expected nothing but weights, "
-                "don't use it and fetch the file from its authors."
+                f"{self.name} tries to run code ({shown(wanted)}) when it is loaded: expected nothing but "
+                "weights, don't use it and fetch the file from its authors."
             )
         return wanted
 

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
 from . import arrays
@@ -102,7 +103,7 @@ def add_values(file: TensorFile, value: Any, data: Buffer, place: Place | None =
     value = arrays.resolve(value)
     if isinstance(value, StandIn):
         raise InputError(
-            f"{file.name} holds an object of class {str(value.kind)[:80]!r}: expected weights by name, fetch "
+            f"{file.name} holds an object of class {shown(value.kind)!r}: expected weights by name, fetch "
             "the file with its state dict."
         )
     holding = _Holding(file)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 
-from .file import Region, TensorFile, add_stored
+from .file import MAX_TENSORS, Region, TensorFile, add_stored
 
 _MAX_HEADER = 16 * 2**20  # bytes; a Stable Diffusion checkpoint has 150,000
 _TYPES = {
@@ -51,10 +51,11 @@ def open_safetensors(file: TensorFile, stream: BinaryIO) -> None:
             file.metadata = dict(checked.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file.name} is truncated or damaged ({error}): expected a whole safetensors file, "
-            "fetch it again."
+            f"{file.name} is truncated or damaged: expected a whole safetensors file, fetch it again."
         ) from error
-    header = json.loads(stream.read(length), object_pairs_hook=lambda pairs: _unique(file, pairs))
+    header = parse_json(stream.read(length))
+    if len(header) > MAX_TENSORS + 1:
+        raise file.implausible(f"at most {MAX_TENSORS} tensors", "more")
     for name, entry in header.items():
         if name == "__metadata__":
             continue
@@ -64,10 +65,3 @@ def open_safetensors(file: TensorFile, stream: BinaryIO) -> None:
             continue
         start, end = entry["data_offsets"]
         add_stored(file, name, Region(stream, 8 + length + start, end - start), dtype, tuple(entry["shape"]))
-
-
-def _unique(file: TensorFile, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise file.damaged("expected each name once, found one twice")
-    return found

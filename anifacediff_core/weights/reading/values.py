@@ -18,7 +18,6 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 _MOST_AXES = 32
-_MOST_KEYS = 8  # in a key that is a tuple
 _LARGEST_KEY = 2**60  # beyond, integers can be chosen that all fall into one slot of a dict
 
 
@@ -337,11 +336,11 @@ def set_state(value: Any, state: Any) -> None:
 
 
 def set_item(target: dict[Any, Any], key: Any, value: Any) -> None:
-    """Set an item of a dict once; a key that could be costly to look up becomes a stand-in for it."""
-    if type(key) is tuple:
-        plain = len(key) <= _MOST_KEYS and all(_is_plain(part) for part in key)
-        key = key if plain else StandIn(Global("builtins", "tuple"))
-    elif not _is_plain(key) and not isinstance(key, (Global, StandIn)):
+    """Set an item of a dict once; a key that could be costly to look up becomes a stand-in for it.
+
+    So do all tuples: Python hashes them alike in every process, so a file can have thousands of one hash.
+    """
+    if not _is_plain(key) and not isinstance(key, (Global, StandIn)):
         key = StandIn(Global("builtins", "str" if isinstance(key, Blob) else type(key).__name__))
     if key in target:
         raise ValueError("a key twice")
