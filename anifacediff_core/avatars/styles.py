@@ -1,8 +1,8 @@
 """Styles of whole pictures: from color grading to painting and line drawing.
 
-A style is one function for all frames of a row: the source and the truth of a pair, or a whole clip. A network
-that learns from such rows has to copy the look of the source, since it cannot know it. All filters commute with
-translation and add no noise of their own, so what moves in the picture keeps its look.
+A style is one function for all frames of a row: the source and the truth of a pair, or a whole clip. A
+network that learns from such rows has to copy the look of the source, since it cannot know it. All filters
+commute with translation and add no noise of their own, so what moves in the picture keeps its look.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def plain(images: Tensor, draws: Draws) -> Tensor:
 
 
 def graded(images: Tensor, draws: Draws) -> Tensor:
-    """What cameras, films and editors do to colors: balance, cast, saturation, contrast, gamma, sharpness."""
+    """What cameras, films and editors do: balance, cast, saturation, contrast, gamma, sharpness."""
     mixing = torch.eye(3, device=images.device) + 0.18 * draws.normal(3, 3) * draws.chance(0.5)[:, 0, :, :, 0]
     images = torch.einsum("rij,rfjhw->rfihw", mixing, images - 0.5) + 0.5
     gray = luma(images)
@@ -98,7 +98,7 @@ def convolved(images: Tensor, draws: Draws) -> Tensor:
 
 
 def painted(images: Tensor, draws: Draws) -> Tensor:
-    """Brush strokes: Kuwahara's filter, the mean of the calmest of four neighboring squares, once or twice."""
+    """Brush strokes: Kuwahara's filter once or twice."""
     for _ in range(draws.whole(1, 2)):
         images = kuwahara(images, draws.whole(1, 3))
     return images + (images - blur(images, 5)) * draws.uniform(0, 1.0)
@@ -181,8 +181,8 @@ def stylize_rows(images: Tensor, shares: StyleShares, generator: torch.Generator
 
     Args:
         images: (rows, frames, 3, height, width) in [0, 1].
-        generator: on the CPU, so that families follow from its seed on every device; the styles themselves are
-            drawn on the pictures' device.
+        generator: on the CPU, so that families follow from its seed on every device; the styles themselves
+            are drawn on the pictures' device.
     """
     if shares.only_plain:
         return images
@@ -217,7 +217,7 @@ def blur(images: Tensor, side: int) -> Tensor:
 
 
 def kuwahara(images: Tensor, radius: int) -> Tensor:
-    """Kuwahara's filter with squares of radius + 1 pixels."""
+    """The mean of the calmest of the four squares of radius + 1 pixels that meet in a pixel."""
     flat = images.flatten(0, 1)
     side = radius + 1
     padded = F.pad(flat, (radius,) * 4, mode="replicate")
@@ -276,7 +276,7 @@ def _jpeg(images: Tensor, step: Tensor) -> Tensor:
 
 def _convolve(images: Tensor, kernel: Tensor) -> Tensor:
     """Every row with its own kernel (rows, 3, 3, 3, 3)."""
-    rows, frames = images.shape[:2]
+    rows = len(images)
     grouped = rearrange(images, "r f c h w -> f (r c) h w")
     padded = F.pad(grouped, (1, 1, 1, 1), mode="reflect")
     result = F.conv2d(padded, kernel.flatten(0, 1), groups=rows)

@@ -157,9 +157,7 @@ class Pool:
         encoded = autoencoder is not None
         self.images = empty(plan.pictures or not encoded, 3, size, size)
         self.latents = empty(encoded, 4, size // 8, size // 8, dtype=torch.float16)
-        self.source_latents = (
-            torch.empty_like(self.latents) if plan.degraded else self.latents
-        )
+        self.source_latents = torch.empty_like(self.latents) if plan.degraded else self.latents
         self.thumbnails = empty(encoded, 3, image_size, image_size)
         self.normals = empty(plan.normals, 3, size, size)
         self.coarse = empty(plan.normals, 3, size // 2, size // 2)
@@ -264,7 +262,9 @@ class Pool:
         self.latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
         if self.plan.degraded:
             chosen = (torch.rand(len(image), generator=generator) < self.plan.degraded).to(image.device)
-            own = torch.Generator(image.device).manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            own = torch.Generator(image.device).manual_seed(
+                int(torch.randint(2**62, (), generator=generator))
+            )
             image = torch.where(chosen.view(-1, 1, 1, 1), degrade(image, own), image)
             self.source_latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
         self.thumbnails[where] = quantize(clip_pixels(image, self.image_size))

@@ -46,8 +46,8 @@ class DenoisingSettings:
         noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
         own_estimates: in stage 2, share of the clips whose noisy latents are made of the network's own
             estimate at a noisier step (`_rolled_out`), as in sampling; 0 for none. Not with FSDP.
-        regression: weight of the error of the clean latents (smooth L1) that stands in the place of the
-            prediction's, for sampling in one step or a few; 0 for the paper's loss. GenPercept (Xu et al. 2024).
+        regression: weight of the error of the clean latents (smooth L1), which stands in the place of the
+            prediction's, for sampling in one step or a few; 0 for the paper's loss.
         last_step: with regression, share of the rows at the last time step, where sampling begins.
         picture_rows: with regression, rows whose decoded pictures are compared with the truth's as well.
         picture_weight: of the pictures' error, in values and in differences between neighbors.

@@ -273,7 +273,7 @@ def test_phases_on_files_of_another_network_are_refused_with_a_sentence(tmp_path
         run_phase("stage1", experiment, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bundled", "refine", "smoke"])
+@pytest.mark.parametrize("name", ["bundled", "refine", "any_face", "smoke"])
 def test_shipped_experiments_name_known_settings_only(name: str) -> None:
 
     kinds: dict[str, type] = {"autoencoder": AutoencoderSettings, "capture": CaptureSettings}
@@ -282,7 +282,10 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
         network_config(experiment)
     planned = {phase.strip() for row in experiment["plan"] for lane in row for phase in lane.split(",")}
     assert planned == set(experiment["phases"])
-    left_out = {"judges", "autoencoder", "stage2"} if name == "refine" else {"judges"}
+    left_out = {"judges"} | {
+        "refine": {"autoencoder", "stage2"},
+        "any_face": {"autoencoder", "stage2", "capture"},
+    }.get(name, set())
     assert planned == set(PHASES) - left_out
     for phase, settings in experiment["phases"].items():
         if phase == "evaluate":
