@@ -7,7 +7,7 @@ Every process renders its own identities. The reenactment tasks know of their da
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
+from ..avatars.styles import StyleShares, degrade, stylize_rows
 from ..avatars.tracks import random_tracks
 from ..errors import InputError
 from ..evaluation.regions import SPOTS, face_spots
@@ -43,6 +44,9 @@ class PoolPlan:
         normals: also render normals, and coarse normals of half the size whose expression is partly missing.
         renew_every: batches drawn before one render batch of the oldest avatars is replaced by new ones;
             0 is never.
+        styles: how often avatars are shown in which style; all frames of one are of the same.
+        degraded: share of the frames that look blurred, small, noisy or compressed where they are the source.
+        pictures: keep the pictures beside their latents, for losses in pixels.
     """
 
     identities: int
@@ -54,6 +58,9 @@ class PoolPlan:
     seconds: float = 1e9
     normals: bool = True
     renew_every: int = 0
+    styles: StyleShares = field(default_factory=StyleShares)
+    degraded: float = 0.0
+    pictures: bool = False
 
     @property
     def frames(self) -> int:
@@ -106,11 +113,12 @@ class Pool:
     Attributes:
         params: true parameters of all N frames.
         spots: (N, 4, 3), where the face's parts are (`evaluation.regions`).
-        images: (N, 3, size, size) uint8, unless latents are kept in their place.
+        images: (N, 3, size, size) uint8; where latents are kept, only if the plan wants pictures.
         normals: (N, 3, size, size) uint8.
         coarse: (N, 3, size / 2, size / 2) uint8, normals of the same head with a weakened expression.
         latents: (N, 4, size / 8, size / 8) float16.
-        thumbnails: (N, 3, i, i) uint8, what the image encoder sees.
+        source_latents: the same as they are where a frame is the source; empty if none is degraded.
+        thumbnails: (N, 3, i, i) uint8, what the image encoder sees of a source.
         groups: numbers of the groups of identities that it holds, in their order.
 
     Args:
@@ -147,8 +155,9 @@ class Pool:
             return torch.empty(total if needed else 0, *shape, dtype=dtype, device=device)
 
         encoded = autoencoder is not None
-        self.images = empty(not encoded, 3, size, size)
+        self.images = empty(plan.pictures or not encoded, 3, size, size)
         self.latents = empty(encoded, 4, size // 8, size // 8, dtype=torch.float16)
+        self.source_latents = torch.empty_like(self.latents) if plan.degraded else self.latents
         self.thumbnails = empty(encoded, 3, image_size, image_size)
         self.normals = empty(plan.normals, 3, size, size)
         self.coarse = empty(plan.normals, 3, size // 2, size // 2)
@@ -224,10 +233,14 @@ class Pool:
         motion = random_motion(self.plan, count, self.head, generator).to(device)
         motion = replace(motion, shape=identity.shape)
         weak = weaken_expression(motion, generator)
-        for start in range(0, len(motion), self.plan.batch):
-            part = slice(start, min(start + self.plan.batch, len(motion)))
+        step = max(self.plan.batch // frames, 1) * frames  # whole avatars: their frames share a style
+        for start in range(0, len(motion), step):
+            part = slice(start, min(start + step, len(motion)))
             where = slice(first * frames + part.start, first * frames + part.stop)
-            self._store(where, self._picture(identity[part], motion[part]))
+            pictures = self._picture(identity[part], motion[part])
+            rows = pictures.unflatten(0, (-1, frames))
+            pictures = stylize_rows(rows, self.plan.styles, generator).flatten(0, 1)
+            self._store(where, pictures, generator)
             if self.plan.normals:
                 self.normals[where] = quantize(draw_normals(self.head, motion[part], self.plan.size))
                 self.coarse[where] = quantize(draw_normals(self.head, weak[part], self.plan.size // 2))
@@ -241,11 +254,19 @@ class Pool:
         batch = self.plan.batch if self.spots.is_cuda else None
         return self.studio.render(identity, motion, size=self.plan.size, batch=batch)
 
-    def _store(self, where: slice, image: Tensor) -> None:
-        if self.autoencoder is None:
+    def _store(self, where: slice, image: Tensor, generator: torch.Generator) -> None:
+        if len(self.images):
             self.images[where] = quantize(image)
+        if self.autoencoder is None:
             return
         self.latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
+        if self.plan.degraded:
+            chosen = (torch.rand(len(image), generator=generator) < self.plan.degraded).to(image.device)
+            own = torch.Generator(image.device).manual_seed(
+                int(torch.randint(2**62, (), generator=generator))
+            )
+            image = torch.where(chosen.view(-1, 1, 1, 1), degrade(image, own), image)
+            self.source_latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
         self.thumbnails[where] = quantize(clip_pixels(image, self.image_size))
 
 
@@ -260,6 +281,7 @@ class Pairs:
         normals: (R, 3, H, W) in [0, 1].
         expression: (R, E).
         spots: (R, 4, 3), in pixels.
+        pictures: (R, 3, H, W) uint8, the truth's, where the data keep them.
     """
 
     source_latents: Tensor
@@ -268,6 +290,7 @@ class Pairs:
     normals: Tensor
     expression: Tensor
     spots: Tensor
+    pictures: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -375,12 +398,13 @@ def draw_clips(pool: Pool, clips: int, noise: NormalsNoise, dtype: torch.dtype) 
 
 def _pairs(pool: Pool, source: Tensor, driving: Tensor, noise: NormalsNoise, dtype: torch.dtype) -> Pairs:
     return Pairs(
-        source_latents=pool.latents[source].float(),
+        source_latents=pool.source_latents[source].float(),
         source_pixels=clip_normalize(pool.thumbnails[source]),
         latents=pool.latents[driving].float(),
         normals=_normals(pool, driving, noise, len(driving) // len(source), dtype),
         expression=pool.params.expression[driving],
         spots=pool.spots[driving],
+        pictures=pool.images[driving] if pool.plan.pictures else None,
     )
 
 

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from ..errors import InputError
 from ..evaluation.regions import emphasis
 from ..network.model import AniFaceDiff, FixedRows
-from .data import NormalsNoise, PairSource
+from .data import NormalsNoise, Pairs, PairSource
 from .engine import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
@@ -45,6 +46,11 @@ class DenoisingSettings:
         noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
         own_estimates: in stage 2, share of the clips whose noisy latents are made of the network's own
             estimate at a noisier step (`_rolled_out`), as in sampling; 0 for none. Not with FSDP.
+        regression: weight of the error of the clean latents (smooth L1), which stands in the place of the
+            prediction's, for sampling in one step or a few; 0 for the paper's loss.
+        last_step: with regression, share of the rows at the last time step, where sampling begins.
+        picture_rows: with regression, rows whose decoded pictures are compared with the truth's as well.
+        picture_weight: of the pictures' error, in values and in differences between neighbors.
         learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
             which begins untrained.
         gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
@@ -62,6 +68,10 @@ class DenoisingSettings:
     difference_weight: float = 0.0
     noise_sharing: bool = True
     own_estimates: float = 0.0
+    regression: float = 0.0
+    last_step: float = 0.6
+    picture_rows: int = 0
+    picture_weight: float = 1.0
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
@@ -150,7 +160,9 @@ class DenoisingTask:
         sampler: Sampler,
         *,
         stage: int,
+        decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        self.decode = decode
         self.name = f"stage{stage}"
         self.model, self.source, self.settings, self.sampler = model, source, settings, sampler
         self.alphas = alphas
@@ -169,7 +181,11 @@ class DenoisingTask:
             noise = mixed_noise(s.rows, frames, tuple(size), device)
         else:
             noise = torch.randn_like(pairs.latents)
-        timesteps = torch.randint(len(self.alphas), (s.rows,), device=device).repeat_interleave(frames)
+        timesteps = torch.randint(len(self.alphas), (s.rows,), device=device)
+        if s.regression:
+            last = torch.rand(s.rows, device=device) < s.last_step
+            timesteps = torch.where(last, len(self.alphas) - 1, timesteps)
+        timesteps = timesteps.repeat_interleave(frames)
         alphas = self.alphas[timesteps]
         noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction)
         conditions = (
@@ -197,6 +213,8 @@ class DenoisingTask:
             target = torch.where(own, corrected, target)
             # The same error of the clean latents for the same loss, or steps of little noise would rule.
             weight = torch.where(own, weight * (1 - alphas).view(-1, 1, 1, 1), weight)
+        if s.regression:
+            return (noisy, timesteps, *conditions), self._regression_targets(pairs, noisy, alphas, weight)
         return (noisy, timesteps, *conditions), (target, weight)
 
     @torch.no_grad()
@@ -217,7 +235,50 @@ class DenoisingTask:
         clean, made = clean_of(noisy, prediction, self.alphas[steps], kind)
         return diffuse(clean, made, self.alphas[timesteps], kind)[0]
 
+    def _regression_targets(self, pairs: Pairs, noisy: Tensor, alphas: Tensor, weight: Tensor) -> Tensors:
+        """Clean latents, their weights, noisy latents and ᾱ; and of the last conditional rows, whose normals
+        tell all, the pictures and their weights.
+        """
+        s = self.settings
+        # Where little noise is left the answer is known: such rows count for less.
+        certain = torch.where(alphas > alphas.new_tensor(1e-6), 0.5 * (1 - alphas), torch.ones_like(alphas))
+        targets = (pairs.latents, weight * certain.view(-1, 1, 1, 1), noisy, alphas)
+        if not s.picture_rows:
+            return targets
+        shown = self._shown()
+        if pairs.pictures is None or self.decode is None:
+            raise InputError("The loss in pixels needs the pictures: set pool.pictures to true.")
+        truth = pairs.pictures[shown].float().div(255)
+        spots, size = pairs.spots[shown], truth.shape[-1]
+        weight = emphasis(spots, spots.new_zeros(len(spots), 2), size, 1.0, s.head_weight, s.detail_weight)
+        # What is all but clean shows what was put in, not what the network makes.
+        noise = (1 - alphas[shown]).view(-1, 1, 1, 1)
+        return *targets, truth, noise * weight / weight.mean((1, 2, 3), keepdim=True)
+
+    def _shown(self) -> slice:
+        last = self.module.conditional_rows
+        return slice(max(last - self.settings.picture_rows * self.source.frames, 0), last)
+
+    def _regression_losses(self, prediction: Tensor, targets: Tensors) -> dict[str, Tensor]:
+        latents, weight, noisy, alphas, *pictures = targets
+        clean, _ = clean_of(noisy, prediction, alphas, self.model.config.prediction)
+        plain = (F.smooth_l1_loss(clean, latents, beta=0.2, reduction="none") * weight).mean()
+        losses = {"plain": plain.detach()}
+        loss = self.settings.regression * plain
+        if pictures:
+            truth, weight = pictures
+            assert self.decode is not None
+            error = self.decode(clean[self._shown()]).float() - truth
+            across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
+            picture = (error.abs() * weight).mean()
+            edges = (across * weight[..., 1:]).mean() + (down * weight[..., 1:, :]).mean()
+            losses["picture"] = picture.detach()
+            loss = loss + self.settings.picture_weight * (picture + 0.5 * edges)
+        return {"loss": loss, **losses}
+
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
+        if self.settings.regression:
+            return self._regression_losses(outputs.float(), targets)
         target, weight = targets
         error = outputs.float() - target
         square = error.square()

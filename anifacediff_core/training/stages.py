@@ -106,7 +106,11 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
         source = PoolSource(phase.fill(pool), stage == 2, settings.normals, _dtype(phase))
         sampler = _avatars_sampler(phase, reenact, stage)
     alphas = NoiseSchedule.of(config).alphas.to(phase.device)
-    task = DenoisingTask(model, source, alphas, settings, sampler, stage=stage)
+
+    def decode(latents: Tensor) -> Tensor:
+        return autoencoder.decode(latents / config.latent_scale)
+
+    task = DenoisingTask(model, source, alphas, settings, sampler, stage=stage, decode=decode)
     try:
         run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
     finally:

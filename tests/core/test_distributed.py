@@ -54,7 +54,7 @@ class Same:
     frames, size = 1, 64
 
     def draw(self, rows):
-        return Pairs(**{name: value[mine] for name, value in vars(pairs).items()})
+        return Pairs(**{name: value[mine] for name, value in vars(pairs).items() if value is not None})
 
 
 settings = DenoisingSettings(

@@ -13,6 +13,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.sampling.schedule import NoiseSchedule, make_sigmas
 from anifacediff_core.training.data import Pairs
 from anifacediff_core.training.engine import Loop, load_weights
 from anifacediff_core.training.phases import PHASES, run_phase
@@ -231,6 +232,40 @@ def test_a_clip_whose_error_stays_costs_less_than_one_whose_error_changes(networ
         for name, outputs in (("still", torch.ones_like(target)), ("changing", signs)):
             losses[name, weight] = float(task.losses(outputs, (target, even))["loss"])
     assert losses == {("still", 0.0): 1, ("changing", 0.0): 1, ("still", 2.0): 1, ("changing", 2.0): 9}
+
+
+def test_regression_compares_clean_latents_and_pictures_of_the_last_conditional_rows(
+    network: AniFaceDiff,
+) -> None:
+    source = Fixed(4)
+    source.pairs = replace(source.pairs, pictures=torch.full((4, 3, 64, 64), 51, dtype=torch.uint8))
+    alphas = make_alphas()
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return 0.2 + latents.sum() * 0 + wrong.expand(len(latents), 3, 64, 64)
+
+    settings = DenoisingSettings(rows=4, unconditional=0.5, regression=1.0, last_step=1.0, picture_rows=1)
+    task = DenoisingTask(network, source, alphas, settings, None, stage=1, decode=decode)  # type: ignore[arg-type]
+    (noisy, timesteps, *_), targets = task.draw(0.0)
+    assert timesteps.tolist() == [999] * 4 and len(targets[4]) == 1
+    signal, sigma = alphas[999].sqrt(), (1 - alphas[999]).sqrt()
+    exact = (signal * noisy - source.pairs.latents) / sigma
+    wrong = torch.zeros(())
+    assert float(task.losses(exact, targets)["loss"]) == pytest.approx(0, abs=1e-5)
+    assert float(task.losses(exact + 1, targets)["loss"]) > 0.1
+    wrong = torch.tensor(0.3)
+    assert float(task.losses(exact, targets)["picture"]) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_regression_in_pixels_needs_pictures(network: AniFaceDiff) -> None:
+    settings = DenoisingSettings(rows=2, regression=1.0, picture_rows=1)
+    task = DenoisingTask(network, Fixed(2), make_alphas(), settings, None, stage=1)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="pool.pictures"):
+        task.draw(0.0)
+
+
+def make_alphas() -> torch.Tensor:
+    return NoiseSchedule(make_sigmas(True), "v_prediction").alphas
 
 
 class Oracle(torch.nn.Module):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from anifacediff_core.avatars.poses import random_frames
 from anifacediff_core.avatars.studio import Studio
+from anifacediff_core.avatars.styles import StyleShares
 from anifacediff_core.capture import detector as detection
 from anifacediff_core.capture.detector import face_square
 from anifacediff_core.errors import InputError
@@ -273,7 +275,7 @@ def test_phases_on_files_of_another_network_are_refused_with_a_sentence(tmp_path
         run_phase("stage1", experiment, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bundled", "refine", "smoke"])
+@pytest.mark.parametrize("name", ["bundled", "refine", "any_face", "smoke"])
 def test_shipped_experiments_name_known_settings_only(name: str) -> None:
 
     kinds: dict[str, type] = {"autoencoder": AutoencoderSettings, "capture": CaptureSettings}
@@ -282,7 +284,10 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
         network_config(experiment)
     planned = {phase.strip() for row in experiment["plan"] for lane in row for phase in lane.split(",")}
     assert planned == set(experiment["phases"])
-    left_out = {"judges", "autoencoder", "stage2"} if name == "refine" else {"judges"}
+    left_out = {"judges"} | {
+        "refine": {"autoencoder", "stage2"},
+        "any_face": {"autoencoder", "stage2", "capture"},
+    }.get(name, set())
     assert planned == set(PHASES) - left_out
     for phase, settings in experiment["phases"].items():
         if phase == "evaluate":
@@ -434,6 +439,21 @@ def test_a_pool_holds_true_parameters_follows_its_seed_and_renews_its_oldest() -
     pool.tick()
     assert not torch.equal(pool.images[:2], before[:2])
     assert torch.equal(pool.images[2:], before[2:])
+
+
+def test_a_pool_shows_avatars_in_styles_and_spoils_sources_only() -> None:
+    head = HeadModel.bundled()
+    studio, autoencoder = Studio(head), AutoEncoder()
+    common = PoolPlan(identities=2, stills=2, size=64, batch=4, normals=False)
+    plain = Pool(studio, head, common, seed=5).fill()
+    plan = replace(common, styles=StyleShares(plain=0, graded=1), degraded=1.0, pictures=True)
+    styled, twin = (Pool(studio, head, plan, 5, autoencoder, image_size=28).fill() for _ in range(2))
+    assert torch.equal(styled.params.pose, plain.params.pose), "a style changes the look only"
+    assert torch.equal(styled.images, twin.images)
+    assert all(not torch.equal(styled.images[i], plain.images[i]) for i in range(4))
+    clean = autoencoder.encode(styled.images.float() / 255)
+    assert (styled.latents.float() - clean).abs().max() < 0.02, "the truth stays clean"
+    assert not torch.equal(styled.source_latents, styled.latents)
 
 
 def test_weakened_normals_keep_the_head_and_lose_the_expression() -> None:
