@@ -18,7 +18,7 @@ from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
 from ..motion.parts import require_numbers
 from ..progress import Progress
-from .confidence import LEAST, of_readings, overlap, sure_frames
+from .confidence import LEAST, of_faces, of_readings, overlap, sure_frames
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
 from .look import with_looks
@@ -373,6 +373,8 @@ def _read(
         return result, None
     result.valid[seen] = True
     parameters, look = models.read(frames[seen], followed)
+    if parameters.confidence is None:  # networks that do not tell how sure they are
+        parameters = replace(parameters, confidence=of_faces(followed))
     for name in ("shape", "expression", "pose", "camera", "confidence"):
         getattr(result, name)[seen] = getattr(parameters, name).to(getattr(result, name))
     return result, look

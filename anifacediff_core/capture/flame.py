@@ -18,7 +18,6 @@ from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
 from .capture import moved, sample
-from .confidence import of_faces
 from .deca import CROP, DecaEncoder
 from .detector import SQUARE_SCALE, Detection
 from .locate import LANDMARKS_GROWTH, FacesAtHand, FindsFaces
@@ -72,14 +71,14 @@ class FlameModels:
             squares = smirk_squares(faces, longer)
             seen = self.smirk.read(cut(frames, squares))
             read = self._parameters(seen.shape, seen.expression, seen.turn, seen.jaw, seen.camera, squares)
-            return replace(read, confidence=of_faces(faces)), None
+            return read, None
         squares = deca_squares(faces, longer)
         found = self.deca.read(cut(frames, squares))
         expression, jaw = found.expression, found.jaw
         if self.smirk is not None:
             expression, jaw = self.smirk.read_expression(cut(frames, smirk_squares(faces, longer)))
         read = self._parameters(found.shape, expression, found.turn, jaw, found.camera, squares)
-        return replace(read, confidence=of_faces(faces)), Appearance(found.texture, found.light)
+        return read, Appearance(found.texture, found.light)
 
     def remarks(self) -> list[str]:
         told = []
