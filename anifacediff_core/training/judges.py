@@ -121,7 +121,7 @@ class FamilyPool(Pool):
         motion = random_motion(self.plan, count, self.head, generator).to(device)
         motion = replace(motion, shape=identity.shape)
         where = slice(first * frames, (first + count) * frames)
-        self._store(where, self._picture(identity, motion))
+        self._store(where, self._picture(identity, motion), generator)
         for name in ("shape", "expression", "pose", "camera"):
             getattr(self.params, name)[where] = getattr(motion, name)
         self.points[where] = landmark_places(self.head, motion)
