@@ -175,7 +175,7 @@ class FaceParameters:
     def require_finite(self, what: str) -> FaceParameters:
         """Refuse NaN and infinity, naming the first bad frame."""
         for name, tensor in self._tensors().items():
-            bad = ~torch.isfinite(tensor.view(len(self), -1)).all(dim=1)
+            bad = ~torch.isfinite(tensor.unsqueeze(-1).flatten(1)).all(dim=1)
             if bad.any():
                 frame = int(torch.nonzero(bad)[0])
                 raise InputError(
@@ -277,6 +277,8 @@ class FaceParameters:
         if any(parameters[name].dim() != 2 for name in TENSORS[:-1]):
             raise InputError(f"The face parameters in {what} are not one row per frame; save them again.")
         found = cls(**parameters, head=str(header.get("head"))).require_finite(what)
+        if not len(found):
+            raise InputError(f"The face parameters in {what} are of no frame; save them again.")
         if found.confidence is not None and (found.confidence.clamp(0, 1) != found.confidence).any():
             raise InputError(f"The confidence in {what} is not from 0 to 1; save the parameters again.")
         return found

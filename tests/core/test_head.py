@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
@@ -121,8 +123,6 @@ def test_pose_correctives_of_flame_files_are_applied(head, tmp_path):
 
 
 def test_wrong_head_files_are_refused_in_a_sentence(head, tmp_path):
-    from safetensors.torch import save_file
-
     (tmp_path / "cut.safetensors").write_bytes(b"\x10\x00\x00")
     with pytest.raises(InputError, match="missing or damaged"):
         HeadModel.load(tmp_path / "cut.safetensors")
@@ -305,10 +305,19 @@ def test_parameters_survive_a_file_and_bad_files_are_refused(head, tmp_path):
         FaceParameters.load(path)
     with pytest.raises(InputError, match="missing or damaged"):
         FaceParameters.load(tmp_path / "nowhere.safetensors")
+    params[torch.zeros(3, dtype=torch.bool)].save(tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="of no frame"):
+        FaceParameters.load(tmp_path / "none.safetensors")
     bad = replace(params, camera=params.camera.clone().fill_(torch.nan))
-    bad.save(tmp_path / "nan.safetensors")
     with pytest.raises(InputError, match="NaN"):
-        FaceParameters.load(tmp_path / "nan.safetensors")
+        bad.save(tmp_path / "nan.safetensors")
+    params.save(path)
+    with safe_open(path, "pt") as file:
+        names, metadata = list(file.keys()), file.metadata()
+        tensors = {name: file.get_tensor(name) for name in names}
+    save_file({**tensors, "camera": bad.camera}, path, metadata)
+    with pytest.raises(InputError, match="NaN"):
+        FaceParameters.load(path)
 
 
 def test_shape_alignment_takes_only_the_shape_from_the_source(head):
