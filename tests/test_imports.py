@@ -42,7 +42,7 @@ def run_tool(*command: str) -> None:
     if not tool.exists():
         pytest.skip(f"no {command[0]}: install the extra dev, or use 'python3 install.py test'")
     result = subprocess.run(
-        [str(tool), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
+        [str(tool), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
     if result.returncode:
         pytest.fail(f"{command[0]} found:\n{result.stdout}{result.stderr}", pytrace=False)

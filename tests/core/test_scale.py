@@ -301,7 +301,7 @@ def test_of_two_nodes_one_is_killed_half_way_and_every_clip_is_prepared_exactly_
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=900,
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     told = json.loads(ended.stdout.splitlines()[-1])
