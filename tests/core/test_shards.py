@@ -75,12 +75,14 @@ def source(urls: Any, head: HeadModel, **changes: Any) -> ShardSource:
 
 
 def content(pairs: Pairs) -> dict[str, Tensor]:
-    return {field.name: getattr(pairs, field.name) for field in fields(pairs)}
+    """The tensors that are there: shards keep no pictures beside the latents."""
+    values = {field.name: getattr(pairs, field.name) for field in fields(pairs)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def same(first: Pairs, second: Pairs) -> bool:
     a, b = content(first), content(second)
-    return all(torch.equal(a[name], b[name]) for name in a)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def drawn(data: ShardSource, batches: int) -> list[tuple[int, int, int]]:
