@@ -29,7 +29,7 @@ class SamplingConfig:
         InputError: a value that no sampler takes.
     """
 
-    steps: int = 2
+    steps: int = 1
     cfg: float = 1.0
     sampler: str = "euler"
     scheduler: str = "simple"
@@ -49,7 +49,7 @@ class SamplingConfig:
 
     @classmethod
     def of(cls, network: NetworkConfig) -> SamplingConfig:
-        """For a checkpoint that does not say: two steps are for networks of the bundled one's size only."""
+        """For a checkpoint that does not say: one step is for the bundled sizes only."""
         return SamplingConfig() if network == NetworkConfig.tiny() else SamplingConfig(steps=25, cfg=3.5)
 
     def but(self: Config, **asked: Any) -> Config:

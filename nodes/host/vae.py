@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import comfy.sd
+import comfy.taesd.taesd
 import torch
 import torch.nn.functional as F
 from comfy.model_patcher import ModelPatcher
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
+
+from .runtime import Progress
 
 # Factor from the host's LATENT to what the UNet sees.
 SD15_LATENT_SCALE = 0.18215
@@ -36,7 +39,22 @@ def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.
     # it is small, and half precision shows as banding
     vae = comfy.sd.VAE(sd=host, dtype=torch.float32)
     vae.throw_exception_if_invalid()
+    vae.first_stage_model.__class__ = _FrameByFrame
+    vae.first_stage_model.to(memory_format=torch.channels_last)  # see `model.load_model`
     return vae
+
+
+class _FrameByFrame(comfy.taesd.taesd.TAESD):
+    """TAESD that a CPU runs frame by frame: what lies between two layers then stays in its cache."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if latents.device.type != "cpu" or len(latents) < 2:
+            return super().decode(latents)
+        progress, frames = Progress(len(latents)), []
+        for latent in latents.split(1):
+            frames.append(super().decode(latent))
+            progress(len(frames), len(latents))
+        return torch.cat(frames)
 
 
 def has_latents_of_its_own(network: NetworkConfig) -> bool:

@@ -216,12 +216,12 @@ SETTINGS = ["--size", "64", "--steps", "1", "--cfg", "1", "--max-frames", "2", "
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"), [([], [False, False]), (["--steps", "1", "--cfg", "2"], [True])], ids=str
+    ("options", "expected"), [([], [False]), (["--steps", "2", "--cfg", "2"], [True, True])], ids=str
 )
 def test_what_is_left_out_is_as_the_checkpoint_wants_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: list[bool]
 ) -> None:
-    """The bundled one: two steps, and no unconditional half of guidance."""
+    """The bundled one: one step, and no unconditional half of guidance."""
     guided = []
     predict = AniFaceDiff.predict
 
