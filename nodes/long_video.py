@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from anifacediff_core.capture.capture import capture
+from anifacediff_core.capture.confidence import LEAST
 from anifacediff_core.capture.missing import MISSING
 from anifacediff_core.capture.paste import FEATHER
 from anifacediff_core.errors import InputError
@@ -19,7 +20,7 @@ from anifacediff_core.sampling.segments import SEGMENT, Footage, Work, plan_segm
 from anifacediff_core.storage import beside
 from anifacediff_core.video import probe, read_frames
 
-from .capture import face_input, on_device, region_input, smoothing_input
+from .capture import face_input, least_confidence_input, on_device, region_input, smoothing_input
 from .fingerprints import facts_of_model, workflow_fingerprint
 from .head import FacialShapeAlign, head_input, load_head
 from .host.api import io, ui
@@ -57,7 +58,13 @@ class ReenactLongVideo(io.ComfyNode):
             search_aliases=["minutes", "low memory", "resume", "face reenactment", "batch"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
-            inputs=[*_network_inputs(), *_motion_inputs(), *_video_inputs(), *_paste_inputs()],
+            inputs=[
+                *_network_inputs(),
+                *_motion_inputs(),
+                *_video_inputs(),
+                *_paste_inputs(),
+                least_confidence_input(),
+            ],
             outputs=[
                 io.Video.Output(
                     display_name="video",
@@ -104,6 +111,7 @@ class ReenactLongVideo(io.ComfyNode):
         crop: Crop | None = None,
         feather: float = FEATHER,
         match_color: float = 0.0,
+        least_confidence: float = LEAST,
     ) -> io.NodeOutput:
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
         encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
@@ -122,7 +130,13 @@ class ReenactLongVideo(io.ComfyNode):
             "overlap": overlap,
             "shared_noise": shared_noise,
         }
-        reading = {"mode": region, "face": face, "smoothing": smoothing, "missing": missing}
+        reading = {
+            "mode": region,
+            "face": face,
+            "smoothing": smoothing,
+            "missing": missing,
+            "least_confidence": least_confidence,
+        }
         finishing = Finishing.of(original, crop, feather, match_color, mark)
         if mark:  # now, rather than when the first segment is made
             require_size(*finishing.size_of(reference.size))
