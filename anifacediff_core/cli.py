@@ -314,14 +314,12 @@ def reenact(options: argparse.Namespace) -> None:
 
 
 def capture(options: argparse.Namespace) -> None:
-    from .capture.capture import CaptureModels
     from .capture.capture import capture as read
-    from .head.model import HeadModel
     from .video import is_still, probe, read_frames, read_image
     from .weights.checkpoint import load_checkpoint
+    from .weights.faces import load_face_models
 
-    head = HeadModel.bundled().to(pick_device(options.device))
-    models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint_path(options)), head)
+    models = load_face_models(load_checkpoint(checkpoint_path(options)), device=pick_device(options.device))
     if is_still(options.input):
         found = read(read_image(options.input), models, what="the picture")
     else:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from .claims import parse_rate
-from .errors import InputError
 from .progress import Progress
 from .sampling.settings import SamplingSettings
 
@@ -107,11 +106,6 @@ def bar(text: str) -> Progress:
 
 def checkpoint_path(options: argparse.Namespace) -> Path:
     """The checkpoint named, or the bundled one."""
+    from .weights.checkpoint import bundled_checkpoint
+
     return bundled_checkpoint() if options.checkpoint is None else options.checkpoint
-
-
-def bundled_checkpoint() -> Path:
-    bundled = Path(__file__).parent / "assets" / "demo.safetensors"
-    if not bundled.is_file():
-        raise InputError("This installation has no bundled checkpoint; name one with --checkpoint.")
-    return bundled

@@ -12,7 +12,6 @@ from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import (
     MODES,
     SMOOTHING,
-    CaptureModels,
     Models,
     capture,
     crop_portrait,
@@ -24,7 +23,6 @@ from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.capture.missing import MISSING, listed
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.weights.checkpoint import Checkpoint
 
 from .host.api import io
 from .host.runtime import Progress, device, show_text
@@ -41,14 +39,6 @@ from .sockets import (
     make_schema,
     size_input,
 )
-
-
-def load_face_capture(checkpoint: Checkpoint) -> CaptureModels | None:
-    """The networks of a checkpoint that read faces; None where it has none for a head that is at hand."""
-    head = HeadModel.bundled()
-    if checkpoint.head != head.name or not {"face_detector", "face_encoder"} <= set(checkpoint.parts):
-        return None
-    return CaptureModels.from_checkpoint(checkpoint, head)
 
 
 def region_input() -> io.Combo.Input:

@@ -5,15 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from anifacediff_core.capture.deca import DecaEncoder
-from anifacediff_core.capture.detector import PortraitDetector
-from anifacediff_core.capture.flame import FlameModels
-from anifacediff_core.capture.locate import FacesAtHand
-from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.flame import EXPRESSIONS, NAME, SHAPES
-from anifacediff_core.head.model import HeadModel
 from anifacediff_core.weights.checkpoint import load_checkpoint
+from anifacediff_core.weights.faces import load_face_models
 
 from .host.api import io
 from .host.folders import BUNDLED, CHECKPOINTS, DECA, FLAME, file_names, file_path
@@ -103,18 +97,9 @@ class LoadDECA(io.ComfyNode):
     @classmethod
     def execute(cls, deca: str, flame: str, smirk: str = NONE) -> io.NodeOutput:
         deca_path, flame_path, smirk_path = _paths(deca, flame, smirk)
-        assert flame_path is not None
         bundled = load_checkpoint(file_path(CHECKPOINTS, BUNDLED, bundled=DEMO))
-        head = HeadModel.load(flame_path)
-        if (head.name, head.n_shape, head.n_expression) != (NAME, SHAPES, EXPRESSIONS):
-            raise InputError(f"'{flame}' is the head '{head.name}', not FLAME: {FLAME_SOURCE.get()}.")
-        models = FlameModels(
-            FacesAtHand(PortraitDetector.from_weights(bundled.part("face_detector"))),
-            head,
-            None if deca_path is None else DecaEncoder.load(deca_path),
-            None if smirk_path is None else SmirkEncoder.load(smirk_path),
-        )
-        return io.NodeOutput(models, head)
+        models = load_face_models(bundled, deca_path, smirk_path, flame_path)
+        return io.NodeOutput(models, models.head)
 
 
 def _encoders() -> list[str]:

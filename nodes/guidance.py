@@ -8,6 +8,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import GUIDANCE, render_guidance
 from anifacediff_core.head.texture import Appearance, TextureModel
+from anifacediff_core.weights.importers.texture import load_texture
 
 from .head import CHUNK, head_input, load_head, on_device
 from .host.api import io
@@ -85,7 +86,7 @@ class RenderGuidance(io.ComfyNode):
     ) -> io.NodeOutput:
         model = head_model or load_head(head, parameters)
         model.require(parameters)
-        skin = None if texture == NONE else TextureModel.load(file_path(FLAME, texture), model.faces.cpu())
+        skin = None if texture == NONE else load_texture(file_path(FLAME, texture), model.faces.cpu())
         _tell_what_is_missing(skin, appearance)
         skin = None if skin is None else skin.to(device())
         progress, parts = Progress(len(parameters)), []

@@ -13,6 +13,7 @@ from anifacediff_core.head.flame import NAME as FLAME_NAME
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.weights.faces import load_head as load_head_file
 
 from .host.api import io
 from .host.folders import BUNDLED, FLAME, file_names, file_path
@@ -142,7 +143,7 @@ def head_input() -> io.Combo.Input:
 
 def load_head(name: str, parameters: FaceParameters) -> HeadModel:
     if name != BUNDLED:
-        return HeadModel.load(file_path(FLAME, name))
+        return load_head_file(file_path(FLAME, name))
     if parameters.head == FLAME_NAME:
         raise InputError(
             "The face parameters were read with FLAME but the head to draw is the bundled one: connect head "

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.head.model import HeadModel
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.checkpoint import Checkpoint
+from anifacediff_core.weights.faces import own_face_models
 from anifacediff_core.weights.sources import open_checkpoint
 
-from .capture import load_face_capture
 from .host.api import io
 from .host.apply import attach_expression_adapter
 from .host.clip_vision import load_clip_vision
@@ -103,7 +104,7 @@ class LoadAniFaceDiff(io.ComfyNode):
             load_clip_vision(opened.part("image_encoder"), config) if "image_encoder" in parts else None,
             load_reference(config, opened.part("reference")) if "reference" in parts else None,
             load_pose_encoder(config, opened.part("pose_encoder")) if "pose_encoder" in parts else None,
-            load_face_capture(opened),
+            own_face_models(opened, HeadModel.bundled()),
         )
 
 

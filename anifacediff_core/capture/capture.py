@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +24,6 @@ from .encoder import CROP, FaceEncoder, Reading
 from .look import with_looks
 from .missing import held, require_faces, told, without
 from .tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
-
-if TYPE_CHECKING:
-    from ..weights.checkpoint import Checkpoint
 
 MODES = ("auto", "portrait", "whole")
 SMOOTHING = 0.3
@@ -84,12 +81,13 @@ class CaptureModels:
     head: HeadModel = field(repr=False)
 
     @classmethod
-    def from_checkpoint(cls, checkpoint: Checkpoint, head: HeadModel) -> CaptureModels:
-        """A checkpoint's face detector and encoder, on the head's device."""
+    def from_weights(
+        cls, detector: Mapping[str, Tensor], encoder: Mapping[str, Tensor], head: HeadModel
+    ) -> CaptureModels:
+        """From saved weights of the two networks, on the head's device."""
         device = head.template.device
-        detector = PortraitDetector.from_weights(checkpoint.part("face_detector"))
-        encoder = FaceEncoder.from_weights(checkpoint.part("face_encoder"))
-        return cls(detector.to(device), encoder.to(device), head)
+        networks = PortraitDetector.from_weights(detector), FaceEncoder.from_weights(encoder)
+        return cls(networks[0].to(device), networks[1].to(device), head)
 
     def to(self, device: torch.device) -> CaptureModels:
         return CaptureModels(moved(self.detector, device), moved(self.encoder, device), self.head.to(device))

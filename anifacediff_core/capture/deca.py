@@ -6,26 +6,17 @@ have in ``deca_model.tar`` under ``E_flame.``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..weights.reading import TensorFile, open_tensors
-
 CROP = 224
-PREFIX = "E_flame."
 SHAPE, TEXTURE, EXPRESSION, POSE, CAMERA, LIGHT = SIZES = (100, 50, 50, 6, 3, 27)
 PARAMETERS = sum(SIZES)
 HIDDEN = 1024
 WIDTHS, DEPTHS = (64, 128, 256, 512), (3, 4, 6, 3)
 EXPANSION = 4
-COUNTER = "num_batches_tracked"  # of batch norms; means nothing to a trained network
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class DecaReading(NamedTuple):
@@ -106,35 +97,6 @@ class DecaEncoder(nn.Module):
             nn.Linear(WIDTHS[-1] * EXPANSION, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PARAMETERS)
         )
 
-    @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor], what: str = "the DECA weights") -> DecaEncoder:
-        """An encoder in evaluation mode.
-
-        Args:
-            weights: of any floating type, named as in this module.
-            what: name of the file in messages.
-
-        Raises:
-            InputError: names or shapes differ.
-        """
-        return filled(cls(), weights, what)
-
-    @classmethod
-    def load(cls, path: str | Path) -> DecaEncoder:
-        """Read ``deca_model.tar``, or the encoder alone in a file of any kind that can be read safely.
-
-        Raises:
-            InputError: the file is missing, damaged, or holds something else.
-        """
-        with open_tensors(path) as file:
-            prefix = next((p for p in (PREFIX, "deca.", "") if f"{p}layers.2.weight" in file.infos), None)
-            if prefix is None or f"{prefix}encoder.conv1.weight" not in file.infos:
-                raise InputError(
-                    f"'{Path(path).name}' is not DECA: expected the encoder E_flame, found "
-                    f"{min(file.infos, default='no tensor')}; choose deca_model.tar."
-                )
-            return cls.from_weights(under(file, prefix), f"'{Path(path).name}'")
-
     def forward(self, pixels: Tensor) -> Tensor:
         """(crops, 3, 224, 224) -> (crops, 236)."""
         return self.layers(self.encoder(pixels))
@@ -150,26 +112,3 @@ def split(vector: Tensor) -> DecaReading:
     return DecaReading(
         shape, texture, expression, pose[:, :3], pose[:, 3:], camera, light.unflatten(-1, (9, 3))
     )
-
-
-def under(file: TensorFile, prefix: str) -> dict[str, Tensor]:
-    """The tensors of a file whose names begin with ``prefix``, without it."""
-    return {name[len(prefix) :]: file.read(name) for name in file.infos if name.startswith(prefix)}
-
-
-def filled(module: Network, weights: Mapping[str, Tensor], what: str) -> Network:
-    """Fill a network and put it into evaluation mode; all names and shapes must agree."""
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name) and not (name.endswith(COUNTER) and name not in found):
-            raise InputError(
-                f"{what[:1].upper()}{what[1:]} does not fit: expected {name} "
-                f"{list(expected[name]) if name in expected else 'absent'}, found "
-                f"{list(found[name]) if name in found else 'none'}; get a fresh copy."
-            )
-    kept = {
-        name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()
-    }
-    module.load_state_dict(kept, strict=False)  # strict but for the counters, see above
-    return module.eval().requires_grad_(False)

@@ -6,19 +6,12 @@ they have in ``SMIRK_em1.pt`` under ``smirk_encoder.``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
-from ..weights.reading import open_tensors
-from .deca import filled, under
-
-PREFIX = "smirk_encoder."
 SHAPE, EXPRESSION, EYELIDS, JAW = 300, 50, 2, 3
 JAW_LIMIT = 0.2  # radians, sideways
 STEM = 16
@@ -172,32 +165,6 @@ class SmirkEncoder(nn.Module):
         self.pose_encoder = Branch(SMALL, "pose_cam_layers", 6)
         self.shape_encoder = Branch(LARGE, "shape_layers", SHAPE)
         self.expression_encoder = Branch(LARGE, "expression_layers", EXPRESSION + EYELIDS + JAW)
-
-    @classmethod
-    def from_weights(cls, weights: Mapping[str, Tensor], what: str = "the SMIRK weights") -> SmirkEncoder:
-        """An encoder in evaluation mode from weights of any floating type.
-
-        Raises:
-            InputError: names or shapes differ.
-        """
-        return filled(cls(), weights, what)
-
-    @classmethod
-    def load(cls, path: str | Path) -> SmirkEncoder:
-        """Read ``SMIRK_em1.pt``, or the encoder alone in a file of any kind that can be read safely.
-
-        Raises:
-            InputError: the file is missing, damaged, or holds something else.
-        """
-        with open_tensors(path) as file:
-            sign = "pose_encoder.encoder.conv_stem.weight"
-            prefix = next((p for p in (PREFIX, "smirk.", "") if f"{p}{sign}" in file.infos), None)
-            if prefix is None:
-                raise InputError(
-                    f"'{Path(path).name}' is not SMIRK: expected the encoder smirk_encoder, found "
-                    f"{min(file.infos, default='no tensor')}; choose SMIRK_em1.pt."
-                )
-            return cls.from_weights(under(file, prefix), f"'{Path(path).name}'")
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(crops, 3, 224, 224) -> pose and camera (crops, 6), shape (crops, 300), the rest (crops, 55)."""

@@ -16,7 +16,6 @@ from ..options import (
     add_sampling,
     add_windows,
     bar,
-    bundled_checkpoint,
     checkpoint_path,
     positive,
 )
@@ -178,25 +177,18 @@ def write_list(options: argparse.Namespace) -> None:
 
 
 def run_variants(options: argparse.Namespace) -> None:
-    from ..capture.capture import CaptureModels, Models
-    from ..head.flame import load_flame
-    from ..head.model import HeadModel
     from ..sampling.pipeline import Pipeline
     from ..sampling.settings import SamplingSettings
     from ..weights.checkpoint import load_checkpoint
+    from ..weights.faces import load_face_models
     from .generate import VARIANTS, Generator
     from .pairs import read_pairs
 
     pairs = read_pairs(options.pairs)
     device, path = pick_device(options.device), checkpoint_path(options)
-    reader = _deca_reader(options, device)
-    head = HeadModel.bundled() if reader is None else load_flame(options.flame)
-    pipeline = Pipeline.from_checkpoint(path, device, head=head)
-    models: Models = (
-        CaptureModels.from_checkpoint(load_checkpoint(path), pipeline.head)
-        if reader is None
-        else reader.models
-    )
+    checkpoint = load_checkpoint(path)
+    models = load_face_models(checkpoint, options.deca, flame=options.flame, device=device)
+    pipeline = Pipeline.from_checkpoint(checkpoint, device, head=models.head)
     sampling = SamplingSettings(**pipeline.sampling.to_json()).but(
         size=options.size,
         steps=options.steps,
@@ -290,17 +282,7 @@ def _deca_reader(options: argparse.Namespace, device: torch.device) -> FaceReade
         return None
     if options.deca is None or options.flame is None:
         raise InputError("DECA and FLAME belong together: name both, with --deca and --flame.")
-    return FaceReader.deca(options.deca, options.flame, _detector_checkpoint(options), device)
-
-
-def _detector_checkpoint(options: argparse.Namespace) -> Path:
-    """A checkpoint with a face detector: the one named, or the bundled one where that has none."""
-    from ..weights.checkpoint import load_checkpoint
-
-    path = checkpoint_path(options)
-    if "face_detector" in load_checkpoint(path).parts:
-        return path
-    return bundled_checkpoint()
+    return FaceReader.deca(options.deca, options.flame, checkpoint_path(options), device)
 
 
 def _videos(options: argparse.Namespace) -> Videos | None:
@@ -318,9 +300,9 @@ def _videos(options: argparse.Namespace) -> Videos | None:
 def _run_detectors(
     options: argparse.Namespace, videos: Videos | None
 ) -> tuple[dict[str, list[Score]], dict[str, str]]:
-    from ..capture.detector import PortraitDetector
-    from ..capture.locate import FacesAtHand, FindsFaces
+    from ..capture.locate import FindsFaces
     from ..weights.checkpoint import load_checkpoint
+    from ..weights.faces import face_finder
     from .forgery import Detector, Preprocessing, score_videos
     from .onnx_model import OnnxModel
 
@@ -330,8 +312,7 @@ def _run_detectors(
         raise InputError("The deviations of --std must be above 0.")
     finder: FindsFaces | None = None
     if options.face_margin is not None:
-        weights = load_checkpoint(_detector_checkpoint(options)).part("face_detector")
-        finder = FacesAtHand(PortraitDetector.from_weights(weights))
+        finder = face_finder(load_checkpoint(checkpoint_path(options)))
     preprocessing = Preprocessing(
         size=options.input_size,
         mean=tuple(options.mean),

@@ -16,19 +16,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..capture.capture import CaptureModels, Models, capture
-from ..capture.deca import DecaEncoder
-from ..capture.detector import PortraitDetector
-from ..capture.flame import FlameModels
-from ..capture.locate import FacesAtHand
+from ..capture.capture import Models, capture
 from ..errors import InputError
 from ..head import rotation
 from ..head.camera import project, to_pixels
-from ..head.flame import load_flame
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..weights.checkpoint import load_checkpoint
+from ..weights.faces import load_face_models
 
 # Of the 68 landmarks in iBUG's order: right eye, left eye, nose, right and left corner of the mouth.
 FIVE = (range(36, 42), range(42, 48), (30,), (48,), (54,))
@@ -53,20 +49,13 @@ class FaceReader:
         cls, deca: Path, flame: Path, checkpoint: Path, device: torch.device | str = "cpu"
     ) -> FaceReader:
         """DECA on FLAME; faces are found by what is installed, else by the checkpoint's detector."""
-        detector = PortraitDetector.from_weights(load_checkpoint(checkpoint).part("face_detector"))
-        models = FlameModels(FacesAtHand(detector), load_flame(flame), DecaEncoder.load(deca))
-        return cls(models.to(torch.device(device)), f"DECA ({deca.name})", True)
+        models = load_face_models(load_checkpoint(checkpoint), deca, flame=flame, device=device)
+        return cls(models, f"DECA ({deca.name})", True)
 
     @classmethod
     def bundled(cls, checkpoint: Path, device: torch.device | str = "cpu") -> FaceReader:
         """The face encoder of a checkpoint of this project."""
-        opened = load_checkpoint(checkpoint)
-        if "face_encoder" not in opened.parts or "face_detector" not in opened.parts:
-            raise InputError(
-                f"{checkpoint.name} has no face encoder: name a checkpoint with one, or use DECA."
-            )
-        head = HeadModel.bundled().to(torch.device(device))
-        models = CaptureModels.from_checkpoint(opened, head)
+        models = load_face_models(load_checkpoint(checkpoint), device=device)
         return cls(models, f"bundled face encoder ({checkpoint.name})", False)
 
     def __call__(

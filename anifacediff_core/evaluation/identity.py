@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..capture.deca import COUNTER, filled
 from ..errors import InputError
+from ..weights.fill import fill
 from ..weights.importers.recognition import Listing
 from ..weights.reading import open_tensors
 from .onnx_model import OnnxModel
@@ -184,7 +184,7 @@ class Embedder:
             weights = {name: file.read(original) for name, original in listing.originals.items()}
         with torch.device("meta"):
             network = FaceRecognizer(sizes)
-        network = filled_on_cpu(network, weights, path.name)
+        network = fill(network, weights, path.name).eval().requires_grad_(False)
         return cls(network, f"{sizes.name} ({path.name})", device)
 
     @torch.no_grad()
@@ -198,20 +198,6 @@ class Embedder:
         if not torch.isfinite(found).all():
             raise InputError(f"{self.name} gives numbers that are not finite; use a copy in float32.")
         return F.normalize(found.double().cpu(), dim=1)
-
-
-def filled_on_cpu(network: FaceRecognizer, weights: dict[str, Tensor], name: str) -> FaceRecognizer:
-    """Hold names and shapes against the file before any memory is taken for them, then fill."""
-    expected = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
-    found = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    for key in sorted(expected.keys() | found.keys()):
-        if expected.get(key) != found.get(key) and not (key.endswith(COUNTER) and key not in found):
-            raise InputError(
-                f"{name} does not fit its kind (face recognition): expected {key} "
-                f"{list(expected[key]) if key in expected else 'absent'}, found "
-                f"{list(found[key]) if key in found else 'none'}; get a fresh copy."
-            )
-    return filled(network.to_empty(device="cpu"), weights, name)
 
 
 # ---- crops

@@ -28,6 +28,7 @@ from ..head import rotation
 from ..head.camera import uncrop_camera
 from ..head.parameters import FaceParameters
 from ..storage import write_tensors
+from ..weights.fill import fill
 from ..weights.reading import open_tensors
 
 FORMAT = "anifacediff-judges"
@@ -308,16 +309,9 @@ def _build(tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Judges:
     with torch.device("meta"):  # what the tensors' shapes claim takes no memory before all of them fit
         identity = IdentityJudge(side, _widths(who))
         motion = MotionJudge(len(how["mean"]) - 6, side, _widths(how))
-    return Judges(_filled(identity, who), _filled(motion, how), side, provenance)
-
-
-def _filled(judge: J, weights: dict[str, Tensor]) -> J:
-    expected = {name: tensor.shape for name, tensor in judge.state_dict().items()}
-    if {name: tensor.shape for name, tensor in weights.items()} != expected:
-        raise ValueError("weights of another network")
-    judge = judge.to_empty(device="cpu")
-    judge.load_state_dict(weights)
-    return judge.eval().requires_grad_(False)
+    identity = fill(identity, who, "The judge of identity").eval().requires_grad_(False)
+    motion = fill(motion, how, "The judge of motion").eval().requires_grad_(False)
+    return Judges(identity, motion, side, provenance)
 
 
 def _widths(weights: dict[str, Tensor]) -> list[int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..avatars.studio import Studio
-from ..capture.capture import CaptureModels, capture, sample
+from ..capture.capture import capture, sample
 from ..capture.detector import face_square
 from ..capture.encoder import CROP
 from ..claims import parse_json
@@ -23,6 +23,7 @@ from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..video import contact_sheet, write_image
 from ..weights.checkpoint import Checkpoint, load_autoencoder, load_checkpoint, load_network
+from ..weights.faces import own_face_models
 from .ablation import compare, difference_table
 from .avatars import (
     FaceReader,
@@ -122,9 +123,9 @@ def load_reenactor(checkpoint: Checkpoint, device: torch.device) -> Reenactor:
 
 def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
     """Captures clips with the checkpoint's own networks, or None when it has none."""
-    if "face_encoder" not in checkpoint.parts or "face_detector" not in checkpoint.parts:
+    models = own_face_models(checkpoint, head)
+    if models is None:
         return None
-    models = CaptureModels.from_checkpoint(checkpoint, head)
 
     def read(clip: Tensor) -> FaceParameters:
         try:
@@ -138,9 +139,10 @@ def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
 
 def known_reader(checkpoint: Checkpoint, head: HeadModel) -> KnownReader | None:
     """The checkpoint's face encoder alone, at the faces' true places; None when it has none."""
-    if "face_encoder" not in checkpoint.parts or "face_detector" not in checkpoint.parts:
+    models = own_face_models(checkpoint, head)
+    if models is None:
         return None
-    encoder = CaptureModels.from_checkpoint(checkpoint, head).to(head.template.device).encoder
+    encoder = models.encoder
 
     def read(pictures: Tensor, where: FaceParameters) -> FaceParameters:
         squares = face_square(head, where)

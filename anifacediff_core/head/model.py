@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..claims import is_finite, parse_json, shown
 from ..errors import InputError
-from ..weights.reading import open_tensors
 from . import rotation
 from .parameters import POSE_JOINTS, FaceParameters
 
@@ -116,27 +116,23 @@ class HeadModel(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path) -> HeadModel:
-        """Read a head file, or one of FLAME's as they are given out.
+        """Read a head file of this format; `load_head` in `weights.faces` reads FLAME's as well.
 
         Raises:
             InputError: the file is missing, damaged, not a head, or its tensors do not fit together.
         """
         name = Path(path).name
-        if Path(path).suffix != ".safetensors":
-            return _load_flame(path)
         try:
-            with open_tensors(path) as file:
-                header = parse_json(file.metadata.get(FORMAT, "null"))
-                theirs = header is None and "v_template" in file.infos
-                tensors = {} if theirs else {key: file.read(key) for key in sorted(file.infos)}
-        except InputError as error:
-            if "NaN" in str(error):
-                raise
+            with safe_open(str(path), "pt") as file:
+                metadata = file.metadata() or {}
+                # copied: what the library gives shares memory with the file
+                tensors = {key: file.get_tensor(key).clone() for key in sorted(file.keys())}
+        except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"The head file '{name}' cannot be read; it is missing or damaged.") from error
+        try:
+            header = parse_json(metadata.get(FORMAT, "null"))
         except ValueError as error:
             raise InputError(f"The head file '{name}' has a damaged header; get a fresh copy.") from error
-        if theirs:
-            return _load_flame(path)
         missing = [key for key in REQUIRED if key not in tensors]
         lacking = ", ".join(missing) or ("" if _is_header(header) else "a header with a name")
         if lacking:
@@ -241,12 +237,6 @@ class HeadModel(nn.Module):
             3, device=pose.device, dtype=pose.dtype
         )
         return torch.einsum("fp,vcp->fvc", relative.flatten(1), self.pose_basis.to(pose))
-
-
-def _load_flame(path: str | Path) -> HeadModel:
-    from .flame import load_flame  # which needs HeadModel
-
-    return load_flame(path)
 
 
 def _all_vertices(basis: Tensor, moved: Tensor | None, vertices: int) -> Tensor:

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture.capture import CaptureModels, crop_portrait
 from ..capture.capture import capture as read
+from ..capture.capture import crop_portrait
 from ..device import pick_device
 from ..errors import FAULTS, InputError, printable, refusal_of
 from ..head.parameters import FaceParameters
@@ -28,6 +28,7 @@ from ..scale import Scale, run
 from ..storage import beside, replacing, require_writable
 from ..video import probe, read_frames, read_image
 from ..weights.checkpoint import load_checkpoint
+from ..weights.faces import load_face_models
 from .fingerprint import fingerprint
 from .pipeline import Pipeline
 from .segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
@@ -113,8 +114,9 @@ class Reenacting:
         bars: Callable[[str], Progress | None] = no_bars,
     ) -> None:
         self.checkpoint = Path(checkpoint)
-        self.pipeline = Pipeline.from_checkpoint(checkpoint, pick_device(str(device)))
-        self.models = CaptureModels.from_checkpoint(load_checkpoint(checkpoint), self.pipeline.head)
+        where, opened = pick_device(str(device)), load_checkpoint(checkpoint)
+        self.models = load_face_models(opened, device=where)
+        self.pipeline = Pipeline.from_checkpoint(opened, where, head=self.models.head)
         self.say, self.bars = say, bars
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:

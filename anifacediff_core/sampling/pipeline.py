@@ -28,7 +28,12 @@ from anifacediff_core.sampling.windows import (
     fuse_weights,
     initial_noise,
 )
-from anifacediff_core.weights.checkpoint import load_autoencoder, load_checkpoint, load_network
+from anifacediff_core.weights.checkpoint import (
+    Checkpoint,
+    load_autoencoder,
+    load_checkpoint,
+    load_network,
+)
 
 
 class Pipeline:
@@ -62,13 +67,14 @@ class Pipeline:
     @classmethod
     def from_checkpoint(
         cls,
-        path: str | Path,
+        checkpoint: str | Path | Checkpoint,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
         head: HeadModel | None = None,
     ) -> Pipeline:
         """Load everything from one file; `head` is the bundled one by default."""
-        checkpoint = load_checkpoint(path)
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = load_checkpoint(checkpoint)
         head = head or HeadModel.bundled()
         if head.name != checkpoint.head:
             raise InputError(

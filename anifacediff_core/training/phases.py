@@ -23,6 +23,7 @@ from ..head.model import HeadModel
 from ..network.autoencoder import AutoEncoder
 from ..network.config import NetworkConfig
 from ..weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from ..weights.faces import load_head
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
 from .card import write_card
@@ -153,7 +154,7 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
 def experiment_head(experiment: dict[str, Any]) -> HeadModel:
     """The head that face parameters belong to: a file that the experiment names, or the bundled one."""
     path = experiment.get("head")
-    return HeadModel.load(path) if path else HeadModel.bundled()
+    return load_head(path) if path else HeadModel.bundled()
 
 
 def train_autoencoder(phase: Phase) -> None:

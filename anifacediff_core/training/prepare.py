@@ -22,12 +22,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..capture.capture import CaptureModels, Models, capture, crop_portrait
-from ..capture.deca import DecaEncoder
-from ..capture.detector import PortraitDetector
-from ..capture.flame import FlameModels
-from ..capture.locate import FacesAtHand
-from ..capture.smirk import SmirkEncoder
+from ..capture.capture import Models, capture, crop_portrait
 from ..claims import parse_json, parse_rate
 from ..device import pick_device
 from ..errors import InputError
@@ -41,6 +36,7 @@ from ..scale import Scale, run
 from ..storage import replacing
 from ..video import IMAGE_ENDINGS, VIDEO_ENDINGS, numbered_pictures, probe, read_frames, read_image
 from ..weights.checkpoint import load_checkpoint
+from ..weights.faces import load_face_models
 from .shard_chunks import (
     PLAN,
     Shares,
@@ -100,28 +96,8 @@ class Encoders:
         return ", ".join(f"{Path(path).name} ({Path(path).stat().st_size})" for path in files)
 
     def load(self) -> Models:
-        device = pick_device(self.device)
         checkpoint = load_checkpoint(self.checkpoint)
-        if self.flame is None:
-            head = HeadModel.bundled()
-            if checkpoint.head != head.name:
-                raise InputError(
-                    f"{Path(self.checkpoint).name} reads the head '{checkpoint.head}'; give the files of "
-                    "DECA and FLAME, or use the bundled checkpoint."
-                )
-            return CaptureModels.from_checkpoint(checkpoint, head.to(device))
-        head = HeadModel.load(self.flame)
-        if head.name != FLAME:
-            raise InputError(
-                f"{Path(self.flame).name} is the head '{head.name}', not FLAME; give FLAME's file."
-            )
-        models = FlameModels(
-            FacesAtHand(PortraitDetector.from_weights(checkpoint.part("face_detector"))),
-            head,
-            DecaEncoder.load(self.deca) if self.deca else None,
-            SmirkEncoder.load(self.smirk) if self.smirk else None,
-        )
-        return models.to(device)
+        return load_face_models(checkpoint, self.deca, self.smirk, self.flame, pick_device(self.device))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.flame import EXPRESSIONS, ORIGIN
+from anifacediff_core.head.flame import EXPRESSIONS
 from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
 from anifacediff_core.head.model import HeadModel
@@ -23,8 +23,10 @@ from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import file_digest, write_tensors
 from anifacediff_core.weights.checkpoint import TensorStream, stream_checkpoint
+from anifacediff_core.weights.faces import load_head
 from anifacediff_core.weights.importers import Recognition, recognize_file
 from anifacediff_core.weights.importers.diffusers_unet import as_reference
+from anifacediff_core.weights.importers.flame import HEADER as FLAME_HEADER
 from anifacediff_core.weights.layout import block_channels, reference_layout
 from anifacediff_core.weights.reading import open_tensors
 from anifacediff_core.weights.sources import (
@@ -256,14 +258,15 @@ def _head(name: str) -> tuple[str, int]:
     """Name and number of expressions of a head."""
     if name == FLAME:
         return FLAME, EXPRESSIONS
-    head = HeadModel.bundled() if name == BUNDLED else HeadModel.load(name)
+    head = HeadModel.bundled() if name == BUNDLED else load_head(name)
     return head.name, head.n_expression
 
 
 def _convert_head(found: Recognition, out: Path) -> str:
     with open_tensors(found.path) as file:
         tensors = dict(found.tensors("head", file))
-        metadata = file.metadata.get(HEAD_FORMAT) or json.dumps({**ORIGIN, "sha256": file_digest(found.path)})
+        theirs = {**FLAME_HEADER, "sha256": file_digest(found.path)}
+        metadata = file.metadata.get(HEAD_FORMAT) or json.dumps(theirs)
     write_tensors(out, tensors, {HEAD_FORMAT: metadata})
     return f"{out}: the head {found.head!r}."
 

@@ -25,6 +25,7 @@ from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import PREFIX, SamplingConfig
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import write_tensor_stream, write_tensors
+from anifacediff_core.weights.fill import misfits
 from anifacediff_core.weights.reading import TensorInfo, open_tensors
 
 VERSION = 1
@@ -127,6 +128,14 @@ def _metadata(
     if sampling is not None:
         header["sampling"] = sampling.to_json()
     return {HEADER: json.dumps(header), "format": "pt"}
+
+
+def bundled_checkpoint() -> Path:
+    """The weights that come with the package."""
+    bundled = Path(__file__).parents[1] / "assets" / "demo.safetensors"
+    if not bundled.is_file():
+        raise InputError("This installation has no bundled checkpoint; name one with --checkpoint.")
+    return bundled
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
@@ -296,14 +305,11 @@ class Checkpoint:
 
     def require_fit(self, module: nn.Module, name: str) -> None:
         """Refuse a part that has other names or shapes than its module, before any of it is read."""
-        expected = {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
-        found = self.shapes(name)
-        for key in sorted(expected.keys() | found.keys()):
-            if expected.get(key) != found.get(key):
-                raise InputError(
-                    f"{self.path.name} does not fit: expected {name}.{key} {expected.get(key, 'absent')}, "
-                    f"found {found.get(key, 'absent')}."
-                )
+        for key, expected, found in misfits(module, self.shapes(name)):
+            raise InputError(
+                f"{self.path.name} does not fit: expected {name}.{key} "
+                f"{'absent' if expected is None else expected}, found {'absent' if found is None else found}."
+            )
 
     def _require(self, name: str) -> None:
         if name not in self.parts:

@@ -19,6 +19,7 @@ from anifacediff_core.network.encoders import encode_pose as encode_pictures
 from anifacediff_core.network.model import make_unet, run_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.progress import Progress
+from anifacediff_core.weights.fill import fill
 from anifacediff_core.weights.layout import block_channels
 
 from .auxiliary import manage, run, unwrap
@@ -28,30 +29,29 @@ Weights = dict[str, Tensor]
 
 def load_reference(config: NetworkConfig, weights: Weights) -> ModelPatcher:
     """The ReferenceNet, without what follows its last features."""
-    reference = _without_init(make_unet, config)
+    reference = _on_meta(make_unet, config)
     trim_reference(reference)
     install_processors(reference)
     live = reference.state_dict()
     # a ReferenceNet that was saved whole carries weights that nothing depends on
-    return manage(
-        _filled(reference, {name: weight for name, weight in weights.items() if name in live}, "ReferenceNet")
-    )
+    used = {name: weight for name, weight in weights.items() if name in live}
+    return manage(fill(reference, used, "The checkpoint's ReferenceNet"))
 
 
 def load_pose_encoder(config: NetworkConfig, weights: Weights) -> ModelPatcher:
-    return manage(_filled(_without_init(make_pose_encoder, config), weights, "pose encoder"))
+    return manage(fill(_on_meta(make_pose_encoder, config), weights, "The checkpoint's pose encoder"))
 
 
 def load_expression_adapter(config: NetworkConfig, weights: Weights) -> ModelPatcher:
-    blocks = block_channels(config)
-    return manage(_filled(_without_init(ExpressionAdapter, config, blocks), weights, "expression adapter"))
+    adapter = _on_meta(ExpressionAdapter, config, block_channels(config))
+    return manage(fill(adapter, weights, "The checkpoint's expression adapter"))
 
 
 def load_motion(config: NetworkConfig, weights: Weights) -> ModelPatcher:
     """The temporal modules. Their positions are sines, which files may leave out."""
     motion = MotionModules(config)
     positions = dict(motion.named_buffers())
-    return manage(_filled(motion, positions | weights, "motion modules"))
+    return manage(fill(motion, positions | weights, "The checkpoint's motion part"))
 
 
 def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor) -> dict[str, Tensor]:
@@ -129,21 +129,7 @@ def pose_kinds(encoder: ModelPatcher) -> tuple[str, ...]:
     return getattr(unwrap(encoder), "kinds", ("normals",))
 
 
-def _without_init(make: Callable[..., nn.Module], *arguments: object) -> nn.Module:
+def _on_meta(make: Callable[..., nn.Module], *arguments: object) -> nn.Module:
     """Build a module without spending time on random weights: all are loaded or refused afterwards."""
     with torch.device("meta"):
-        module = make(*arguments)
-    return module.to_empty(device="cpu")
-
-
-def _filled(module: nn.Module, weights: Weights, part: str) -> nn.Module:
-    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    misfits = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    if misfits:
-        raise InputError(
-            f"The weights of the {part} don't fit its config (first misfit: {misfits[0]}): "
-            "load an intact checkpoint."
-        )
-    module.load_state_dict(weights)
-    return module
+        return make(*arguments)

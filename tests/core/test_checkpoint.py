@@ -14,9 +14,9 @@ from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
-from anifacediff_core.options import bundled_checkpoint
 from anifacediff_core.weights.assembly import convert
 from anifacediff_core.weights.checkpoint import (
+    bundled_checkpoint,
     load_autoencoder,
     load_checkpoint,
     load_network,

@@ -24,9 +24,9 @@ from anifacediff_core.evaluation.judges import bundled_path, load_judges
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.network.config import ConfigError, NetworkConfig
-from anifacediff_core.options import bundled_checkpoint
 from anifacediff_core.training.settings import read_experiment
 from anifacediff_core.training.shard_format import SegmentInfo
+from anifacediff_core.weights.checkpoint import bundled_checkpoint
 from anifacediff_core.weights.importers import recognize_file
 from anifacediff_core.weights.reading import open_tensors
 from anifacediff_core.weights.sources import open_checkpoint
@@ -381,7 +381,7 @@ def test_parameters_with_headers_that_lie(tmp_path: Path) -> None:
 
 
 def test_a_texture_of_negative_size(tmp_path: Path) -> None:
-    from anifacediff_core.head.texture import TextureModel
+    from anifacediff_core.weights.importers.texture import load_texture
 
     def array(shape: tuple[int, ...], content: bytes) -> bytes:
         header = repr({"descr": "|u1", "fortran_order": False, "shape": shape}).encode()
@@ -394,4 +394,4 @@ def test_a_texture_of_negative_size(tmp_path: Path) -> None:
         archive.writestr("vt.npy", array((-5, 2), bytes(2**20)))
         archive.writestr("ft.npy", array((1, 3), bytes(3)))
     (tmp_path / "t.npz").write_bytes(stream.getvalue())
-    sentence(TextureModel.load, tmp_path / "t.npz", HeadModel.bundled().faces)
+    sentence(load_texture, tmp_path / "t.npz", HeadModel.bundled().faces)

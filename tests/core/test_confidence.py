@@ -20,6 +20,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.video import read_frames
 from anifacediff_core.weights.checkpoint import load_checkpoint
+from anifacediff_core.weights.faces import load_face_models
 from harness.extension import ROOT
 from harness.files import BUNDLED
 
@@ -30,7 +31,7 @@ HIDDEN = range(5, 9)
 
 @pytest.fixture(scope="module")
 def models() -> CaptureModels:
-    return CaptureModels.from_checkpoint(load_checkpoint(BUNDLED), HeadModel.bundled())
+    return load_face_models(load_checkpoint(BUNDLED))
 
 
 @pytest.fixture(scope="module")

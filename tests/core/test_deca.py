@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.capture.tracker import smooth_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.camera import crop_camera, project, to_pixels
-from anifacediff_core.head.flame import load_flame
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.rasterize import rasterize
 from anifacediff_core.head.render import render_normals, vertex_normals
 from anifacediff_core.video import read_image
+from anifacediff_core.weights.faces import load_head
+from anifacediff_core.weights.importers.deca import load_deca
+from anifacediff_core.weights.importers.flame import load_flame
+from anifacediff_core.weights.importers.smirk import load_smirk
 from harness.flame import Fields, make_fields, write_hostile, write_pickle
 from harness.weights import randomize
 
@@ -128,7 +132,7 @@ def test_decas_vector_is_split_in_its_order() -> None:
 
 
 def test_smirks_jaw_and_eyelids_are_limited(smirk: SmirkEncoder) -> None:
-    strong = SmirkEncoder.from_weights(smirk.state_dict())
+    strong = copy.deepcopy(smirk)
     last = strong.expression_encoder.expression_layers[0]
     last.bias[50:] = torch.tensor([-9.0, 9.0, -9.0, 9.0, -9.0])
     reading = strong.read(pixels())
@@ -151,21 +155,19 @@ def test_files_of_deca_and_smirk(deca: DecaEncoder, smirk: SmirkEncoder, tmp_pat
         | {"smirk_generator.conv.weight": torch.zeros(3)},
         tmp_path / "SMIRK_em1.pt",
     )
-    found = DecaEncoder.load(tmp_path / "deca_model.tar")
+    found = load_deca(tmp_path / "deca_model.tar")
     assert torch.equal(found(pixels()), deca(pixels())) and not found.training
-    assert torch.equal(
-        SmirkEncoder.load(tmp_path / "SMIRK_em1.pt").read(pixels()).shape, smirk.read(pixels()).shape
-    )
+    assert torch.equal(load_smirk(tmp_path / "SMIRK_em1.pt").read(pixels()).shape, smirk.read(pixels()).shape)
     with pytest.raises(InputError, match="'SMIRK_em1.pt' is not DECA: expected the encoder E_flame"):
-        DecaEncoder.load(tmp_path / "SMIRK_em1.pt")
+        load_deca(tmp_path / "SMIRK_em1.pt")
     with pytest.raises(InputError, match="'deca_model.tar' is not SMIRK: .* choose SMIRK_em1.pt"):
-        SmirkEncoder.load(tmp_path / "deca_model.tar")
+        load_smirk(tmp_path / "deca_model.tar")
     torch.save({"E_flame": kept | {"layers.2.weight": torch.zeros(128, 1024)}}, tmp_path / "other.tar")
     with pytest.raises(InputError, match=r"expected layers.2.weight \[236, 1024\], found \[128, 1024\]"):
-        DecaEncoder.load(tmp_path / "other.tar")
+        load_deca(tmp_path / "other.tar")
     (tmp_path / "short.tar").write_bytes((tmp_path / "deca_model.tar").read_bytes()[:100_000])
     with pytest.raises(InputError, match="short.tar"):
-        DecaEncoder.load(tmp_path / "short.tar")
+        load_deca(tmp_path / "short.tar")
 
 
 # --- The head ------------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def change(**given: Any) -> Any:
 def test_other_files_are_not_flame(fields: Fields, tmp_path: Path, broken: Any, said: str) -> None:
     write_pickle(tmp_path / "other.pkl", broken(fields))
     with pytest.raises(InputError, match=said) as error:
-        HeadModel.load(tmp_path / "other.pkl")
+        load_head(tmp_path / "other.pkl")
     assert "other.pkl" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -285,7 +287,7 @@ def test_hostile_and_damaged_pickles_are_refused(flame_path: Path, tmp_path: Pat
     (tmp_path / "noise.pkl").write_bytes(b"no pickle")
     for name in ("hostile", "short", "noise", "absent"):
         with pytest.raises(InputError, match=f"{name}.pkl"):
-            HeadModel.load(tmp_path / f"{name}.pkl")
+            load_head(tmp_path / f"{name}.pkl")
     assert not evidence.exists()
 
 
@@ -293,7 +295,7 @@ def test_flame_in_safetensors(flame: HeadModel, fields: Fields, tmp_path: Path) 
     plain = {name: torch.tensor(value.astype(np.float32)) for name, value in fields.items()}
     plain |= {name: torch.tensor(fields[name].astype(np.int64)) for name in ("f", "kintree_table")}
     save_file(plain, tmp_path / "flame.safetensors")
-    assert torch.equal(HeadModel.load(tmp_path / "flame.safetensors").shape_basis, flame.shape_basis)
+    assert torch.equal(load_head(tmp_path / "flame.safetensors").shape_basis, flame.shape_basis)
 
 
 # --- Crops ---------------------------------------------------------------------------------------

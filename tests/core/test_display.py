@@ -17,10 +17,10 @@ from anifacediff_core import media
 from anifacediff_core.capture.capture import CaptureModels, capture
 from anifacediff_core.display import HLG, PQ, to_sdr
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.model import HeadModel
 from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.video import Part, frame_pace, frame_times, probe, read_frames, read_pixels, to_pixels
 from anifacediff_core.weights.checkpoint import load_checkpoint
+from anifacediff_core.weights.faces import load_face_models
 from harness.videos import stamp_matrix, write_frames
 
 ASSETS = Path(anifacediff_core.__file__).parent / "assets"
@@ -55,7 +55,7 @@ def driver() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def models() -> CaptureModels:
-    return CaptureModels.from_checkpoint(load_checkpoint(ASSETS / "demo.safetensors"), HeadModel.bundled())
+    return load_face_models(load_checkpoint(ASSETS / "demo.safetensors"))
 
 
 def read(path: Path) -> Tensor:

@@ -23,6 +23,7 @@ from anifacediff_core.network.guidance import make_guidance_encoder
 from anifacediff_core.network.model import AniFaceDiff, run_unet
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import TERMINAL_ALPHA
+from anifacediff_core.weights.importers.texture import load_texture
 from anifacediff_core.weights.sources import open_checkpoint
 from harness.magicportrait import (
     CFG,
@@ -71,7 +72,7 @@ def face() -> Face:
 def texture(face: Face, tmp_path_factory: pytest.TempPathFactory) -> TextureModel:
     path = tmp_path_factory.mktemp("flame") / "FLAME_texture.npz"
     write_texture(path, *face.places())
-    return TextureModel.load(path, face.head.faces)
+    return load_texture(path, face.head.faces)
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
@@ -182,7 +183,7 @@ def test_the_template_tells_the_same_places(face: Face, tmp_path: Path, texture:
     shuffled = torch.randperm(len(triangles), generator=torch.Generator().manual_seed(0))
     order = face.head.faces[shuffled].roll(1, 1), triangles[shuffled].roll(1, 1)
     write_template(tmp_path / "head_template.obj", face.head.template, *order, places)
-    loaded = TextureModel.load(tmp_path / "FLAME_texture.npz", face.head.faces)
+    loaded = load_texture(tmp_path / "FLAME_texture.npz", face.head.faces)
     assert torch.allclose(loaded.corners, texture.corners, atol=1e-5)
 
 
@@ -191,26 +192,26 @@ def test_wrong_textures_are_refused_in_a_sentence(face: Face, tmp_path: Path) ->
     path = tmp_path / "FLAME_texture.npz"
     faces = face.head.faces
     with pytest.raises(InputError, match="missing or damaged"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
     path.write_bytes(b"not a zip")
     with pytest.raises(InputError, match="missing or damaged"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
     np.savez(path, MU=np.zeros(3))
     with pytest.raises(InputError, match="expected mean and tex_dir, found MU"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
     np.savez(path, mean=np.zeros((4, 4, 3)), tex_dir=np.zeros((4, 4, 3, 2)))
     with pytest.raises(InputError, match="mean of shape \\[4, 4, 3\\]: expected \\[512"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
     np.savez(path, mean=np.array([{}]), tex_dir=np.zeros(3))
     with pytest.raises(InputError, match="missing or damaged"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
     write_texture(path, places, triangles[:-1])
     with pytest.raises(InputError, match=f"with {len(faces) - 1} triangles: expected {len(faces)}"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
     write_texture(path, places, triangles)
     path.write_bytes(path.read_bytes()[:-1_000_000])
     with pytest.raises(InputError, match="missing or damaged"):
-        TextureModel.load(path, faces)
+        load_texture(path, faces)
 
 
 def test_wrong_number_of_pictures_is_refused() -> None:

@@ -10,16 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anifacediff_core.capture import search
-from anifacediff_core.capture.capture import CaptureModels, Models, crop_portrait
+from anifacediff_core.capture.capture import Models, crop_portrait
 from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.missing import MISSING, held
 from anifacediff_core.capture.portrait import Portrait, find_portrait, following
 from anifacediff_core.capture.search import Follower
 from anifacediff_core.capture.tracker import Tracker
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.model import HeadModel
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
+from anifacediff_core.weights.faces import load_face_models
 from harness.allocations import Allocations
 from harness.discs import Discs, discs
 from harness.extension import ROOT
@@ -32,7 +32,7 @@ EXAMPLES = ROOT / "anifacediff_core" / "assets" / "examples"
 def bundled() -> Models:
     """The detector that comes with the project."""
     checkpoint = load_checkpoint(ROOT / "anifacediff_core" / "assets" / "demo.safetensors")
-    return CaptureModels.from_checkpoint(checkpoint, HeadModel.bundled())
+    return load_face_models(checkpoint)
 
 
 def known(squares: Tensor, gaps: tuple[int, ...]) -> list[list[Detection]]:

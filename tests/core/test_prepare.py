@@ -42,6 +42,8 @@ from anifacediff_core.training.shard_chunks import Shares, write_chunk
 from anifacediff_core.training.shard_format import Segment, decode_picture, find_shards, read_shard
 from anifacediff_core.training.shards import ShardSource
 from anifacediff_core.video import VideoWriter, read_frames, write_image
+from anifacediff_core.weights import faces
+from anifacediff_core.weights.faces import load_head
 from harness.flame import make_fields, write_pickle
 from harness.shards import make_segment, write_set
 from harness.weights import randomize
@@ -295,7 +297,7 @@ def test_deca_and_flame_read_the_faces_when_their_files_are_given(
     randomize(encoder, 0)
     save_file(encoder.state_dict(), tmp_path / "deca.safetensors")
     # whatever detectors are installed here: these are pictures of avatars
-    monkeypatch.setattr(module, "FacesAtHand", lambda last: last)
+    monkeypatch.setattr(faces, "FacesAtHand", lambda last: last)
     encoders = replace(
         ENCODERS, deca=str(tmp_path / "deca.safetensors"), flame=str(tmp_path / "generic_model.pkl")
     )
@@ -312,7 +314,7 @@ def test_deca_and_flame_read_the_faces_when_their_files_are_given(
 
 def test_a_trainer_draws_flame_shards_with_flame_and_counts_all_pixels_alike(tmp_path: Path) -> None:
     write_pickle(tmp_path / "generic_model.pkl", make_fields())
-    head = HeadModel.load(tmp_path / "generic_model.pkl")
+    head = load_head(tmp_path / "generic_model.pkl")
     write_set(tmp_path / "set", [[make_segment(head, 0)]])
     settings: dict[str, Any] = {"autoencoder": AutoEncoder(), "image_size": 28, "noise": NormalsNoise(0, 0)}
     settings |= {"frames": 2, "rows": 2, "dtype": torch.float32, "seed": 0, "workers": 0}

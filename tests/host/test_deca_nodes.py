@@ -16,10 +16,10 @@ import install
 from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.head.camera import project, to_pixels
-from anifacediff_core.head.flame import load_flame
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.video import read_image
+from anifacediff_core.weights.importers.flame import load_flame
 from harness.extension import Extension
 from harness.flame import make_fields, write_hostile, write_pickle
 from harness.weights import randomize

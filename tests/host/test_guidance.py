@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import GUIDANCE, render_guidance
-from anifacediff_core.head.texture import TextureModel
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.guidance import make_guidance_encoder
 from anifacediff_core.weights.checkpoint import save_checkpoint
+from anifacediff_core.weights.importers.texture import load_texture
 from harness.extension import Extension
 from harness.magicportrait import CFG, GOLDEN, NARROW, STEPS, Inputs, Networks, random_vae
 from harness.magicportrait_head import Face, write_texture
@@ -51,7 +51,7 @@ def encoder(host: SimpleNamespace) -> object:
 
 
 def test_pictures_are_the_cores(extension: Extension, face: Face, drawn: dict[str, torch.Tensor]) -> None:
-    texture = TextureModel.load(extension.base / "models" / "flame" / "FLAME_texture.npz", face.head.faces)
+    texture = load_texture(extension.base / "models" / "flame" / "FLAME_texture.npz", face.head.faces)
     expected = render_guidance(
         face.head, face.in_picture, SIZE, appearance=face.appearance, texture=texture, batch=3
     )

@@ -29,9 +29,13 @@ from anifacediff_core.head.render import render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
-from anifacediff_core.options import bundled_checkpoint
 from anifacediff_core.sampling.windows import initial_noise
-from anifacediff_core.weights.checkpoint import load_checkpoint, load_network, save_checkpoint
+from anifacediff_core.weights.checkpoint import (
+    bundled_checkpoint,
+    load_checkpoint,
+    load_network,
+    save_checkpoint,
+)
 from harness.extension import Extension, one_sentence
 from harness.weights import randomize
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 import install
-from anifacediff_core.options import bundled_checkpoint
-from anifacediff_core.weights.checkpoint import load_checkpoint
+from anifacediff_core.weights.checkpoint import bundled_checkpoint, load_checkpoint
 from harness import files, graphs, server
 from harness.server import workflow_names
 

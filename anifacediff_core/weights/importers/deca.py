@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from anifacediff_core.capture.deca import COUNTER, PREFIX, DecaEncoder
-from anifacediff_core.weights.importers.recognition import Listing, Recognition, leave, take
+from pathlib import Path
+
+from anifacediff_core.capture.deca import DecaEncoder
+from anifacediff_core.weights.fill import COUNTER, fill
+from anifacediff_core.weights.importers.recognition import Listing, Recognition, leave, take, weights_under
 from anifacediff_core.weights.layout import module_layout
+from anifacediff_core.weights.reading import open_tensors
 
 FORMAT = "DECA"
+PREFIX = "E_flame."
+MARK = "encoder.conv1.weight"
 REASONS = {
     r"E_detail\.": "encoder of wrinkles: not needed for pose and expression",
     r"D_detail\.": "decoder of wrinkles: not needed for pose and expression",
@@ -15,10 +21,25 @@ REASONS = {
 
 
 def recognize(listing: Listing) -> Recognition | None:
-    if f"{PREFIX}encoder.conv1.weight" not in listing:
+    if PREFIX + MARK not in listing:
         return None
     layout = module_layout(DecaEncoder)
     counters = [name for name in layout if name.endswith(COUNTER)]
     deca = take(listing, layout, lambda name: PREFIX + name, format=FORMAT, absent=counters)
     left = leave(listing, {"deca": deca}, REASONS, own=r"E_flame\.", format=FORMAT)
     return Recognition(listing.path, FORMAT, {"deca": deca}, left, {"n_expression": 50})
+
+
+def load_deca(path: str | Path) -> DecaEncoder:
+    """Read ``deca_model.tar``, or the encoder alone in a file of any kind that can be read safely.
+
+    Returns:
+        the encoder in evaluation mode.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    with open_tensors(path) as file:
+        marks = (MARK, "layers.2.weight")
+        weights = weights_under(file, (PREFIX, "deca.", ""), marks, "DECA", "E_flame", "deca_model.tar")
+    return fill(DecaEncoder(), weights, f"'{Path(path).name}'").eval().requires_grad_(False)
