@@ -31,6 +31,7 @@ from .options import (
 from .provenance.commands import add_provenance
 from .scale import add_scale, scale_of
 from .storage import require_writable
+from .training.commands import add_avatar_shards, add_prepare
 
 FILES = {".mp4", ".safetensors", ".json", ".csv", *PICTURE}  # endings with which --out names no folder
 
@@ -87,8 +88,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_render_normals(commands)
     _add_evaluate(commands)
     _add_train(commands)
-    _add_prepare(commands)
-    add_avatars(commands)
+    add_prepare(commands)
+    add_avatar_shards(add_avatars(commands))
     add_provenance(commands)
     _add_inspect(commands)
     _add_convert(commands)
@@ -178,49 +179,6 @@ def _add_train(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="change a setting, e.g. phases.stage1.loop.seconds=60",
     )
-
-
-def _add_prepare(commands: Any) -> None:
-    parser = add_command(
-        commands,
-        "prepare",
-        prepare,
-        "turn videos of faces into shards for training; the same command goes on after an interruption",
-    )
-    parser.add_argument(
-        "--videos", type=Path, required=True, help="folder with videos or folders of pictures"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--size", type=positive, default=256, help="side of the pictures in pixels")
-    parser.add_argument("--picture", choices=("jpg", "png"), default="jpg", help="how they are stored")
-    parser.add_argument("--quality", type=positive, default=95, help="of JPEG")
-    parser.add_argument("--normals", action="store_true", help="store normals, too, instead of drawing them")
-    parser.add_argument(
-        "--mode",
-        choices=("auto", "portrait", "whole"),
-        default="auto",
-        help="cut out the portrait, take the whole picture, or decide by the size of the face",
-    )
-    parser.add_argument("--fps", type=rate, default=Fraction(25), help="of folders of pictures")
-    parser.add_argument(
-        "--identity",
-        metavar="EXPRESSION",
-        help="regular expression that finds the identity in a clip's path below the folder; by default "
-        "VoxCeleb's names, then the folder that the clip is in, then its name",
-    )
-    parser.add_argument(
-        "--shares", type=float, nargs=3, default=(0.9, 0.05, 0.05), metavar=("TRAIN", "VAL", "TEST"),
-        help="how identities are divided",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ignore-split-folders", action="store_true", help="divide also what lies in train, val and test"
-    )
-    parser.add_argument("--chunk", type=positive, default=16, help="clips that a worker takes at a time")
-    for option, text in (("deca", "deca_model.tar"), ("smirk", "SMIRK_em1.pt"), ("flame", "FLAME's head")):
-        parser.add_argument(f"--{option}", type=Path, metavar="FILE", help=f"{text}, for real people")
-    add_checkpoint(parser)
-    add_device(parser)
-    add_scale(parser)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -351,34 +309,6 @@ def render_normals(options: argparse.Namespace) -> None:
         return
     for index, picture in enumerate(pictures):
         write_image(options.out / f"{index:05d}.png", picture)
-
-
-def prepare(options: argparse.Namespace) -> None:
-    from .training.prepare import Encoders, Recipe, describe
-    from .training.prepare import prepare as write
-    from .training.shard_chunks import Shares
-
-    files = {name: getattr(options, name) for name in ("deca", "smirk", "flame")}
-    encoders = Encoders(
-        str(checkpoint_path(options).resolve()),
-        **{name: str(path.resolve()) for name, path in files.items() if path is not None},
-        device=options.device,
-    )
-    recipe = Recipe(
-        size=options.size,
-        picture=options.picture,
-        quality=options.quality,
-        normals=options.normals,
-        mode=options.mode,
-        fps=str(options.fps),
-        identity=options.identity,
-        split_folders=not options.ignore_split_folders,
-        shares=Shares(*options.shares),
-        chunk=options.chunk,
-    )
-    done = write(options.videos, options.out, encoders, recipe, scale_of(options), progress=bar("clips"))
-    for line in describe(done, options.out):
-        print(line)
 
 
 def inspect(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""The commands `avatars gallery`, `clips`, `shards` and `data`. What they need is imported when they run."""
+"""The commands `avatars gallery`, `clips` and `data`. What they need is imported when they run."""
 
 from __future__ import annotations
 
@@ -12,70 +12,56 @@ from typing import TYPE_CHECKING, Any
 from ..device import pick_device
 from ..options import PICTURE, add_command, add_device, bar, file_name, positive, rate
 from ..progress import Progress
-from ..scale import add_scale, scale_of
 
 if TYPE_CHECKING:
     import torch
 
 
-def add_avatars(commands: Any) -> None:
+def add_avatars(commands: Any) -> Any:
+    """Returns the group, for kinds that other packages add to it."""
     group = commands.add_parser(
         "avatars", help="render avatars", description="Render avatars with the studio."
     )
     kinds = group.add_subparsers(title="kinds", required=True, metavar="kind")
 
-    def kind(
-        name: str,
-        run: Callable[[argparse.Namespace], None],
-        text: str,
-        out: str,
-        path: Callable[[str], Path] = Path,
-    ) -> argparse.ArgumentParser:
-        parser = add_command(kinds, name, run, text)
-        parser.add_argument("--out", type=path, required=True, help=out)
-        parser.add_argument("--size", type=positive, default=256, help="side in pixels")
-        parser.add_argument("--seed", type=int, default=0, help="of identities and motion")
-        add_device(parser)
-        return parser
-
-    gallery = kind(
-        "gallery", avatar_gallery, "a sheet of different avatars", "png or jpg", file_name(*PICTURE)
+    gallery = add_kind(
+        kinds, "gallery", avatar_gallery, "a sheet of different avatars", "png or jpg", file_name(*PICTURE)
     )
     gallery.add_argument("--rows", type=positive, default=4)
     gallery.add_argument("--columns", type=positive, default=6)
-    clips = kind(
-        "clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters"
+    clips = add_kind(
+        kinds, "clips", avatar_clips, "videos of moving avatars", "folder for mp4 files and their parameters"
     )
     clips.add_argument("--count", type=positive, default=2, help="number of clips")
     clips.add_argument("--frames", type=positive, default=48, help="frames of each")
     clips.add_argument("--fps", type=rate, default=Fraction(24), help="frame rate")
-    shards = kind("shards", avatar_shards, "shards of moving avatars, for training", "folder for the shards")
-    shards.add_argument("--count", type=positive, required=True, help="number of avatars")
-    shards.add_argument("--frames", type=positive, default=96, help="frames of each")
-    shards.add_argument(
-        "--fps", type=rate, default=Fraction(24), help="frame rate; 1 gives frames that differ"
+    data = add_kind(
+        kinds, "data", avatar_data, "pictures, normals and parameters of random avatars", "folder"
     )
-    shards.add_argument("--normals", action="store_true", help="store normals, too")
-    add_scale(shards)
-    data = kind("data", avatar_data, "pictures, normals and parameters of random avatars", "folder")
     data.add_argument("--count", type=positive, default=16, help="number of avatars")
     data.add_argument("--frames", type=positive, default=4, help="pictures of each")
+    return kinds
 
 
-def avatar_shards(options: argparse.Namespace) -> None:
-    from ..training.avatar_shards import AvatarRecipe, prepare_avatars
+def add_kind(
+    kinds: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], None],
+    text: str,
+    out: str,
+    path: Callable[[str], Path] = Path,
+) -> argparse.ArgumentParser:
+    """A command of the group with the options that all of them have.
 
-    recipe = AvatarRecipe(
-        count=options.count,
-        frames=options.frames,
-        fps=str(options.fps),
-        size=options.size,
-        seed=options.seed,
-        normals=options.normals,
-    )
-    scale = scale_of(options)
-    count = prepare_avatars(options.out, recipe, options.device, scale, progress=bar("chunks"))
-    print(f"{options.out}: {count} shards.")
+    Args:
+        out, path: help and type of the option --out.
+    """
+    parser = add_command(kinds, name, run, text)
+    parser.add_argument("--out", type=path, required=True, help=out)
+    parser.add_argument("--size", type=positive, default=256, help="side in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="of identities and motion")
+    add_device(parser)
+    return parser
 
 
 def avatar_gallery(options: argparse.Namespace) -> None:
