@@ -20,10 +20,12 @@ from .options import (
     add_checkpoint,
     add_command,
     add_device,
+    add_face_files,
     add_sampling,
     add_windows,
     bar,
     checkpoint_path,
+    face_files,
     file_name,
     positive,
     rate,
@@ -117,6 +119,7 @@ def _add_reenact(commands: Any) -> None:
         "--segment", type=positive, default=96, help="frames that are finished, saved and freed together"
     )
     add_sampling(parser)
+    add_face_files(parser, "for real people, with a checkpoint for FLAME")
     add_checkpoint(parser)
     add_device(parser)
     add_scale(parser)
@@ -126,6 +129,7 @@ def _add_capture(commands: Any) -> None:
     parser = add_command(commands, "capture", capture, "read face parameters from a video or picture")
     parser.add_argument("--input", type=Path, required=True, help="video or picture with one face")
     parser.add_argument("--out", type=Path, required=True, help="safetensors file of face parameters")
+    add_face_files(parser, "for real people")
     add_checkpoint(parser)
     add_device(parser)
 
@@ -145,6 +149,7 @@ def _add_render_normals(commands: Any) -> None:
     parser.add_argument(
         "--fps", type=rate, default=Fraction(24), help="frame rate of the mp4, e.g. 30000/1001"
     )
+    add_face_files(parser, "the head of parameters that DECA or SMIRK have read", "flame")
     add_device(parser)
 
 
@@ -256,19 +261,19 @@ def reenact(options: argparse.Namespace) -> None:
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     files = {name: getattr(options, name) for name in ("source", "driving", "out")}
     missing = [f"--{name}" for name, value in files.items() if value is None]
-    checkpoint = checkpoint_path(options)
+    checkpoint, faces = checkpoint_path(options), face_files(options)
     if options.jobs is not None:
         if len(missing) < len(files):
             raise InputError("Give either --jobs, or --source, --driving and --out.")
-        scale = scale_of(options)
-        print(run_jobs(options.jobs, checkpoint, options.device, scale, settings, progress=bar("jobs")))
+        scale, progress = scale_of(options), bar("jobs")
+        print(run_jobs(options.jobs, checkpoint, options.device, scale, settings, progress, faces))
         return
     if missing:
         raise InputError(
             f"{', '.join(missing)} is missing; give source, driving and out, or a list in --jobs."
         )
     job = ReenactJob(str(files["source"]), str(files["driving"]), str(files["out"]), **settings)
-    Reenacting(checkpoint, pick_device(options.device), say=print, bars=bar).reenact(job)
+    Reenacting(checkpoint, options.device, faces, print, bar).reenact(job)
 
 
 def capture(options: argparse.Namespace) -> None:
@@ -277,7 +282,8 @@ def capture(options: argparse.Namespace) -> None:
     from .weights.checkpoint import load_checkpoint
     from .weights.faces import load_face_models
 
-    models = load_face_models(load_checkpoint(checkpoint_path(options)), device=pick_device(options.device))
+    checkpoint, device = load_checkpoint(checkpoint_path(options)), pick_device(options.device)
+    models = load_face_models(checkpoint, **face_files(options), device=device)
     if is_still(options.input):
         found = read(read_image(options.input), models, what="the picture")
     else:
@@ -297,8 +303,10 @@ def render_normals(options: argparse.Namespace) -> None:
     from .head.parameters import FaceParameters
     from .head.render import render_normals as draw
     from .video import VideoWriter, write_image
+    from .weights.faces import load_head
 
-    head = HeadModel.bundled().to(pick_device(options.device))
+    head = HeadModel.bundled() if options.flame is None else load_head(options.flame)
+    head.to(pick_device(options.device))
     params = FaceParameters.load(options.parameters)
     if options.shape_from is not None:
         params = align(FaceParameters.load(options.shape_from)[0], params)

@@ -13,6 +13,7 @@ from .progress import Progress
 from .sampling.settings import SamplingSettings
 
 PICTURE = (".png", ".jpg", ".jpeg")
+FACE_FILES = {"deca": "deca_model.tar", "smirk": "SMIRK_em1.pt", "flame": "FLAME's generic_model.pkl"}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -39,6 +40,18 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, help="weights; the bundled ones when left out")
+
+
+def add_face_files(parser: argparse.ArgumentParser, text: str, *names: str) -> None:
+    """Files that read faces in place of the checkpoint's networks; all of FACE_FILES, or only `names`."""
+    for name in names or FACE_FILES:
+        parser.add_argument(f"--{name}", type=Path, metavar="FILE", help=f"{FACE_FILES[name]}, {text}")
+
+
+def face_files(options: argparse.Namespace) -> dict[str, Path]:
+    """Those of them that were named, as arguments of `weights.faces.load_face_models`."""
+    named = {name: getattr(options, name, None) for name in FACE_FILES}
+    return {name: path.resolve() for name, path in named.items() if path is not None}
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

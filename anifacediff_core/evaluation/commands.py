@@ -13,6 +13,7 @@ from ..options import (
     add_checkpoint,
     add_command,
     add_device,
+    add_face_files,
     add_sampling,
     add_windows,
     bar,
@@ -76,7 +77,7 @@ def _add_run(kinds: Any) -> None:
     parser.add_argument("--png", action="store_true", help="write folders of PNG, lossless, instead of mp4")
     add_sampling(parser)
     add_checkpoint(parser)
-    _add_face_files(parser, "for checkpoints of the head flame")
+    add_face_files(parser, "for checkpoints of the head flame", "deca", "flame")
     add_device(parser)
 
 
@@ -95,7 +96,7 @@ def _add_results(kinds: Any) -> None:
     )
     parser.add_argument("--inception", type=Path, help="for FID: pt_inception-2015-12-05-6726825d.pth")
     parser.add_argument("--arcface", type=Path, help="for CSIM: model_ir_se50.pth, or an ONNX file")
-    _add_face_files(parser, "for APD and AED")
+    add_face_files(parser, "for APD and AED", "deca", "flame")
     parser.add_argument(
         "--bundled-encoder",
         action="store_true",
@@ -148,11 +149,6 @@ def _add_forgery(kinds: Any) -> None:
     parser.add_argument("--frames", type=int, default=0, help="frames of each video, evenly; 0 for all")
     add_checkpoint(parser)
     add_device(parser)
-
-
-def _add_face_files(parser: argparse.ArgumentParser, text: str) -> None:
-    parser.add_argument("--deca", type=Path, help=f"deca_model.tar, {text}")
-    parser.add_argument("--flame", type=Path, help=f"generic_model.pkl, {text}")
 
 
 # ---- commands

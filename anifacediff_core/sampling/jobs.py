@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -102,6 +102,8 @@ class Reenacting:
     Arguments:
         checkpoint: networks, face detector and encoder.
         device: a name, or "auto".
+        faces: files of DECA, SMIRK and FLAME in place of the checkpoint's face detector and encoder, as
+            arguments of `load_face_models`.
         say: called with sentences for people.
         bars: makes a progress callback from its name.
     """
@@ -110,12 +112,13 @@ class Reenacting:
         self,
         checkpoint: str | Path,
         device: str | torch.device = "auto",
+        faces: Mapping[str, Path] | None = None,
         say: Callable[[str], None] = lambda text: None,
         bars: Callable[[str], Progress | None] = no_bars,
     ) -> None:
-        self.checkpoint = Path(checkpoint)
+        self.checkpoint, self.faces = Path(checkpoint), faces or {}
         where, opened = pick_device(str(device)), load_checkpoint(checkpoint)
-        self.models = load_face_models(opened, device=where)
+        self.models = load_face_models(opened, **self.faces, device=where)
         self.pipeline = Pipeline.from_checkpoint(opened, where, head=self.models.head)
         self.say, self.bars = say, bars
 
@@ -148,7 +151,7 @@ class Reenacting:
         footage = Footage.of(job.driving, job.max_frames)
         portrait = crop_portrait(picture, source.square, job.size)
         with self._work(job, footage) as work:
-            decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint)
+            decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
             driving, note = work.parameters(decisive, partial(self._capture, job))
             self.say(note)
             bar = self.bars("frames")
@@ -191,7 +194,7 @@ class Reenacting:
     def _work(self, job: ReenactJob, footage: Footage) -> AbstractContextManager[Work]:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
-        decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint)
+        decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
         return Work.begin(folder, partial_video, decisive, footage, self.say)
 
@@ -302,6 +305,7 @@ def run_jobs(
     scale: Scale | None = None,
     defaults: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    faces: Mapping[str, Path] | None = None,
 ) -> str:
     """Carry out a list of jobs; results that are there already are left alone.
 
@@ -321,7 +325,7 @@ def run_jobs(
     report.unlink(missing_ok=True)
     _report(report, failed)
     for result in run(
-        partial(Reenacting, str(Path(checkpoint).resolve()), device), waiting, scale or Scale()
+        partial(Reenacting, str(Path(checkpoint).resolve()), device, faces), waiting, scale or Scale()
     ):
         done += 1
         if "error" in result:

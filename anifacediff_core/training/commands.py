@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ..avatars.commands import add_kind
-from ..options import add_checkpoint, add_command, add_device, bar, checkpoint_path, positive, rate
+from ..options import (
+    add_checkpoint,
+    add_command,
+    add_device,
+    add_face_files,
+    bar,
+    checkpoint_path,
+    face_files,
+    positive,
+    rate,
+)
 from ..scale import add_scale, scale_of
 
 
@@ -48,8 +58,7 @@ def add_prepare(commands: Any) -> None:
         "--ignore-split-folders", action="store_true", help="divide also what lies in train, val and test"
     )
     parser.add_argument("--chunk", type=positive, default=16, help="clips that a worker takes at a time")
-    for option, text in (("deca", "deca_model.tar"), ("smirk", "SMIRK_em1.pt"), ("flame", "FLAME's head")):
-        parser.add_argument(f"--{option}", type=Path, metavar="FILE", help=f"{text}, for real people")
+    add_face_files(parser, "for real people")
     add_checkpoint(parser)
     add_device(parser)
     add_scale(parser)
@@ -77,10 +86,9 @@ def prepare(options: argparse.Namespace) -> None:
     from .prepare import prepare as write
     from .shard_chunks import Shares
 
-    files = {name: getattr(options, name) for name in ("deca", "smirk", "flame")}
     encoders = Encoders(
         str(checkpoint_path(options).resolve()),
-        **{name: str(path.resolve()) for name, path in files.items() if path is not None},
+        **{name: str(path) for name, path in face_files(options).items()},
         device=options.device,
     )
     recipe = Recipe(
