@@ -298,7 +298,7 @@ def capture(options: argparse.Namespace) -> None:
 
 
 def render_normals(options: argparse.Namespace) -> None:
-    from .head.alignment import align
+    from .head.alignment import align, source_frame
     from .head.model import HeadModel
     from .head.parameters import FaceParameters
     from .head.render import render_normals as draw
@@ -309,7 +309,7 @@ def render_normals(options: argparse.Namespace) -> None:
     head.to(pick_device(options.device))
     params = FaceParameters.load(options.parameters)
     if options.shape_from is not None:
-        params = align(FaceParameters.load(options.shape_from)[0], params)
+        params = align(source_frame(FaceParameters.load(options.shape_from)), params)
     pictures = draw(head, params, options.size, progress=bar("normals"))
     if options.out.suffix.lower() == ".mp4":
         with VideoWriter(options.out, options.fps) as video:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.alignment import align
+from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.flame import NAME as FLAME_NAME
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -66,13 +66,7 @@ class FacialShapeAlign(io.ComfyNode):
     def execute(
         cls, source: FaceParameters, driving: FaceParameters, camera: str = "driving"
     ) -> io.NodeOutput:
-        if not source.valid.any():
-            raise InputError(
-                "No face was found in the source picture: extract its parameters from one that shows a face."
-            )
-        # one face has one shape: that of another frame would make it breathe
-        source = source[int(source.valid.int().argmax())]
-        return io.NodeOutput(align(source, driving, camera))
+        return io.NodeOutput(align(source_frame(source), driving, camera))
 
 
 class RenderNormals(io.ComfyNode):

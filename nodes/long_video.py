@@ -12,6 +12,7 @@ from anifacediff_core.capture.confidence import LEAST
 from anifacediff_core.capture.missing import MISSING
 from anifacediff_core.capture.paste import FEATHER
 from anifacediff_core.errors import InputError
+from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.provenance.mark import require_size
@@ -22,7 +23,7 @@ from anifacediff_core.video import probe, read_frames
 
 from .capture import face_input, least_confidence_input, on_device, region_input, smoothing_input
 from .fingerprints import facts_of_model, workflow_fingerprint
-from .head import FacialShapeAlign, head_input, load_head
+from .head import head_input, load_head
 from .host.api import io, ui
 from .host.files import output_file
 from .host.parts import pose_kinds
@@ -165,7 +166,7 @@ class ReenactLongVideo(io.ComfyNode):
                 decisive = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
                 motion, note = work.parameters(decisive, lambda: _read(path, face_capture, reading))
                 say(note)
-            parameters = FacialShapeAlign.execute(source, motion, camera).args[0]
+            parameters = align(source_frame(source), motion, camera)
             head_model = head_model or load_head(head, parameters)
             make = Maker(
                 model, reference, vae, encoder, head_model, parameters, sampling, finishing,

@@ -140,7 +140,8 @@ class Cases:
     @property
     def aligned(self) -> FaceParameters:
         """The driver's motion on the source's shape (equation 2)."""
-        return replace(self.motion, shape=self.sources.shape.repeat_interleave(self.frames, 0))
+        each = torch.arange(len(self), device=self.still.shape.device).repeat_interleave(self.frames)
+        return align(self.still[each], self.motion)
 
 
 @dataclass(frozen=True)

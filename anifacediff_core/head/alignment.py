@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..errors import InputError
 from .parameters import FaceParameters
+
+
+def source_frame(source: FaceParameters) -> FaceParameters:
+    """The frame of a source whose shape is kept: the first that shows a face. One face has one shape; that of
+    other frames would make it breathe.
+
+    Raises:
+        InputError: no frame shows a face.
+    """
+    if not source.valid.any():
+        raise InputError(
+            "No face was found in the source picture: extract its parameters from one that shows a face."
+        )
+    return source[int(source.valid.int().argmax())]
 
 
 def align(source: FaceParameters, driving: FaceParameters, camera: str = "driving") -> FaceParameters:

@@ -113,7 +113,7 @@ class Pipeline:
 
         Arguments:
             source: portrait square (1, 3, size, size) in [0, 1]; the side a multiple of 8.
-            source_parameters: one frame.
+            source_parameters: one frame, or as many as the driver has.
             driving_parameters: the driver's frames.
         """
         size = source.shape[-1]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..errors import InputError
 from ..evaluation.regions import SPOTS, face_spots
+from ..head.alignment import align
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.render import draw_normals
@@ -514,13 +515,12 @@ def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
         source = int(random.choice(valid))
     driving = slice(first, first + reading.frames)
     parameters = segment.parameters[driving]
-    own = segment.parameters.shape[source : source + 1].expand_as(parameters.shape)
     return Pick(
         what,
         segment.pictures[source],
         list(segment.pictures[driving]),
         list(segment.normals[driving]) if reading.normals else [],
-        replace(parameters, shape=own),
+        align(segment.parameters[source], parameters),
     )
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
-from anifacediff_core.head.alignment import align
+from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.camera import crop_camera, project, to_pixels, uncrop_camera
 from anifacediff_core.head.model import REQUIRED, HeadModel
 from anifacediff_core.head.motion import gaze_pose, look_along
@@ -330,3 +330,12 @@ def test_shape_alignment_takes_only_the_shape_from_the_source(head):
         align(replace(source, head="flame"), driving)
     with pytest.raises(InputError, match="give one frame"):
         align(random_params(head, 2), driving)
+
+
+def test_the_first_frame_with_a_face_is_the_source(head):
+    source = random_params(head, 3)
+    source.valid[0] = False
+    assert torch.equal(source_frame(source).shape, source.shape[1:2])
+    source.valid[:] = False
+    with pytest.raises(InputError, match="No face was found in the source picture"):
+        source_frame(source)
