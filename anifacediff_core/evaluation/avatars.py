@@ -16,7 +16,6 @@ from math import nan
 from typing import Any
 
 import torch
-from einops import repeat
 from torch import Tensor
 
 from ..avatars.identity import Identity
@@ -28,12 +27,11 @@ from ..head.alignment import align
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.render import draw_normals
-from ..network.attention import Conditions, project_reference
 from ..network.autoencoder import AutoEncoder, StableAutoEncoder
 from ..network.encoders import clip_preprocess
-from ..network.model import AniFaceDiff, append_zero_rows, run_unet
+from ..network.model import AniFaceDiff
 from ..progress import Progress
-from ..sampling.schedule import NoiseSchedule, euler_step
+from ..sampling.sampler import sample
 from ..sampling.settings import SamplingSettings
 from ..sampling.windows import initial_noise
 from .ablation import VARIANTS, Columns, Variant, columns_of, differences, find_variant, interval
@@ -196,7 +194,7 @@ def render_cases(cases: Cases, studio: Studio, head: HeadModel, size: int, batch
 
 @dataclass(frozen=True)
 class Reenactor:
-    """The networks of a checkpoint, for many clips at once: `sampling.pipeline`, batched."""
+    """The networks of a checkpoint, for many clips at once, in the precision of autocast."""
 
     network: AniFaceDiff
     autoencoder: AutoEncoder | StableAutoEncoder
@@ -226,50 +224,30 @@ class Reenactor:
         Returns:
             (P * F, 3, H, W) in [0, 1].
         """
-        net = self.network
-        rows, frames = len(normals), len(normals) // len(source)
-        guided = cfg != 1.0
-        device = source.device
+        net, device, frames = self.network, source.device, len(normals) // len(source)
         reduced = device.type == "cuda" and precision != "fp32"
         with torch.autocast(device.type, PRECISIONS[precision], enabled=reduced):
-            image = net.encode_image(clip_preprocess(source, net.config.image_size))
-            latents = self.autoencoder.encode(source) * net.config.latent_scale
-            conditions = Conditions(
-                conditional_rows=rows,
-                reference=project_reference(net.unet, net.encode_reference(latents, image)),
-                expression=net.expression_adapter.keys_values(net.encode_expression(expression)),
-                expression_weight=expression_scale,
+            conditioning = net.encode_conditioning(
+                self.autoencoder.encode(source) * net.config.latent_scale,
+                clip_preprocess(source, net.config.image_size),
+                normals,
+                expression,
             )
-            pose = net.encode_pose(normals, chunk=64)
-            halves = 2 if guided else 1
-            context = append_zero_rows(repeat(image, "s t d -> (s f) t d", f=frames), halves * rows)
-
-            def predict(x: Tensor, timestep: int) -> Tensor:
-                prediction = run_unet(
-                    net.unet,
-                    torch.cat([x] * halves),
-                    torch.full((halves * rows,), timestep, device=device),
-                    context,
-                    conditions=conditions,
-                    pose=tuple(torch.cat([level] * halves) for level in pose),
-                    motion=net.motion if temporal else None,
-                    frames=frames,
-                ).float()
-                if not guided:
-                    return prediction
-                seen, unseen = prediction.chunk(2)
-                return unseen + cfg * (seen - unseen)
-
-            schedule = NoiseSchedule.of(net.config)
-            timesteps, sigmas = schedule.trailing(steps)
-            x = schedule.noisy(noise, sigmas[0].to(device))
-            for timestep, sigma, following in zip(
-                timesteps.tolist(), sigmas.to(device), sigmas[1:].to(device)
-            ):
-                prediction = predict(schedule.model_input(x, sigma), timestep)
-                x = euler_step(x, schedule.denoised(prediction, x, sigma), sigma, following)
-            result = x / net.config.latent_scale
-            return torch.cat([self.autoencoder.decode(part).float() for part in result.split(64)]).clamp(0, 1)
+            latents = sample(
+                net,
+                conditioning,
+                noise,
+                steps=steps,
+                cfg=cfg,
+                window=frames,
+                overlap=0,
+                expression_scale=expression_scale,
+                temporal=temporal,
+                device=device,
+                finite=False,  # a network that is still in training may be shown as it is
+            )
+            parts = (latents / net.config.latent_scale).split(64)
+            return torch.cat([self.autoencoder.decode(part).float() for part in parts]).clamp(0, 1)
 
 
 def starting_noise(cases: int, frames: int, protocol: Protocol, first: int, channels: int = 4) -> Tensor:

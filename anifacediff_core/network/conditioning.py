@@ -11,15 +11,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What the denoising UNet needs to know about one source and the frames of one driving video.
+    """What the denoising UNet needs to know about a source and the frames of its driving video.
+
+    Of several such clips of equal length the frames come clip after clip.
 
     Arguments:
-        reference: of each transformer block, the ReferenceNet's tokens (1, tokens, channels).
-        context: what the cross-attention reads: embedding of the source picture (1, 1, cross_attention_dim),
-            or of a text (1, tokens, cross_attention_dim).
-        pose: pose features of all levels, (frames, channels, height, width) each, kept where memory is
-            plenty.
-        expression: expression tokens (frames, tokens, cross_attention_dim), or none.
+        reference: of each transformer block, the ReferenceNet's tokens (clips, tokens, channels).
+        context: what the cross-attention reads: embeddings of the source pictures (clips, 1,
+            cross_attention_dim), or of texts (clips, tokens, cross_attention_dim).
+        pose: pose features of all levels, (clips * frames, channels, height, width) each, kept where memory
+            is plenty.
+        expression: expression tokens (clips * frames, tokens, cross_attention_dim), or none.
         unconditional: the context of the unconditional half of guidance, zero by default.
     """
 
@@ -29,17 +31,28 @@ class Conditioning:
     expression: Tensor | None
     unconditional: Tensor | None = None
 
-    def __len__(self) -> int:
-        return len(self.pose[0])
+    @property
+    def clips(self) -> int:
+        return len(self.context)
 
-    def window(self, frames: Sequence[int], device: torch.device, dtype: torch.dtype) -> Conditioning:
+    def __len__(self) -> int:
+        """Frames of a clip."""
+        return len(self.pose[0]) // self.clips
+
+    def rows(self, frames: Sequence[int]) -> Tensor:
+        """Where some frames of every clip lie among the frames of all clips, (clips * some frames,)."""
+        starts = torch.arange(self.clips)[:, None] * len(self)
+        return (starts + torch.as_tensor(frames)).flatten()
+
+    def window(self, frames: Sequence[int], device: torch.device, dtype: torch.dtype | None) -> Conditioning:
         """The part that belongs to some frames, moved; what is there already is shared."""
-        index = torch.as_tensor(frames, device=self.pose[0].device)
+        index = self.rows(frames).to(self.pose[0].device)
         return Conditioning(
             reference={name: tokens.to(device, dtype) for name, tokens in self.reference.items()},
             context=self.context.to(device, dtype),
             pose=tuple(
-                level[index].to(device, dtype, memory_format=torch.channels_last) for level in self.pose
+                level[index].to(device, dtype or level.dtype, memory_format=torch.channels_last)
+                for level in self.pose
             ),
             expression=None
             if self.expression is None

@@ -289,11 +289,11 @@ class AniFaceDiff(nn.Module):
         """Everything that sampling needs, once per video.
 
         Arguments:
-            source_latent: (1, 4, h, w).
-            source_pixels: CLIP-normalized source (1, 3, i, i).
-            normals: aligned normals (frames, 3, H, W), or parts of them in order; the pose features stay
-                on their device.
-            expression: (frames, n_expression); its tokens stay on their device.
+            source_latent: (clips, 4, h, w), mostly of a single clip.
+            source_pixels: CLIP-normalized sources (clips, 3, i, i).
+            normals: aligned normals (clips * frames, 3, H, W), or parts of them in order; the pose features
+                stay on their device.
+            expression: (clips * frames, n_expression); its tokens stay on their device.
         """
         weight = self.unet.conv_in.weight
         parts = [normals] if torch.is_tensor(normals) else normals
@@ -313,28 +313,31 @@ class AniFaceDiff(nn.Module):
         *,
         expression_scale: float,
         guided: bool,
+        temporal: bool = True,
     ) -> Tensor:
-        """Prediction for one window of one video.
+        """Prediction for one window of one video, or of several clips.
 
         Arguments:
-            latents: (frames, 4, h, w).
+            latents: (clips * frames, 4, h, w).
             timesteps: (1,).
             conditioning: of these frames, on this device.
             expression_scale: λ of eq. 3.
             guided: whether to also predict without source and expression.
+            temporal: run the temporal modules, if there are any.
 
-        Returns: (frames, 4, h, w), or with guidance (2 * frames, 4, h, w): conditional rows come first.
+        Returns: as `latents`, or with guidance (2 * clips * frames, 4, h, w): conditional rows come first.
         """
-        frames, halves = len(latents), 1 + guided
+        rows, halves = len(latents), 1 + guided
+        frames = rows // conditioning.clips
         conditions = Conditions(
-            conditional_rows=frames,
+            conditional_rows=rows,
             reference=project_reference(self.unet, conditioning.reference),
             expression={}
             if conditioning.expression is None
             else self.expression_adapter.keys_values(conditioning.expression),
             expression_weight=expression_scale,
         )
-        context = conditioning.context.expand(frames, -1, -1)
+        context = repeat(conditioning.context, "s t d -> (s f) t d", f=frames)
         if guided:
             unconditional = conditioning.unconditional
             other = torch.zeros_like(context) if unconditional is None else unconditional.expand_as(context)
@@ -342,11 +345,11 @@ class AniFaceDiff(nn.Module):
         return run_unet(
             self.unet,
             repeat(latents, "f c h w -> (b f) c h w", b=halves),
-            timesteps.expand(halves * frames),
+            timesteps.expand(halves * rows),
             context,
             conditions=conditions,
             pose=tuple(repeat(level, "f c h w -> (b f) c h w", b=halves) for level in conditioning.pose),
-            motion=self.motion,
+            motion=self.motion if temporal else None,
             frames=frames,
         )
 

@@ -20,14 +20,9 @@ from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.progress import Progress
-from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
+from anifacediff_core.sampling.sampler import sample
 from anifacediff_core.sampling.settings import SamplingSettings
-from anifacediff_core.sampling.windows import (
-    blend_finished,
-    context_windows,
-    fuse_weights,
-    initial_noise,
-)
+from anifacediff_core.sampling.windows import initial_noise
 from anifacediff_core.weights.checkpoint import (
     Checkpoint,
     load_autoencoder,
@@ -61,7 +56,6 @@ class Pipeline:
         self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.autoencoder = autoencoder.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.head = head.to(self.device)
-        self.schedule = NoiseSchedule.of(model.config)
         self.sampling = sampling or SamplingConfig.of(model.config)
 
     @classmethod
@@ -172,42 +166,30 @@ class Pipeline:
         Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
         """
         config, wanted = self.model.config, self.sampling.but(steps=steps, cfg=cfg)
-        steps, cfg = wanted.steps, wanted.cfg
         if self.model.motion is not None and window > config.motion_max_frames:
             raise InputError(
                 f"Windows of {window} frames are longer than the {config.motion_max_frames} "
                 "that the temporal modules know: reduce the window."
             )
-        windows = context_windows(len(conditioning), window, overlap)
-        weights = [fuse_weights(len(frames), overlap if len(windows) > 1 else 0) for frames in windows]
         if noise is None:
             height, width = conditioning.pose[0].shape[-2:]
             channels = config.latent_channels
             noise = initial_noise(len(conditioning), channels, height, width, seed, shared_noise, first)
-        store = self.device if len(windows) == 1 else torch.device("cpu")
-        whole = conditioning.window(windows[0], self.device, self.dtype) if len(windows) == 1 else None
-
-        timesteps, sigmas = self.schedule.trailing(steps)
-        latents = self.schedule.noisy(noise.to(store), sigmas[0].to(store))
-        for step, timestep in enumerate(timesteps):
-            sigma = sigmas[step].to(store)
-            denoised, total = torch.zeros_like(latents), latents.new_zeros(len(latents), 1, 1, 1)
-            for index, frames in enumerate(windows):
-                part = whole
-                if part is None:
-                    part = conditioning.window(frames, self.device, self.dtype)
-                prediction = self._predict(part, latents[frames], timestep, sigma, cfg, expression_scale)
-                require_finite(prediction, first + frames[0])
-                weight = weights[index].view(-1, 1, 1, 1).to(store)
-                denoised[frames] += weight * prediction.to(store)
-                total[frames] += weight
-                if progress is not None:
-                    progress(step * len(windows) + index + 1, steps * len(windows))
-            denoised = denoised / total
-            if finished is not None:
-                denoised = blend_finished(denoised, finished)
-            latents = euler_step(latents, denoised, sigma, sigmas[step + 1].to(store))
-        return latents
+        return sample(
+            self.model,
+            conditioning,
+            noise,
+            steps=wanted.steps,
+            cfg=wanted.cfg,
+            window=window,
+            overlap=overlap,
+            expression_scale=expression_scale,
+            first=first,
+            finished=finished,
+            device=self.device,
+            dtype=self.dtype,
+            progress=progress,
+        )
 
     def reenact(
         self,
@@ -224,20 +206,3 @@ class Pipeline:
         """
         conditioning = self.conditioning(source, source_parameters, driving_parameters)
         yield from self.decode(self.sample(conditioning, progress=progress, **sampling))  # type: ignore[arg-type]
-
-    def _predict(
-        self, part: Conditioning, latents: Tensor, timestep: Tensor, sigma: Tensor, cfg: float, scale: float
-    ) -> Tensor:
-        """Guided estimate of the clean latents of one window, (frames, 4, h, w) float32 on the device."""
-        latents, sigma = latents.to(self.device), sigma.to(self.device)
-        prediction = self.model.predict(
-            self.schedule.model_input(latents, sigma).to(self.dtype, memory_format=torch.channels_last),
-            timestep.view(1).to(self.device),
-            part,
-            expression_scale=scale,
-            guided=cfg != 1,
-        ).float()
-        if cfg != 1:
-            conditional, unconditional = prediction.chunk(2)
-            prediction = unconditional + cfg * (conditional - unconditional)
-        return self.schedule.denoised(prediction, latents, sigma)

@@ -205,7 +205,7 @@ def test_noise_has_unit_variance_and_the_common_share(shared: float) -> None:
 def test_one_window_is_a_plain_sampling_loop(pipeline: Pipeline, conditioning: Conditioning) -> None:
     noise = torch.randn(9, 4, 8, 8)
     actual = pipeline.sample(conditioning, steps=3, cfg=2.0, noise=noise)
-    model, schedule = pipeline.model, pipeline.schedule
+    model, schedule = pipeline.model, NoiseSchedule.of(pipeline.model.config)
     timesteps, sigmas = schedule.trailing(3)
     latents = schedule.noisy(noise, sigmas[0])
     for step in range(3):

@@ -170,11 +170,14 @@ def call_core(
     twin: Twin, noise: Tensor, cfg: float, conditions: tuple[str, ...] = CONDITIONS, weight: float = 1.0
 ) -> Tensor:
     """The clean latents that one call of the core's UNet tells, at σ of time step 500."""
+    from anifacediff_core.sampling.schedule import NoiseSchedule
+
     with on_core(twin, len(noise), conditions) as (pipeline, given):
-        sigma = pipeline.schedule.sigmas[500]
+        schedule = NoiseSchedule.of(pipeline.model.config)
+        sigma = schedule.sigmas[500]
         latents = noise * sigma
         prediction = twin.core.predict(
-            pipeline.schedule.model_input(latents, sigma),
+            schedule.model_input(latents, sigma),
             torch.tensor([500]),
             given,
             expression_scale=weight if "expression" in conditions else 0.0,
@@ -183,7 +186,7 @@ def call_core(
         if cfg != 1:
             conditional, unconditional = prediction.chunk(2)
             prediction = unconditional + cfg * (conditional - unconditional)
-        return pipeline.schedule.denoised(prediction, latents, sigma)
+        return schedule.denoised(prediction, latents, sigma)
 
 
 def noise_for(frames: int, seed: int = 12) -> Tensor:
