@@ -7,6 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import fields
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,7 @@ def render_normals(options: argparse.Namespace) -> None:
     from .head.alignment import align, source_frame
     from .head.model import HeadModel
     from .head.parameters import FaceParameters
-    from .head.render import render_normals as draw
+    from .head.render import iterate_normals
     from .video import VideoWriter, write_image
     from .weights.faces import load_head
 
@@ -310,12 +311,13 @@ def render_normals(options: argparse.Namespace) -> None:
     params = FaceParameters.load(options.parameters)
     if options.shape_from is not None:
         params = align(source_frame(FaceParameters.load(options.shape_from)), params)
-    pictures = draw(head, params, options.size, progress=bar("normals"))
+    parts = iterate_normals(head, params, options.size, progress=bar("normals"))
     if options.out.suffix.lower() == ".mp4":
         with VideoWriter(options.out, options.fps) as video:
-            video.write(pictures)
+            for part in parts:
+                video.write(part)
         return
-    for index, picture in enumerate(pictures):
+    for index, picture in enumerate(chain.from_iterable(parts)):
         write_image(options.out / f"{index:05d}.png", picture)
 
 

@@ -10,7 +10,7 @@ from anifacediff_core.head.render import GUIDANCE, render_guidance
 from anifacediff_core.head.texture import Appearance, TextureModel
 from anifacediff_core.weights.importers.texture import load_texture
 
-from .head import CHUNK, head_input, load_head, on_device
+from .head import head_input, load_head, on_device
 from .host.api import io
 from .host.folders import FLAME, file_names, file_path
 from .host.runtime import Progress, device, tell
@@ -18,6 +18,7 @@ from .images import to_host
 from .sockets import AppearanceSocket, FaceParametersSocket, HeadSocket, make_schema, size_input
 
 NONE = "none"
+CHUNK = 8
 
 
 class RenderGuidance(io.ComfyNode):

@@ -12,7 +12,7 @@ from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.flame import NAME as FLAME_NAME
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.render import render_normals
+from anifacediff_core.head.render import iterate_normals
 from anifacediff_core.weights.faces import load_head as load_head_file
 
 from .host.api import io
@@ -20,8 +20,6 @@ from .host.folders import BUNDLED, FLAME, file_names, file_path
 from .host.runtime import Progress, device
 from .images import to_host
 from .sockets import FaceParametersSocket, HeadSocket, make_schema, size_input
-
-CHUNK = 8
 
 
 class FacialShapeAlign(io.ComfyNode):
@@ -109,9 +107,9 @@ class RenderNormals(io.ComfyNode):
         model.require(parameters)
         progress, parts = Progress(len(parameters)), []
         with on_device(model):
-            for start in range(0, len(parameters), CHUNK):
-                parts.append(render_normals(model, parameters[start : start + CHUNK], size, batch=CHUNK))
-                progress.show(min(start + CHUNK, len(parameters)), len(parameters), picture=parts[-1][-1])
+            for part in iterate_normals(model, parameters, size):
+                parts.append(part)
+                progress.show(sum(map(len, parts)), len(parameters), picture=part[-1])
         return io.NodeOutput(to_host(torch.cat(parts)))
 
 

@@ -14,11 +14,11 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.finite import require_finite
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.render import render_normals
+from anifacediff_core.head.render import iterate_normals
 from anifacediff_core.provenance.mark import mark
 from anifacediff_core.sampling.segments import Carried, Segment
 
-from .head import CHUNK, on_device
+from .head import on_device
 from .host.parts import encode_pose
 from .host.runtime import ModelPatcher, Progress
 from .host.sampling import sample
@@ -126,13 +126,9 @@ class Maker:
         }
 
     def _pose(self, parameters: FaceParameters) -> Pose:
-        self.head.require(parameters)
-        chunks = []
         with on_device(self.head):
-            for start in range(0, len(parameters), CHUNK):
-                part = parameters[start : start + CHUNK]
-                normals = render_normals(self.head, part, self.reference.size, batch=CHUNK)
-                chunks.append(encode_pose(self.encoder, normals))
+            normals = iterate_normals(self.head, parameters, self.reference.size)
+            chunks = [encode_pose(self.encoder, part) for part in normals]
         return Pose(tuple(map(torch.cat, zip(*chunks, strict=True))))
 
     def _pictures(self, segment: Segment, latents: Tensor, colors: Tensor) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ Depth and shading, and normals of a form of their own, are what MagicPortrait is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -101,14 +101,34 @@ def render_normals(
     Returns:
         (frames, 3, size, size) float32 on the CPU: (n · 0.5 + 0.5) on the head, 0 elsewhere.
     """
-    head.require(params)
-    image = torch.empty(len(params), 3, size, size)
-    for start in range(0, len(params), batch):
-        part = params[start : start + batch].to(head.template.device, torch.float32)
-        image[start : start + batch] = draw_normals(head, part, size, rasterizer).cpu()
-        if progress is not None:
-            progress(min(start + batch, len(params)), len(params))
+    image, done = torch.empty(len(params), 3, size, size), 0
+    for part in iterate_normals(head, params, size, batch=batch, rasterizer=rasterizer, progress=progress):
+        image[done : done + len(part)] = part
+        done += len(part)
     return image
+
+
+def iterate_normals(
+    head: HeadModel,
+    params: FaceParameters,
+    size: int,
+    *,
+    batch: int = 8,
+    rasterizer: Rasterizer = rasterize,
+    progress: Progress | None = None,
+) -> Iterator[Tensor]:
+    """:func:`render_normals` in parts of ``batch`` frames, for those who don't need all of them at once."""
+    head.require(params)
+
+    @torch.no_grad()
+    def draw() -> Iterator[Tensor]:
+        for start in range(0, len(params), batch):
+            part = params[start : start + batch].to(head.template.device, torch.float32)
+            yield draw_normals(head, part, size, rasterizer).cpu()
+            if progress is not None:
+                progress(min(start + batch, len(params)), len(params))
+
+    return draw()
 
 
 def shade(normals: Tensor, light: Tensor) -> Tensor:
