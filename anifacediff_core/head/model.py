@@ -18,6 +18,7 @@ from .parameters import POSE_JOINTS, FaceParameters
 FORMAT = "anifacediff-head"
 BUNDLED = "head.safetensors"
 LANDMARKS = 68
+MOST_TENSORS = 1000  # the bundled head has 30
 # Tensors that a head must have, with their number of axes.
 REQUIRED = {
     "template": 2,
@@ -125,10 +126,15 @@ class HeadModel(nn.Module):
         try:
             with safe_open(str(path), "pt") as file:
                 metadata = file.metadata() or {}
+                keys = sorted(file.keys())
                 # copied: what the library gives shares memory with the file
-                tensors = {key: file.get_tensor(key).clone() for key in sorted(file.keys())}
+                tensors = {key: file.get_tensor(key).clone() for key in keys[:MOST_TENSORS]}
         except (OSError, SafetensorError, RuntimeError) as error:
             raise InputError(f"The head file '{name}' cannot be read; it is missing or damaged.") from error
+        if len(keys) > MOST_TENSORS:
+            raise InputError(
+                f"'{name}' is not a head file: expected at most {MOST_TENSORS} tensors, found {len(keys)}."
+            )
         try:
             header = parse_json(metadata.get(FORMAT, "null"))
         except ValueError as error:

@@ -147,14 +147,12 @@ class Pipeline:
             steps: Euler steps at trailing time steps; by default as many as the weights want.
             cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
                 default as the weights want it.
-            window, overlap: frames sampled together, and shared by neighbors; memory is one window's.
-            expression_scale: λ of eq. 3.
+            window, overlap, expression_scale, progress: see `sampler.sample`.
             shared_noise: see `initial_noise`.
             noise: (frames, 4, h, w) instead of that from `seed`.
             first: number of the first frame within its video, for the noise.
             finished: latents (some, 4, h, w) of the first frames as they were sampled before, together with
                 the frames before them; the result fades over from them, see `blend_finished`.
-            progress: called after every window of every step.
 
         Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
         """

@@ -129,6 +129,9 @@ def test_wrong_head_files_are_refused_in_a_sentence(head, tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="not a head file"):
         HeadModel.load(tmp_path / "other.safetensors")
+    save_file({str(number): torch.zeros(1) for number in range(1001)}, tmp_path / "many.safetensors")
+    with pytest.raises(InputError, match="at most 1000 tensors, found 1001"):
+        HeadModel.load(tmp_path / "many.safetensors")
     tensors = {name: getattr(head, name).clone() for name in REQUIRED if name != "parents"}
     tensors["parents"] = torch.tensor(head.parents)
     header = {"anifacediff-head": '{"name": "x"}'}
