@@ -13,22 +13,8 @@ import torch
 from .file import DTYPES, Source, TensorFile, TensorInfo, add_stored, brief, is_shape
 from .unpickler import LazyBytes, Opaque, call
 
-NUMBERS = (
-    "f8",
-    "f4",
-    "f2",
-    "i8",
-    "i4",
-    "i2",
-    "i1",
-    "u8",
-    "u4",
-    "u2",
-    "u1",
-    "b1",
-    "c8",
-    "c16",
-)  # NumPy's dtypes
+# NumPy's dtypes that become tensors
+NUMBERS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1", "c8", "c16")
 _MAX_DENSE = 2**24  # elements of a sparse matrix that is made dense
 _STORAGES = {
     "Double": torch.float64, "Float": torch.float32, "Half": torch.float16, "BFloat16": torch.bfloat16,
@@ -92,12 +78,10 @@ def _tensor(value: Opaque) -> Any:
     if not function.startswith("_rebuild_tensor") or not isinstance(args[0], Storage):
         return None
     storage, offset, shape, stride = args[:4]
-    extra = (
-        args[6] if len(args) > 6 else None
-    )  # a dtype, or marks of conjugated tensors, which are no weights
-    dtype = None if extra else storage.dtype
-    if function == "_rebuild_tensor_v3":
+    if function == "_rebuild_tensor_v3":  # (..., requires_grad, hooks, dtype)
         dtype = DTYPES.get(args[6].kind.removeprefix("torch."))
+    else:  # (..., requires_grad, hooks, marks of conjugated tensors, which are no weights)
+        dtype = None if any(args[6:7]) else storage.dtype
     return dtype and StoredTensor(storage, dtype, offset, _axes(shape), _axes(stride))
 
 

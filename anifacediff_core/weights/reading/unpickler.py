@@ -122,11 +122,6 @@ def _dict(pairs: Any = None) -> Items:
     return found
 
 
-def _bytes(text: Any, encoding: str) -> Any:
-    """Bytes as Python 3 writes them in protocols 0 to 2: as a string of latin-1."""
-    return text.encode("latin1") if isinstance(text, str) else text
-
-
 # The only calls that are carried out, since later instructions work on what they return.
 _CALLS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dict,
@@ -136,7 +131,8 @@ _CALLS: dict[str, Callable[..., Any]] = {
     "copy_reg._reconstructor": lambda kind, *_: call(kind, ()),  # an object of protocols 0 and 1
     "copyreg._reconstructor": lambda kind, *_: call(kind, ()),
     "torch.Size": lambda sizes: sizes,
-    "_codecs.encode": _bytes,
+    # bytes as Python 3 writes them in protocols 0 to 2: as a string of latin-1
+    "_codecs.encode": lambda text, _: text.encode("latin1") if isinstance(text, str) else text,
 }
 
 
