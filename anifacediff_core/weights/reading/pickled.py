@@ -47,7 +47,7 @@ def _open_legacy(file: TensorFile) -> None:
         raise InputError(f"{file.name} was written on a big-endian machine: expected little-endian.")
     value, position = unpickle(file, file.source, position, remember)
     keys, position = unpickle(file, file.source, position)
-    for key in keys if isinstance(keys, list) else [None]:
+    for key in keys if isinstance(keys, list) else ():
         found = storages.pop(key, []) if isinstance(key, str) else []  # so that each comes once
         if not found:
             raise file.damaged("it has a storage that nothing in it refers to")
