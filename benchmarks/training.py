@@ -25,11 +25,11 @@ sys.path.append(str(ROOT))
 from anifacediff_core.network.config import NetworkConfig  # noqa: E402
 from anifacediff_core.network.model import AniFaceDiff  # noqa: E402
 from anifacediff_core.sampling.schedule import NoiseSchedule  # noqa: E402
-from anifacediff_core.training import engine  # noqa: E402
+from anifacediff_core.training import distribution, engine  # noqa: E402
 from anifacediff_core.training.data import NormalsNoise, Pairs  # noqa: E402
-from anifacediff_core.training.engine import Loop  # noqa: E402
 from anifacediff_core.training.journal import Journal  # noqa: E402
 from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask  # noqa: E402
+from anifacediff_core.training.task import Loop  # noqa: E402
 
 
 class RandomPairs:
@@ -75,7 +75,7 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
         check_every=options.steps // 3,
         snapshots=(),
     )
-    accelerator = engine.make_accelerator(loop, seed=0)
+    accelerator = distribution.make_accelerator(loop, seed=0)
     settings = DenoisingSettings(
         rows=rows,
         normals=NormalsNoise(0.0, 0.0),

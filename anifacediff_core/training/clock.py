@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-if TYPE_CHECKING:
-    from .engine import Loop
+from .task import Loop
 
 
 class Clock:

@@ -21,8 +21,8 @@ from typing import IO, Any
 import torch
 
 from ..errors import InputError
-from .engine import states_folder
 from .states import newest_state
+from .task import states_folder
 
 PATIENCE = 60.0  # seconds that a phase has to write a state when it is asked to stop
 GRACE = 240.0  # seconds beyond its budget after which a phase is ended

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from .engine import Loop, Task
+from .distribution import own_part, shards_weights
+from .task import Loop, Task
 
 
 class Worker(nn.Module):
@@ -126,21 +126,6 @@ def make_worker(task: Task, loop: Loop, accelerator: Accelerator) -> tuple[Worke
         return worker, frozen, f"eager, recording failed: {str(error).splitlines()[0]}"
     worker.recorded = True
     return worker, frozen, "recorded"
-
-
-def shards_weights(accelerator: Accelerator) -> bool:
-    """Whether accelerate's configuration spreads the weights over the processes (FSDP, DeepSpeed)."""
-    return accelerator.distributed_type.value in ("FSDP", "DEEPSPEED")
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor of which this process may hold a part; then all processes have to ask."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def own_part(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 class Average:

@@ -15,7 +15,8 @@ from accelerate import DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.training import engine
+from anifacediff_core.training import distribution
+from anifacediff_core.training.task import Loop, load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,8 @@ import sys, torch
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.training.data import Pairs
-from anifacediff_core.training.engine import Loop, make_accelerator
+from anifacediff_core.training.distribution import make_accelerator
+from anifacediff_core.training.task import Loop
 from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask
 from anifacediff_core.training.worker import Worker
 from dataclasses import replace
@@ -83,8 +85,8 @@ import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
-from anifacediff_core.training import engine
-from anifacediff_core.training.engine import Loop
+from anifacediff_core.training import distribution, engine
+from anifacediff_core.training.task import Loop
 from anifacediff_core.training.journal import Journal
 
 
@@ -122,7 +124,7 @@ class Task:
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
 loop = Loop(steps=20, learning_rate=0.02, warmup=2, precision="no", check_every=1, snapshots=(), save_every=5,
             schedule="constant", average=0.9)
-accelerator = engine.make_accelerator(loop, 0, folder)
+accelerator = distribution.make_accelerator(loop, 0, folder)
 if "FSDP_VERSION" in os.environ:  # which accelerate itself heeds on GPUs only
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -190,7 +192,7 @@ def test_weights_over_two_processes_train_stop_go_on_and_come_back_whole(tmp_pat
     # Both processes draw the same batches here, so they learn what one alone does.
     expected, found = losses(tmp_path / "alone"), losses(tmp_path / "two")
     assert found == pytest.approx(expected, rel=1e-4)
-    one, two = (engine.load_weights(tmp_path / name / "sharded.safetensors") for name in ("alone", "two"))
+    one, two = (load_weights(tmp_path / name / "sharded.safetensors") for name in ("alone", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -199,21 +201,21 @@ def test_weights_over_two_processes_train_stop_go_on_and_come_back_whole(tmp_pat
 def test_what_the_trainer_does_not_know_is_refused_with_a_sentence(kind: DistributedType) -> None:
     first = SimpleNamespace(distributed_type=kind, is_fsdp2=False)
     with pytest.raises(InputError, match="fsdp_version: 2"):
-        engine._require_known_distribution(first, engine.Loop(steps=1))  # type: ignore[arg-type]
+        distribution._require_known_distribution(first, Loop(steps=1))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("precision", ["bf16_weights", "fp16"])
 def test_precisions_that_need_whole_weights_are_refused_where_these_are_divided(precision: str) -> None:
     whole = _divided("NO_WRAP")
     with pytest.raises(InputError, match="use bf16"):
-        engine._require_known_distribution(whole, engine.Loop(steps=1, precision=precision))  # type: ignore[arg-type]
-    engine._require_known_distribution(whole, engine.Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
+        distribution._require_known_distribution(whole, Loop(steps=1, precision=precision))  # type: ignore[arg-type]
+    distribution._require_known_distribution(whole, Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", ["SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP"])
 def test_dividing_block_by_block_is_refused_with_a_sentence(policy: str) -> None:
     with pytest.raises(InputError, match="NO_WRAP"):
-        engine._require_known_distribution(_divided(policy), engine.Loop(steps=1))  # type: ignore[arg-type]
+        distribution._require_known_distribution(_divided(policy), Loop(steps=1))  # type: ignore[arg-type]
 
 
 def _divided(policy: str) -> SimpleNamespace:

@@ -56,7 +56,7 @@ from anifacediff_core.training.judges import (
     points_in,
     verification,
 )
-from anifacediff_core.training.phases import HELD_OUT
+from anifacediff_core.training.phase import HELD_OUT
 from anifacediff_core.training.settings import read_experiment
 
 TOY = """
@@ -330,8 +330,8 @@ def test_no_avatar_of_training_is_in_the_benchmark_or_in_another_pool(head: Head
 def test_the_shipped_experiment_is_complete() -> None:
     experiment = read_experiment("judges")
     settings = experiment["phases"]["judges"]
-    from anifacediff_core.training.engine import Loop
     from anifacediff_core.training.settings import build
+    from anifacediff_core.training.task import Loop
 
     plan, own = build(PoolPlan, settings["pool"]), build(JudgesSettings, settings["settings"])
     assert build(Loop, settings["loop"]).seconds <= 600

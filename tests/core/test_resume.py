@@ -24,12 +24,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.training import conductor, engine, states
+from anifacediff_core.training import conductor, distribution, engine, states
 from anifacediff_core.training.data import Pool, PoolPlan
-from anifacediff_core.training.engine import Loop, TrainingError
 from anifacediff_core.training.journal import Journal
 from anifacediff_core.training.phases import run_phase
 from anifacediff_core.training.settings import read_experiment
+from anifacediff_core.training.task import Loop, TrainingError, load_weights
 from anifacediff_core.training.worker import Worker
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def walk(folder: Path, task: Walk | None = None, **loop: Any) -> dict[int, float
         | loop
     )
     task = task or Walk()
-    accelerator = engine.make_accelerator(settings, seed=0)
+    accelerator = distribution.make_accelerator(settings, seed=0)
     engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
     return losses(folder / "log.jsonl")
 
@@ -127,7 +127,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_losses(tmp_path: Path, opti
     parts = walk(tmp_path / "parts", optimizer=optimizer)
     assert list(whole) == list(range(1, 41))
     assert {step: parts[step] for step in range(21, 41)} == {step: whole[step] for step in range(21, 41)}
-    first, second = (engine.load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
+    first, second = (load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -144,7 +144,7 @@ def test_a_copy_in_bf16_goes_on_with_the_float32_weights_beside_it(
     with pytest.raises(TrainingError, match="state of step 20 is intact"):
         walk(tmp_path / "parts", broken)
     assert walk(tmp_path / "parts") == pytest.approx(whole, nan_ok=True)
-    first, second = (engine.load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
+    first, second = (load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert first["weight"].dtype == torch.float32
 
@@ -380,7 +380,7 @@ def test_a_damaged_file_of_a_state_is_told(tmp_path: Path, name: str) -> None:
 
 def test_a_phase_whose_predecessor_is_missing_says_so(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no .*autoencoder\.safetensors; train the phase"):
-        engine.load_weights(tmp_path / "autoencoder.safetensors", "vae.")
+        load_weights(tmp_path / "autoencoder.safetensors", "vae.")
 
 
 def test_a_pool_comes_back_as_it_was() -> None:
@@ -432,7 +432,7 @@ def test_a_stage_killed_in_the_middle_ends_like_one_that_was_not(tmp_path: Path)
     expected, resumed = losses(whole / "log.jsonl"), losses(killed / "log.jsonl")
     assert len(expected) == 9
     assert resumed == pytest.approx(expected, rel=1e-6)
-    first, second = (engine.load_weights(folder / "stage1.safetensors") for folder in (whole, killed))
+    first, second = (load_weights(folder / "stage1.safetensors") for folder in (whole, killed))
     differing = [name for name in first if not torch.allclose(first[name], second[name], atol=1e-6)]
     assert differing == []
 

@@ -15,7 +15,6 @@ from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.schedule import NoiseSchedule, make_sigmas
 from anifacediff_core.training.data import Pairs
-from anifacediff_core.training.engine import Loop, load_weights
 from anifacediff_core.training.phases import PHASES, run_phase
 from anifacediff_core.training.reenactment import (
     DenoisingSettings,
@@ -26,6 +25,7 @@ from anifacediff_core.training.reenactment import (
 )
 from anifacediff_core.training.settings import build, read_experiment
 from anifacediff_core.training.stages import Preview, ShardSettings
+from anifacediff_core.training.task import Loop, load_weights
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from harness.weights import narrow_config
 

@@ -26,7 +26,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import draw_normals, render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.training import engine
+from anifacediff_core.training import distribution, engine
 from anifacediff_core.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
 from anifacediff_core.training.capture import (
     CaptureSettings,
@@ -39,11 +39,12 @@ from anifacediff_core.training.capture import (
 from anifacediff_core.training.clock import Clock, learning_rate
 from anifacediff_core.training.conductor import Lane, divide
 from anifacediff_core.training.data import Pool, PoolPlan, weaken_expression
-from anifacediff_core.training.engine import Loop, TrainingError
 from anifacediff_core.training.journal import Journal
-from anifacediff_core.training.phases import PHASES, network_config, run_phase
+from anifacediff_core.training.phase import network_config
+from anifacediff_core.training.phases import PHASES, run_phase
 from anifacediff_core.training.reenactment import DenoisingSettings, diffuse, mixed_noise
 from anifacediff_core.training.settings import build, read_experiment
+from anifacediff_core.training.task import Loop, TrainingError, load_weights
 from anifacediff_core.training.worker import Average, Worker
 from anifacediff_core.weights.checkpoint import PARTS, load_checkpoint
 
@@ -129,7 +130,7 @@ class Line:
 
 def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
     settings = Loop(learning_rate=0.1, warmup=5, precision="no", **loop)
-    accelerator = engine.make_accelerator(settings, seed=0)
+    accelerator = distribution.make_accelerator(settings, seed=0)
     engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
@@ -137,7 +138,7 @@ def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
 def test_a_loop_learns_and_leaves_averaged_weights_snapshots_and_a_log(tmp_path: Path) -> None:
     task = Line()
     log = train_line(tmp_path, task, steps=300, average=0.9, check_every=10, snapshots=(0.5,))
-    weights = engine.load_weights(tmp_path / "line.safetensors")
+    weights = load_weights(tmp_path / "line.safetensors")
     assert abs(float(weights["weight"]) - 3) < 0.05
     assert abs(float(weights["bias"]) + 1) < 0.05
     assert task.sampled == [0.5, 1.0]
@@ -156,12 +157,12 @@ def test_a_budget_of_seconds_ends_in_time_and_the_rate_falls_with_it(tmp_path: P
 def test_a_loss_that_is_not_a_number_stops_with_a_sentence_and_keeps_the_snapshot(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="phase 'line'.*snapshot"):
         train_line(tmp_path, Line(broken_at=80), steps=200, check_every=1, snapshots=(0.2,))
-    assert torch.isfinite(engine.load_weights(tmp_path / "line.safetensors")["weight"]).all()
+    assert torch.isfinite(load_weights(tmp_path / "line.safetensors")["weight"]).all()
 
 
 def test_the_cosine_starts_after_the_time_that_data_took() -> None:
     loop = Loop(seconds=100.0, learning_rate=1.0, warmup=1)
-    clock = Clock(loop, engine.make_accelerator(loop, 0), already=40.0)
+    clock = Clock(loop, distribution.make_accelerator(loop, 0), already=40.0)
     assert clock.fraction == pytest.approx(0.4)
     assert clock.progress == pytest.approx(0.0)
     clock.read = 0.7
@@ -377,8 +378,8 @@ def test_a_whole_experiment_ends_in_a_checkpoint_that_the_pipeline_runs(toy: tup
 
 def test_stage_2_changes_the_temporal_modules_only(toy: tuple[Path, Path]) -> None:
     _, folder = toy
-    first = engine.load_weights(folder / "stage1.safetensors")
-    second = engine.load_weights(folder / "stage2.safetensors")
+    first = load_weights(folder / "stage1.safetensors")
+    second = load_weights(folder / "stage2.safetensors")
     assert all(torch.equal(first[key], second[key]) for key in first)
     added = {key for key in second if key not in first}
     assert added and all(key.startswith("motion.") for key in added)
