@@ -69,8 +69,6 @@ def _require_known_distribution(accelerator: Accelerator, loop: Loop) -> None:
             "FSDP is configured to divide each block by itself, but blocks of this network use each other's "
             "weights; set fsdp_auto_wrap_policy: NO_WRAP."
         )
-    if kind == "FSDP" and loop.precision == "bf16_weights":
-        raise InputError("The precision bf16_weights needs whole weights, which FSDP divides; use bf16.")
     if kind == "FSDP" and loop.precision == "fp16":
         # accelerate would take the scale off the gradients twice wherever some weights are frozen.
         raise InputError("The precision fp16 doesn't work where FSDP divides the weights; use bf16.")

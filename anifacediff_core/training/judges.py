@@ -238,7 +238,7 @@ class JudgesTask:
         if pool.identities < FAMILY * settings.families:
             raise InputError(
                 f"The judges' pool has {pool.identities // FAMILY} families and a batch needs "
-                f"{settings.families}; lower families, or give the pool more identities or seconds."
+                f"{settings.families}; lower families, or give the pool more identities."
             )
         self.head, self.pool, self.held_out, self.settings = head, pool, held_out, settings
         s = settings

@@ -26,13 +26,13 @@ from .judges import train_judges
 from .phase import Phase, experiment_head, network_config
 from .settings import build
 from .stages import train_stage
-from .task import Loop, load_weights
+from .task import Loop, done_mark, load_weights
 
 CHECKPOINT = "anifacediff.safetensors"
 
 
 def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
-    """Run one phase in this process (one of several, when launched so)."""
+    """Run one phase in this process (one of several, when launched so), finished before or not."""
     known = [phase for phase in experiment["phases"] if phase in PHASES]
     if name not in known:
         raise InputError(f"There is no phase '{name}'; the experiment has: {', '.join(known)}.")
@@ -40,6 +40,8 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
     loop = build(Loop, settings.get("loop", {"steps": 1}), f"{name}.loop")
     accelerator = make_accelerator(loop, int(experiment["seed"]), folder / "tensorboard")
     head = experiment_head(experiment).to(accelerator.device)
+    if accelerator.is_main_process:
+        done_mark(folder, name).unlink(missing_ok=True)
     PHASES[name](
         Phase(
             name=name,
@@ -53,6 +55,8 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
         )
     )
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        done_mark(folder, name).touch()
     accelerator.end_training()
 
 
@@ -72,6 +76,8 @@ def train_capture(phase: Phase) -> None:
         phase.start.load_into(task.module.encoder, "face_encoder")
         phase.start.load_into(task.module.detector, "face_detector")
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+    if phase.accelerator.is_main_process:
+        assemble(phase.experiment, phase.folder)  # a stage trained beside it may be finished already
 
 
 def _train_stage(phase: Phase, stage: int) -> None:

@@ -24,28 +24,24 @@ class Loop:
     """How long and how to optimize.
 
     Arguments:
-        seconds: budget of wall-clock time for the whole phase, the drawing of its data included, or None.
-        steps: budget of optimizer steps, or None. Whichever budget ends first counts.
+        steps: of the optimizer, from the first to the last.
         optimizer: "adamw", "adam", or "adamw8bit", whose averages take 8 bits (bitsandbytes, GPU only).
         learning_rate: its peak, reached after `warmup` steps.
-        schedule: "cosine", which falls over the *fraction of the budget* that has passed to `final_rate`
-            times the peak, or "constant".
+        schedule: "cosine", which falls over all steps to `final_rate` times the peak, or "constant".
         clip: longest gradient, as a norm over all weights; longer ones are shortened to it.
         accumulate: batches whose gradients make up one step.
-        average: weight of the past in the running average of the weights; 0 keeps none.
-        precision: "no" for float32, "bf16" or "fp16" for autocast, "bf16_weights" for a copy of the
-            module in bf16 beside its float32 weights: the fastest, since norms run in bf16 too.
+        average: weight of the past in the running average of the weights (EMA), which counts for less in
+            the first steps; 0 keeps none.
+        precision: "no" for float32, "bf16" or "fp16" for autocast.
         cuda_graph: record forward and backward once and replay them; falls back to eager where that fails.
         channels_last: memory layout of convolutions.
-        check_every: steps between two looks at the clock and the loss; in between nothing waits for
-            the device.
+        check_every: steps between two looks at the loss; in between nothing waits for the device.
         save_every: steps between two states from which training can go on exactly; 0 keeps none.
         keep: how many of these states stay on disk.
-        snapshots: fractions of the budget at which weights and samples are written, besides the end.
+        snapshots: fractions of the steps at which weights and samples are written, besides the end.
     """
 
-    seconds: float | None = None
-    steps: int | None = None
+    steps: int
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
     schedule: str = "cosine"
@@ -68,18 +64,16 @@ class Loop:
         choices = {
             "optimizer": tuple(OPTIMIZERS),
             "schedule": ("cosine", "constant"),
-            "precision": ("no", "bf16", "fp16", "bf16_weights"),
+            "precision": ("no", "bf16", "fp16"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(
                     f"The loop's {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}."
                 )
-        if self.seconds is None and self.steps is None:
-            raise InputError("The loop has no budget; give it seconds or steps.")
-        for name in ("seconds", "steps", "learning_rate", "clip", "accumulate", "check_every"):
+        for name in ("steps", "learning_rate", "clip", "accumulate", "check_every"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value <= 0:
                 raise InputError(f"The loop's {name} is {value}; give a number above 0.")
 
 
@@ -156,3 +150,8 @@ def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
 def states_folder(folder: Path, phase: str) -> Path:
     """Where the states of a phase lie in the folder of a run."""
     return folder / f"{phase}.states"
+
+
+def done_mark(folder: Path, phase: str) -> Path:
+    """The empty file that says that a phase is finished."""
+    return folder / f"{phase}.done"
