@@ -27,7 +27,9 @@ def make_accelerator(loop: Loop, seed: int, folder: Path | None = None) -> Accel
     tracked = folder is not None and _tensorboard_works()
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision=loop.precision if loop.precision in ("bf16", "fp16") and not on_cpu else "no",
+        mixed_precision=loop.mixed_precision
+        if loop.mixed_precision in ("bf16", "fp16") and not on_cpu
+        else "no",
         log_with="tensorboard" if tracked else None,
         project_dir=str(folder) if folder is not None else None,
         kwargs_handlers=[
@@ -69,7 +71,7 @@ def _require_known_distribution(accelerator: Accelerator, loop: Loop) -> None:
             "FSDP is configured to divide each block by itself, but blocks of this network use each other's "
             "weights; set fsdp_auto_wrap_policy: NO_WRAP."
         )
-    if kind == "FSDP" and loop.precision == "fp16":
+    if kind == "FSDP" and loop.mixed_precision == "fp16":
         # accelerate would take the scale off the gradients twice wherever some weights are frozen.
         raise InputError("The precision fp16 doesn't work where FSDP divides the weights; use bf16.")
 

@@ -92,11 +92,11 @@ def rate_factor(loop: Loop) -> Callable[[int], float]:
     """Learning rate of a step as a share of its peak: linear warm-up, then the schedule over all steps."""
 
     def factor(step: int) -> float:
-        warm = min(1.0, (step + 1) / max(loop.warmup, 1))
-        if loop.schedule == "constant":
+        warm = min(1.0, (step + 1) / max(loop.lr_warmup_steps, 1))
+        if loop.lr_scheduler == "constant":
             return warm
         cosine = 0.5 * (1 + math.cos(math.pi * min(step / loop.steps, 1.0)))
-        return warm * (loop.final_rate + (1 - loop.final_rate) * cosine)
+        return warm * (loop.min_lr_ratio + (1 - loop.min_lr_ratio) * cosine)
 
     return factor
 
@@ -124,11 +124,9 @@ class _Run:
         )
         self.module, self.optimizer = accelerator.prepare(task.module, optimizer)
         self.trainable = learning(task.module)  # only now: sharding has replaced the parameters
-        # What this process holds of them, in the same memory; EMAModel averages what asks for gradients.
-        self.parts = [own_part(weight.detach()).requires_grad_() for weight in self.trainable]
         self.ema = None
-        if loop.average:  # -1: the warm-up (1 + n) / (10 + n) begins with the first step
-            self.ema = EMAModel(self.parts, decay=loop.average, update_after_step=-1, foreach=True)
+        if loop.ema_decay:  # -1: the warm-up (1 + n) / (10 + n) begins with the first step
+            self.ema = EMAModel(self.parts, decay=loop.ema_decay, update_after_step=-1, foreach=True)
         self.step = 0
         self.broken = torch.zeros((), device=accelerator.device)
         self.stopping = False
@@ -139,6 +137,14 @@ class _Run:
             "mode": mode,
         }
         journal(task.name, "start", **facts)
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """What this process holds of the weights, in their memory; EMAModel averages what asks for gradients.
+
+        Asked for anew every time: sharding may move them.
+        """
+        return [own_part(weight.detach()).requires_grad_() for weight in self.trainable]
 
     @property
     def fraction(self) -> float:
@@ -168,14 +174,14 @@ class _Run:
                     self._stop_if_asked()
                     if marks and self.fraction >= marks[0]:
                         self._snapshot(marks.pop(0))
-                    if loop.save_every and self.step - saved_at >= loop.save_every:
+                    if loop.checkpointing_steps and self.step - saved_at >= loop.checkpointing_steps:
                         saved_at = self.step
                         self._save()
                 losses = self._step()
         self._snapshot(1.0)
 
     def _step(self) -> dict[str, Tensor]:
-        count = self.loop.accumulate
+        count = self.loop.gradient_accumulation_steps
         sums: dict[str, Tensor] = {}
         for part in range(count):
             inputs, targets = self.task.draw(self.fraction)
@@ -188,7 +194,7 @@ class _Run:
             for name, value in losses.items():
                 share = value.detach() / count
                 sums[name] = sums[name] + share if name in sums else share
-        gradient = self.accelerator.clip_grad_norm_(self.trainable, self.loop.clip)
+        gradient = self.accelerator.clip_grad_norm_(self.trainable, self.loop.max_grad_norm)
         self.rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -274,7 +280,7 @@ class _Run:
         }
         if self.ema is not None and (self.sharded or self.accelerator.is_main_process):
             own["average"] = self.ema.shadow_params
-        problem = save_state(self.accelerator, self.states, self.step, own, self.loop.keep)
+        problem = save_state(self.accelerator, self.states, self.step, own, self.loop.checkpoints_total_limit)
         if problem:
             self.journal(self.task.name, "state_not_saved", step=self.step, reason=problem)
         else:
@@ -345,7 +351,7 @@ class _Run:
         asked = torch.tensor(float(self.stopping), device=self.accelerator.device)
         if not (self.accelerator.reduce(asked, "sum") if self._many() else asked):
             return
-        if self.loop.save_every:
+        if self.loop.checkpointing_steps:
             self._save()
         raise TrainingError(
             f"Phase '{self.task.name}' was asked to stop at step {self.step}. {self._rest()} "

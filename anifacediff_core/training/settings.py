@@ -90,6 +90,9 @@ def build(cls: type[T], values: dict[str, Any] | None, where: str = "") -> T:
         InputError: something does not fit; its sentence names the key, which begins with `where`.
     """
     where, values = where or cls.__name__, {} if values is None else values
+    if isinstance(values, dict):
+        names = getattr(cls, "OLD_NAMES", {})  # files of older versions are still read
+        values = {names.get(key, key): value for key, value in values.items()}
     many = list[cls]  # type: ignore[valid-type]  # a dataclass alone takes no config
     try:
         return TypeAdapter(many, config=FORBID).validate_python([values])[0]

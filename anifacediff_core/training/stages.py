@@ -157,7 +157,7 @@ def _fill(module: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 def _dtype(phase: Phase) -> torch.dtype:
-    plain = phase.device.type == "cpu" or phase.loop.precision in ("no", "fp16")
+    plain = phase.device.type == "cpu" or phase.loop.mixed_precision in ("no", "fp16")
     return torch.float32 if plain else torch.bfloat16
 
 

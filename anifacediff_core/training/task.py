@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors.torch import load_file
@@ -26,52 +26,64 @@ class Loop:
     Arguments:
         steps: of the optimizer, from the first to the last.
         optimizer: "adamw", "adam", or "adamw8bit", whose averages take 8 bits (bitsandbytes, GPU only).
-        learning_rate: its peak, reached after `warmup` steps.
-        schedule: "cosine", which falls over all steps to `final_rate` times the peak, or "constant".
-        clip: longest gradient, as a norm over all weights; longer ones are shortened to it.
-        accumulate: batches whose gradients make up one step.
-        average: weight of the past in the running average of the weights (EMA), which counts for less in
+        learning_rate: its peak, reached after `lr_warmup_steps`.
+        lr_scheduler: "cosine", which falls over all steps to `min_lr_ratio` times the peak, or "constant".
+        max_grad_norm: longest gradient, as a norm over all weights; longer ones are shortened to it.
+        gradient_accumulation_steps: batches whose gradients make up one step.
+        ema_decay: weight of the past in the running average of the weights (EMA), which counts for less in
             the first steps; 0 keeps none.
-        precision: "no" for float32, "bf16" or "fp16" for autocast.
+        mixed_precision: "no" for float32, "bf16" or "fp16" for autocast.
         cuda_graph: record forward and backward once and replay them; falls back to eager where that fails.
         channels_last: memory layout of convolutions.
         check_every: steps between two looks at the loss; in between nothing waits for the device.
-        save_every: steps between two states from which training can go on exactly; 0 keeps none.
-        keep: how many of these states stay on disk.
+        checkpointing_steps: steps between two states from which training can go on exactly; 0 keeps none.
+        checkpoints_total_limit: how many of these states stay on disk.
         snapshots: fractions of the steps at which weights and samples are written, besides the end.
     """
 
     steps: int
     optimizer: str = "adamw"
     learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    final_rate: float = 0.01
-    warmup: int = 200
+    lr_scheduler: str = "cosine"
+    min_lr_ratio: float = 0.01
+    lr_warmup_steps: int = 200
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    clip: float = 1.0
-    accumulate: int = 1
-    average: float = 0.998
-    precision: str = "bf16"
+    max_grad_norm: float = 1.0
+    gradient_accumulation_steps: int = 1
+    ema_decay: float = 0.998
+    mixed_precision: str = "bf16"
     cuda_graph: bool = True
     channels_last: bool = False
     check_every: int = 50
-    save_every: int = 0
-    keep: int = 2
+    checkpointing_steps: int = 0
+    checkpoints_total_limit: int = 2
     snapshots: tuple[float, ...] = (0.25, 0.5, 0.75)
+
+    OLD_NAMES: ClassVar[dict[str, str]] = {
+        "schedule": "lr_scheduler",
+        "final_rate": "min_lr_ratio",
+        "warmup": "lr_warmup_steps",
+        "clip": "max_grad_norm",
+        "accumulate": "gradient_accumulation_steps",
+        "average": "ema_decay",
+        "precision": "mixed_precision",
+        "save_every": "checkpointing_steps",
+        "keep": "checkpoints_total_limit",
+    }
 
     def __post_init__(self) -> None:
         choices = {
             "optimizer": tuple(OPTIMIZERS),
-            "schedule": ("cosine", "constant"),
-            "precision": ("no", "bf16", "fp16"),
+            "lr_scheduler": ("cosine", "constant"),
+            "mixed_precision": ("no", "bf16", "fp16"),
         }
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(
                     f"The loop's {name} is {getattr(self, name)!r}; choose one of {', '.join(known)}."
                 )
-        for name in ("steps", "learning_rate", "clip", "accumulate", "check_every"):
+        for name in ("steps", "learning_rate", "max_grad_norm", "gradient_accumulation_steps", "check_every"):
             value = getattr(self, name)
             if value <= 0:
                 raise InputError(f"The loop's {name} is {value}; give a number above 0.")

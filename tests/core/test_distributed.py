@@ -31,7 +31,7 @@ from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTa
 from anifacediff_core.training.engine import freeze_unused
 from dataclasses import replace
 
-accelerator = make_accelerator(Loop(steps=1, precision="no"), 0)
+accelerator = make_accelerator(Loop(steps=1, mixed_precision="no"), 0)
 rank, world = accelerator.process_index, accelerator.num_processes
 config = replace(
     NetworkConfig.tiny(), block_out_channels=(32, 32), attention_levels=(True, True), attention_heads=(1, 1),
@@ -119,8 +119,8 @@ class Task:
 
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-loop = Loop(steps=20, learning_rate=0.02, warmup=2, precision="no", check_every=1, snapshots=(), save_every=5,
-            schedule="constant", average=0.9)
+loop = Loop(steps=20, learning_rate=0.02, lr_warmup_steps=2, mixed_precision="no", check_every=1,
+            snapshots=(), checkpointing_steps=5, lr_scheduler="constant", ema_decay=0.9)
 accelerator = distribution.make_accelerator(loop, 0, folder)
 if "FSDP_VERSION" in os.environ:  # which accelerate itself heeds on GPUs only
     from accelerate.state import PartialState
@@ -204,8 +204,8 @@ def test_what_the_trainer_does_not_know_is_refused_with_a_sentence(kind: Distrib
 def test_fp16_is_refused_where_weights_are_divided() -> None:
     whole = _divided("NO_WRAP")
     with pytest.raises(InputError, match="use bf16"):
-        distribution._require_known_distribution(whole, Loop(steps=1, precision="fp16"))  # type: ignore[arg-type]
-    distribution._require_known_distribution(whole, Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
+        distribution._require_known_distribution(whole, Loop(steps=1, mixed_precision="fp16"))  # type: ignore[arg-type]
+    distribution._require_known_distribution(whole, Loop(steps=1, mixed_precision="bf16"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", ["SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP"])

@@ -98,8 +98,14 @@ class Walk:
 def walk(folder: Path, task: Walk | None = None, **loop: Any) -> dict[int, float]:
     """Train and return the loss of every step in the log, the last entry of each."""
     settings = Loop(
-        **{"steps": 40, "learning_rate": 0.05, "warmup": 5, "precision": "no", "check_every": 1}
-        | {"snapshots": (), "save_every": 10}
+        **{
+            "steps": 40,
+            "learning_rate": 0.05,
+            "lr_warmup_steps": 5,
+            "mixed_precision": "no",
+            "check_every": 1,
+        }
+        | {"snapshots": (), "checkpointing_steps": 10}
         | loop
     )
     task = task or Walk()
@@ -128,7 +134,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_losses(tmp_path: Path, opti
 
 
 def test_only_the_last_states_stay_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:
-    walk(tmp_path, keep=2)
+    walk(tmp_path, checkpoints_total_limit=2)
     folder = tmp_path / "walk.states"
     assert [path.name for path in sorted(folder.iterdir())] == ["step_000000020", "step_000000030"]
     (folder / ".step_000000099").mkdir()
@@ -187,8 +193,8 @@ def test_a_state_whose_budget_was_time_is_refused_with_a_sentence(tmp_path: Path
 
 
 def test_a_lower_rate_counts_though_a_state_has_another(tmp_path: Path) -> None:
-    walk(tmp_path, steps=40, learning_rate=0.05, schedule="constant")
-    walk(tmp_path, steps=40, learning_rate=0.02, schedule="constant")
+    walk(tmp_path, steps=40, learning_rate=0.05, lr_scheduler="constant")
+    walk(tmp_path, steps=40, learning_rate=0.02, lr_scheduler="constant")
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     rates = [entry["rate"] for entry in entries if entry["event"] == "step"]
     assert rates[39] == pytest.approx(0.05) and rates[40:] == pytest.approx([0.02] * 10)
@@ -295,8 +301,8 @@ def test_accumulated_batches_learn_like_one_larger_batch(tmp_path: Path) -> None
     twice.rows = 4
     twice.drawn = -1  # the batch that finds out what learns
     once.drawn = -1
-    whole = walk(tmp_path / "whole", once, steps=5, save_every=0)
-    halves = walk(tmp_path / "halves", twice, steps=5, save_every=0, accumulate=2)
+    whole = walk(tmp_path / "whole", once, steps=5, checkpointing_steps=0)
+    halves = walk(tmp_path / "halves", twice, steps=5, checkpointing_steps=0, gradient_accumulation_steps=2)
     assert halves == pytest.approx(whole, rel=1e-5)
 
 
@@ -337,7 +343,7 @@ def test_a_gradient_that_is_not_a_number_ends_training_though_the_loss_is_one(tm
 
 
 def test_training_ends_at_its_last_step_whenever_the_loss_is_looked_at(tmp_path: Path) -> None:
-    assert max(walk(tmp_path, steps=13, check_every=50, save_every=0)) == 13
+    assert max(walk(tmp_path, steps=13, check_every=50, checkpointing_steps=0)) == 13
 
 
 def test_a_divided_state_that_cannot_be_written_is_told(

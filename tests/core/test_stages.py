@@ -127,10 +127,10 @@ def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers
     "values",
     [
         {"optimizer": "sgd"},
-        {"schedule": "stairs"},
-        {"precision": "bf16_weights"},
+        {"lr_scheduler": "stairs"},
+        {"mixed_precision": "bf16_weights"},
         {"steps": 0},
-        {"clip": 0.0},
+        {"max_grad_norm": 0.0},
         {"check_every": 0},
     ],
 )

@@ -122,7 +122,7 @@ class Line:
 
 
 def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
-    settings = Loop(learning_rate=0.1, warmup=5, precision="no", **loop)
+    settings = Loop(learning_rate=0.1, lr_warmup_steps=5, mixed_precision="no", **loop)
     accelerator = distribution.make_accelerator(settings, seed=0)
     engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -130,7 +130,7 @@ def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
 
 def test_a_loop_learns_and_leaves_averaged_weights_snapshots_and_a_log(tmp_path: Path) -> None:
     task = Line()
-    log = train_line(tmp_path, task, steps=300, average=0.9, check_every=10, snapshots=(0.5,))
+    log = train_line(tmp_path, task, steps=300, ema_decay=0.9, check_every=10, snapshots=(0.5,))
     weights = load_weights(tmp_path / "line.safetensors")
     assert abs(float(weights["weight"]) - 3) < 0.05
     assert abs(float(weights["bias"]) + 1) < 0.05
@@ -147,14 +147,14 @@ def test_a_loss_that_is_not_a_number_stops_with_a_sentence_and_keeps_the_snapsho
 
 
 def test_the_rate_warms_up_and_falls_to_its_end_by_steps_alone(tmp_path: Path) -> None:
-    loop = Loop(steps=100, learning_rate=1.0, warmup=4)
+    loop = Loop(steps=100, learning_rate=1.0, lr_warmup_steps=4)
     factor = engine.rate_factor(loop)
     assert [factor(step) for step in (0, 1)] == pytest.approx([0.25, 0.5], rel=1e-2)
     assert factor(50) == pytest.approx(0.505) and factor(100) == pytest.approx(0.01)
-    assert engine.rate_factor(replace(loop, schedule="constant"))(90) == 1
+    assert engine.rate_factor(replace(loop, lr_scheduler="constant"))(90) == 1
     log = train_line(tmp_path, Line(), steps=8, check_every=1, snapshots=())
     found = [entry["rate"] for entry in log if entry["event"] == "step"]
-    factor = engine.rate_factor(Loop(steps=8, warmup=5))
+    factor = engine.rate_factor(Loop(steps=8, lr_warmup_steps=5))
     assert found == pytest.approx([0.1 * factor(step) for step in range(8)], rel=1e-6)
 
 
@@ -171,7 +171,7 @@ def test_the_average_follows_quickly_at_first_and_leaves_the_weights_alone(
 
     history: list[Tensor] = []
     task = Watched()
-    train_line(tmp_path, task, steps=12, average=decay, check_every=4, snapshots=(0.5,))
+    train_line(tmp_path, task, steps=12, ema_decay=decay, check_every=4, snapshots=(0.5,))
     first, *weights = [*history[1:], task.module.weight.detach()]  # the first draw learns nothing
     average = first
     for n, weight in enumerate(weights, 1):
@@ -187,6 +187,9 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
     experiment = read_experiment(path, ["phases.stage1.loop.steps=3", "phases.stage1.loop.cuda_graph=false"])
     loop = build(Loop, experiment["phases"]["stage1"]["loop"])
     assert loop == Loop(steps=3, learning_rate=1e-3, snapshots=(0.5,), cuda_graph=False)
+    assert build(Loop, {"steps": 1, "average": 0.5, "warmup": 2}) == Loop(
+        steps=1, ema_decay=0.5, lr_warmup_steps=2
+    )
     with pytest.raises(InputError, match="lerning_rate"):
         build(Loop, {"lerning_rate": 1})
     with pytest.raises(InputError, match="no '='"):
