@@ -103,7 +103,7 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
         lines = log.read_text().splitlines()
     entries = [entry for entry in map(json.loads, lines) if entry["event"] == "step"]
     first, last = entries[0], entries[-1]
-    # The first steps choose algorithms: what lies between two later looks at the clock counts.
+    # The first steps choose algorithms: what lies between two later looks at the loss counts.
     begun, ended = (entry["step"] / max(entry["steps_per_second"], 1e-9) for entry in (first, last))
     pace = (last["step"] - first["step"]) / max(ended - begun, 1e-9)
     cuda = torch.cuda.is_available()
