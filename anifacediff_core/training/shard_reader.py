@@ -15,7 +15,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..errors import InputError
 from ..head.parameters import FaceParameters
-from .shard_format import Segment, Shard, decode_picture, read_shard, usable_frames
+from .shard_format import Segment, Shard, read_shard, usable_frames
+from .shard_pictures import decode_picture
 
 T = TypeVar("T")
 
