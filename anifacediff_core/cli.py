@@ -183,7 +183,7 @@ def _add_train(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a setting, e.g. phases.stage1.loop.seconds=60",
+        help="change a setting, e.g. phases.stage1.loop.steps=60",
     )
 
 
@@ -250,9 +250,11 @@ def train(options: argparse.Namespace) -> None:
 
         run_phase(options.phase, experiment, options.out)
         return
-    from .training.conductor import Conductor
+    from .training.launch import run_all
 
-    Conductor(options.config, experiment, options.set, options.out, options.devices).run()
+    settings = [part for setting in options.set for part in ("--set", setting)]
+    arguments = ["train", "--config", options.config, "--out", str(options.out), *settings]
+    run_all(experiment, options.out, arguments, options.devices)
 
 
 def reenact(options: argparse.Namespace) -> None:

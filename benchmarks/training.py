@@ -25,11 +25,11 @@ sys.path.append(str(ROOT))
 from anifacediff_core.network.config import NetworkConfig  # noqa: E402
 from anifacediff_core.network.model import AniFaceDiff  # noqa: E402
 from anifacediff_core.sampling.schedule import NoiseSchedule  # noqa: E402
-from anifacediff_core.training import engine  # noqa: E402
+from anifacediff_core.training import distribution, engine  # noqa: E402
 from anifacediff_core.training.data import NormalsNoise, Pairs  # noqa: E402
-from anifacediff_core.training.engine import Loop  # noqa: E402
 from anifacediff_core.training.journal import Journal  # noqa: E402
 from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask  # noqa: E402
+from anifacediff_core.training.task import Loop  # noqa: E402
 
 
 class RandomPairs:
@@ -68,14 +68,14 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
         steps=options.steps,
         optimizer="adam",
         learning_rate=1e-5,
-        schedule="constant",
-        precision=options.precision,
-        average=0.0 if options.no_average else 0.9999,
+        lr_scheduler="constant",
+        mixed_precision=options.precision,
+        ema_decay=0.0 if options.no_average else 0.9999,
         cuda_graph=options.graph,
         check_every=options.steps // 3,
         snapshots=(),
     )
-    accelerator = engine.make_accelerator(loop, seed=0)
+    accelerator = distribution.make_accelerator(loop, seed=0)
     settings = DenoisingSettings(
         rows=rows,
         normals=NormalsNoise(0.0, 0.0),
@@ -103,7 +103,7 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
         lines = log.read_text().splitlines()
     entries = [entry for entry in map(json.loads, lines) if entry["event"] == "step"]
     first, last = entries[0], entries[-1]
-    # The first steps choose algorithms: what lies between two later looks at the clock counts.
+    # The first steps choose algorithms: what lies between two later looks at the loss counts.
     begun, ended = (entry["step"] / max(entry["steps_per_second"], 1e-9) for entry in (first, last))
     pace = (last["step"] - first["step"]) / max(ended - begun, 1e-9)
     cuda = torch.cuda.is_available()

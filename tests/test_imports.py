@@ -26,7 +26,7 @@ ALWAYS = {
 ALWAYS |= {"yaml", "tqdm"}
 # What a room may import besides: the extras of pyproject.toml, and optional backends behind their own file.
 EXTRAS = {
-    "anifacediff_core/training": {"accelerate", "bitsandbytes", "braceexpand", "webdataset"},
+    "anifacediff_core/training": {"accelerate", "bitsandbytes", "braceexpand", "pydantic", "webdataset"},
     "anifacediff_core/scale.py": {"ray"},
     "anifacediff_core/evaluation": {"sklearn", "torch_fidelity", "onnxruntime"},
     "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},

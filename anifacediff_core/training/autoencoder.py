@@ -15,7 +15,7 @@ from ..evaluation.regions import emphasis, region_masks
 from ..network.autoencoder import AutoEncoder
 from ..video import contact_sheet, write_image
 from .data import Pool
-from .engine import Tensors
+from .task import Tensors
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def fold_moments(autoencoder: AutoEncoder, mean: Tensor, deviation: Tensor) -> N
 
 
 class AutoencoderTask:
-    """Reconstruction of avatars; see `engine.Task`."""
+    """Reconstruction of avatars; see `task.Task`."""
 
     name = "autoencoder"
 

@@ -24,7 +24,8 @@ from ..progress import Progress
 from ..scale import Scale, run
 from ..storage import replacing
 from .shard_chunks import PLAN, Shares, done_chunk, finish, read_plan, require_same, sweep, write_chunk
-from .shard_format import SEGMENT_FRAMES, SPLITS, Segment, SegmentInfo, encode_picture, require_pictures
+from .shard_format import SEGMENT_FRAMES, SPLITS, Segment, SegmentInfo
+from .shard_pictures import encode_picture, require_pictures
 
 
 @dataclass(frozen=True)

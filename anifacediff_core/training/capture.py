@@ -26,7 +26,7 @@ from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from ..video import contact_sheet, write_image
 from .data import Pool
-from .engine import Tensors
+from .task import Tensors
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,7 @@ def detector_error(answer: Tensor, squares: Tensor) -> dict[str, Tensor]:
 
 
 class CaptureTask:
-    """Face encoder and portrait detector; see `engine.Task`."""
+    """Face encoder and portrait detector; see `task.Task`."""
 
     name = "capture"
 

@@ -82,7 +82,8 @@ def add_avatar_shards(kinds: Any) -> None:
 
 
 def prepare(options: argparse.Namespace) -> None:
-    from .prepare import Encoders, Recipe, describe
+    from .clips import Recipe
+    from .prepare import Encoders, describe
     from .prepare import prepare as write
     from .shard_chunks import Shares
 

@@ -6,7 +6,6 @@ Every process renders its own identities. The reenactment tasks know of their da
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -40,7 +39,6 @@ class PoolPlan:
         fps: frame rate of the tracks; about 1 gives frames that differ.
         size: side of the pictures in pixels.
         batch: frames rendered at once.
-        seconds: stop rendering after so long, even if the pool is not full.
         normals: also render normals, and coarse normals of half the size whose expression is partly missing.
         renew_every: batches drawn before one render batch of the oldest avatars is replaced by new ones;
             0 is never.
@@ -55,7 +53,6 @@ class PoolPlan:
     fps: float = 24.0
     size: int = 256
     batch: int = 144
-    seconds: float = 1e9
     normals: bool = True
     renew_every: int = 0
     styles: StyleShares = field(default_factory=StyleShares)
@@ -171,11 +168,8 @@ class Pool:
         return self.identities * self.plan.frames
 
     def fill(self, progress: Progress | None = None) -> Pool:
-        """Render all identities, or as many as the plan's seconds allow."""
-        started = time.monotonic()
+        """Render all identities."""
         while self.identities < self.plan.identities:
-            if self.identities and time.monotonic() - started > self.plan.seconds:
-                break
             self.groups.append(self.made)
             self._render(len(self.groups) - 1)
             self.made += 1

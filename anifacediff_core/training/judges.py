@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,11 +28,10 @@ from ..head.parameters import FaceParameters
 from ..video import contact_sheet, write_image
 from .capture import chosen, sample_squares, uniform
 from .data import Pool, PoolPlan, random_motion
-from .engine import Tensors, load_weights, run
+from .engine import run
+from .phase import Phase
 from .settings import build
-
-if TYPE_CHECKING:
-    from .phases import Phase
+from .task import Tensors, load_weights
 
 # Seeds of no other pool: those begin at 100,000 times the experiment's seed, the benchmark's at 500 million.
 TRAINING_SEED, HELD_OUT_SEED = 300_000_000, 400_000_000
@@ -225,7 +224,7 @@ def auc(same: Tensor, different: Tensor) -> float:
 
 
 class JudgesTask:
-    """Identity and motion judge side by side; see `engine.Task`.
+    """Identity and motion judge side by side; see `task.Task`.
 
     Attributes:
         measures: what the last `sample` found.
@@ -239,7 +238,7 @@ class JudgesTask:
         if pool.identities < FAMILY * settings.families:
             raise InputError(
                 f"The judges' pool has {pool.identities // FAMILY} families and a batch needs "
-                f"{settings.families}; lower families, or give the pool more identities or seconds."
+                f"{settings.families}; lower families, or give the pool more identities."
             )
         self.head, self.pool, self.held_out, self.settings = head, pool, held_out, settings
         s = settings

@@ -4,130 +4,35 @@ in the folder.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors import safe_open
 
-from ..avatars.studio import Studio
 from ..errors import InputError
 from ..evaluation import report
 from ..evaluation.avatars import Protocol
-from ..head.model import HeadModel
 from ..network.autoencoder import AutoEncoder
-from ..network.config import NetworkConfig
-from ..weights.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from ..weights.faces import load_head
+from ..weights.checkpoint import load_checkpoint, save_checkpoint
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
 from .card import write_card
-from .data import Pool, PoolPlan
-from .engine import Loop, load_weights, make_accelerator, run, states_folder
+from .distribution import make_accelerator
+from .engine import run
 from .journal import Journal
 from .judges import train_judges
+from .phase import Phase, experiment_head, network_config
 from .settings import build
 from .stages import train_stage
-from .states import load_own, newest_state
+from .task import Loop, done_mark, load_weights
 
-PoolOrMore = TypeVar("PoolOrMore", bound=Pool)
-HELD_OUT = 777_000_000  # seed of identities that no training pool uses
 CHECKPOINT = "anifacediff.safetensors"
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One phase of an experiment, in this process."""
-
-    name: str
-    experiment: dict[str, Any]
-    settings: dict[str, Any]
-    folder: Path
-    loop: Loop
-    accelerator: Accelerator
-    journal: Journal
-    head: HeadModel
-
-    @cached_property
-    def studio(self) -> Studio:
-        """Where avatars are made; the bundled head's only."""
-        return Studio(self.head)
-
-    @property
-    def device(self) -> torch.device:
-        return self.accelerator.device
-
-    def plan(self) -> PoolPlan:
-        return build(PoolPlan, self.settings.get("pool"), f"{self.name}.pool")
-
-    @property
-    def start(self) -> Checkpoint | None:
-        """The checkpoint whose weights the experiment begins with, if it names one."""
-        path = self.experiment.get("start")
-        return load_checkpoint(path) if path else None
-
-    @property
-    def seed(self) -> int:
-        """Of this process's data in this phase."""
-        order = sorted(self.experiment["phases"]).index(self.name)
-        return (int(self.experiment["seed"]) * 100 + order) * 1000 + self.accelerator.process_index
-
-    def pool(self) -> Pool:
-        """This process's own avatars."""
-        return self.fill(Pool(self.studio, self.head, self.plan(), self.seed))
-
-    def fill(self, pool: PoolOrMore) -> PoolOrMore:
-        """Render a pool's avatars: those of the state that training goes on from, if there is one."""
-        began = self.journal.elapsed()
-        state = newest_state(states_folder(self.folder, self.name))
-        before = load_own(state, self.accelerator.process_index) if state is not None else {}
-        if before.get("processes") == self.accelerator.num_processes:
-            pool.load_state_dict(before["task"])
-        else:
-            pool.fill()
-        rate = len(pool) / max(self.journal.elapsed() - began, 1e-6)
-        self.journal(self.name, "pool", frames=len(pool), frames_per_second=rate)
-        return pool
-
-    def held_out(self, identities: int, stills: int) -> Pool:
-        """A pool of at most so many identities that no phase trains on."""
-        own = self.plan()
-        plan = replace(own, identities=min(identities, own.identities), stills=stills, track=0, normals=False)
-        return Pool(self.studio, self.head, plan, HELD_OUT).fill()
-
-
-def network_config(experiment: dict[str, Any]) -> NetworkConfig:
-    """`network: tiny`, or `network: {preset: tiny, ...}` with single values changed; the network of the
-    checkpoint that the experiment starts from, where it names no preset.
-    """
-    wanted = experiment.get("network") or {}
-    if not isinstance(wanted, str | dict):
-        raise InputError(f"The experiment's network is {wanted!r}; give a preset, or settings.")
-    values = {"preset": wanted} if isinstance(wanted, str) else dict(wanted)
-    preset = values.pop("preset", None)
-    if preset not in (None, "tiny", "full"):
-        raise InputError(f"There is no network preset '{preset}'; use tiny or full.")
-    if preset is None and experiment.get("start"):
-        base = load_checkpoint(experiment["start"]).config
-    else:
-        base = getattr(NetworkConfig, preset or "tiny")()
-    config = NetworkConfig.from_json(json.loads(json.dumps(base.to_json() | values)))
-    if config.prediction == "epsilon" and config.zero_terminal_snr:
-        # Of pure noise the noise says nothing about the picture, and sampling begins there.
-        raise InputError(
-            "The network predicts epsilon and its last time step is pure noise; "
-            "set network.zero_terminal_snr to false, or network.prediction to v_prediction."
-        )
-    return config
-
-
 def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
-    """Run one phase in this process (one of several, when launched so)."""
+    """Run one phase in this process (one of several, when launched so), finished before or not."""
     known = [phase for phase in experiment["phases"] if phase in PHASES]
     if name not in known:
         raise InputError(f"There is no phase '{name}'; the experiment has: {', '.join(known)}.")
@@ -135,6 +40,8 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
     loop = build(Loop, settings.get("loop", {"steps": 1}), f"{name}.loop")
     accelerator = make_accelerator(loop, int(experiment["seed"]), folder / "tensorboard")
     head = experiment_head(experiment).to(accelerator.device)
+    if accelerator.is_main_process:
+        done_mark(folder, name).unlink(missing_ok=True)
     PHASES[name](
         Phase(
             name=name,
@@ -148,13 +55,9 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
         )
     )
     accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        done_mark(folder, name).touch()
     accelerator.end_training()
-
-
-def experiment_head(experiment: dict[str, Any]) -> HeadModel:
-    """The head that face parameters belong to: a file that the experiment names, or the bundled one."""
-    path = experiment.get("head")
-    return load_head(path) if path else HeadModel.bundled()
 
 
 def train_autoencoder(phase: Phase) -> None:
@@ -173,6 +76,8 @@ def train_capture(phase: Phase) -> None:
         phase.start.load_into(task.module.encoder, "face_encoder")
         phase.start.load_into(task.module.detector, "face_detector")
     run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+    if phase.accelerator.is_main_process:
+        assemble(phase.experiment, phase.folder)  # a stage trained beside it may be finished already
 
 
 def _train_stage(phase: Phase, stage: int) -> None:

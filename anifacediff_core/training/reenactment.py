@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..evaluation.regions import emphasis
 from ..network.model import AniFaceDiff, FixedRows
 from .data import NormalsNoise, Pairs, PairSource
-from .engine import Tensors
+from .task import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
 STAGE2_PARTS = ("motion",)
@@ -149,7 +149,7 @@ def snr_weight(alphas: Tensor, gamma: float, prediction: str) -> Tensor:
 
 
 class DenoisingTask:
-    """Both stages: they differ in the data, in what learns, and in the noise; see `engine.Task`."""
+    """Both stages: they differ in the data, in what learns, and in the noise; see `task.Task`."""
 
     def __init__(
         self,

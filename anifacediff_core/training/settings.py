@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ..claims import parse_yaml, shown
 from ..errors import InputError
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).parent / "configs"
+INSTEAD = {"loop": "steps", "pool": "identities"}
+FORBID = ConfigDict(extra="forbid")
+UNKNOWN = ("unexpected_keyword_argument", "invalid_key")  # as pydantic names it
+NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
 def read_experiment(name: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
     """An experiment's YAML file, or one of the package's own by name (`bundled`, `smoke`).
 
     Args:
-        overrides: "phases.stage1.loop.seconds=60" and the like; values are YAML.
+        overrides: "phases.stage1.loop.steps=60" and the like; values are YAML.
     """
     path = Path(name) if Path(name).suffix else CONFIGS / f"{name}.yaml"
     try:
@@ -43,40 +48,27 @@ def read_experiment(name: str | Path, overrides: list[str] | None = None) -> dic
 
 def _check(experiment: dict[str, Any], path: Path) -> None:
     """Refuse what the phases could not even be found in."""
-    seed, phases, plan = (experiment.get(key) for key in ("seed", "phases", "plan"))
+    seed, phases = experiment.get("seed"), experiment["phases"]
     if type(seed) is not int:
         raise InputError(f"{path} has the seed {shown(repr(seed))}; give a whole number.")
     if not isinstance(phases, dict) or not all(isinstance(part, dict | None) for part in phases.values()):
         raise InputError(f"The 'phases' of {path} must each be a name with settings.")
     for name, settings in phases.items():
-        for part, values in (settings or {}).items():
-            if part in ("loop", "pool", "settings", "validation", "shards") and not isinstance(
-                values, dict | None
-            ):
+        for part in ("loop", "pool", "settings", "validation", "shards"):
+            values = (settings or {}).get(part)
+            if not isinstance(values, dict | None):
                 raise InputError(f"{name}.{part} is {shown(repr(values))}; it must hold settings.")
-    if plan is None:
-        return
-    rows = plan if isinstance(plan, list) and all(isinstance(row, dict) for row in plan) else None
-    if rows is None:
-        raise InputError(f"The 'plan' of {path} must be a list of rows like {{stage1: rest}}.")
-    for row in rows:
-        for names, count in row.items():
-            for name in map(str.strip, str(names).split(",")):
-                if name not in phases:
-                    raise InputError(
-                        f"The plan has the phase '{shown(name)}'; the experiment has: "
-                        f"{', '.join(map(shown, phases))}."
-                    )
-            if count != "rest" and (type(count) is not int or count < 1):
+            if part in INSTEAD and "seconds" in (values or {}):
                 raise InputError(
-                    f"The plan gives '{shown(names)}' {shown(repr(count))} devices; give a number, or rest."
+                    f"{name}.{part}.seconds is no setting any more, since other machines would make other "
+                    f"weights of it; write {INSTEAD[part]} (an earlier run's log says how many there were)."
                 )
 
 
 def _override(experiment: dict[str, Any], override: str) -> None:
     key, found, value = override.partition("=")
     if not found:
-        raise InputError(f"The setting '{override}' has no '='; write it like phases.stage1.loop.seconds=60.")
+        raise InputError(f"The setting '{override}' has no '='; write it like phases.stage1.loop.steps=60.")
     *parents, last = key.split(".")
     place = experiment
     for parent in parents:
@@ -92,66 +84,41 @@ def _override(experiment: dict[str, Any], override: str) -> None:
 
 
 def build(cls: type[T], values: dict[str, Any] | None, where: str = "") -> T:
-    """A dataclass from a mapping, nested dataclasses and tuples included; what does not fit is refused."""
-    hints = typing.get_type_hints(cls)
-    values = {} if values is None else values
-    where = where or cls.__name__
-    if not isinstance(values, dict):
-        raise InputError(f"{where} is {shown(repr(values))}; it must hold settings: {', '.join(hints)}.")
-    unknown = sorted(set(values) - set(hints), key=str)
-    if unknown:
-        raise InputError(
-            f"Unknown setting {shown(', '.join(map(str, unknown)))} in {where}; known: {', '.join(hints)}."
-        )
-    needed = [
-        field.name
-        for field in dataclasses.fields(cls)  # type: ignore[arg-type]
-        if field.default is field.default_factory is dataclasses.MISSING and field.name not in values
-    ]
-    if needed:
-        raise InputError(f"{where} lacks {', '.join(needed)}; add it.")
-    ready: dict[str, Any] = {}
-    for key, value in values.items():
-        hint = hints[key]
-        if dataclasses.is_dataclass(hint):
-            ready[key] = build(typing.cast(type, hint), value, f"{where}.{key}")
-            continue
-        try:
-            ready[key] = _value(value, hint)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{where}.{key} is {shown(repr(value))}; it must be {_wanted(hint)}.") from error
-    return cls(**ready)
-
-
-NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-
-
-def _value(value: Any, hint: Any) -> Any:
-    """A value of YAML as the type that a dataclass names.
+    """A dataclass from a mapping, nested dataclasses and tuples included.
 
     Raises:
-        TypeError, ValueError: it is none.
+        InputError: something does not fit; its sentence names the key, which begins with `where`.
     """
-    choices = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise TypeError
-        kinds = [choices[0]] * len(value) if choices[-1] is ... else choices
-        return tuple(_value(part, kind) for part, kind in zip(value, kinds, strict=True))
-    if choices:  # a union
-        for choice in choices:
-            with contextlib.suppress(TypeError, ValueError):
-                return _value(value, choice)
-        raise TypeError
-    if hint in (int, float) and isinstance(value, str):
-        value = float(value)  # YAML 1.1 reads 1e-3 as text
-    if hint is float and type(value) is int:
-        return float(value)
-    if hint is int and type(value) is float and value.is_integer():
-        return int(value)
-    if type(value) is not hint:
-        raise TypeError
-    return value
+    where, values = where or cls.__name__, {} if values is None else values
+    if isinstance(values, dict):
+        names = getattr(cls, "OLD_NAMES", {})  # files of older versions are still read
+        values = {names.get(key, key): value for key, value in values.items()}
+    many = list[cls]  # type: ignore[valid-type]  # a dataclass alone takes no config
+    try:
+        return TypeAdapter(many, config=FORBID).validate_python([values])[0]
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise _refusal(cls, values, where, min(found, key=lambda it: it["type"] not in UNKNOWN)) from error
+
+
+def _refusal(hint: Any, value: Any, where: str, problem: Any) -> Exception:
+    """What pydantic has found, as a sentence: the key, what stands there, and what it should be."""
+    if problem["type"] == "value_error":
+        raised: Exception = problem["ctx"]["error"]  # the dataclass's own sentence
+        return raised
+    for key in problem["loc"][1:]:
+        if not dataclasses.is_dataclass(hint):
+            break  # a list's place, or a type of several
+        known = typing.get_type_hints(hint)
+        if key not in known:
+            return InputError(f"Unknown setting {shown(key)} in {where}; known: {', '.join(known)}.")
+        if key not in value:
+            return InputError(f"{where} lacks {key}; add it.")
+        hint, value, where = known[key], value[key], f"{where}.{key}"
+    if dataclasses.is_dataclass(hint):
+        known = typing.get_type_hints(hint)
+        return InputError(f"{where} is {shown(repr(value))}; it must hold settings: {', '.join(known)}.")
+    return InputError(f"{where} is {shown(repr(value))}; it must be {_wanted(hint)}.")
 
 
 def _wanted(hint: Any) -> str:

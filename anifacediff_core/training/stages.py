@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -22,14 +21,13 @@ from ..sampling.windows import initial_noise
 from ..video import contact_sheet, write_image
 from ..weights.checkpoint import load_autoencoder, load_network
 from .data import NormalsNoise, PairSource, Pool, PoolSource
-from .engine import load_weights, run
+from .distribution import shards_weights
+from .engine import run
+from .phase import Phase
 from .reenactment import DenoisingSettings, DenoisingTask, Sampler
 from .settings import build
 from .shards import ShardSource
-from .worker import shards_weights
-
-if TYPE_CHECKING:
-    from .phases import Phase
+from .task import load_weights
 
 STAGE1 = "stage1.safetensors"
 
@@ -159,7 +157,7 @@ def _fill(module: nn.Module, path: Path, prefix: str = "") -> None:
 
 
 def _dtype(phase: Phase) -> torch.dtype:
-    plain = phase.device.type == "cpu" or phase.loop.precision in ("no", "fp16")
+    plain = phase.device.type == "cpu" or phase.loop.mixed_precision in ("no", "fp16")
     return torch.float32 if plain else torch.bfloat16
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import comfy.sd
 import comfy.taesd.taesd
 import torch
@@ -11,8 +12,6 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
-
-from .runtime import Progress
 
 # Factor from the host's LATENT to what the UNet sees.
 SD15_LATENT_SCALE = 0.18215
@@ -50,10 +49,10 @@ class _FrameByFrame(comfy.taesd.taesd.TAESD):
     def decode(self, latents: Tensor) -> Tensor:
         if latents.device.type != "cpu" or len(latents) < 2:
             return super().decode(latents)
-        progress, frames = Progress(len(latents)), []
+        frames = []
         for latent in latents.split(1):
+            comfy.model_management.throw_exception_if_processing_interrupted()
             frames.append(super().decode(latent))
-            progress(len(frames), len(latents))
         return torch.cat(frames)
 
 

@@ -66,7 +66,7 @@ def test_a_header_may_say_how_to_sample(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "steps", "cfg"), [(NetworkConfig.tiny(), 2, 1.0), (NetworkConfig.full(), 25, 3.5)]
+    ("config", "steps", "cfg"), [(NetworkConfig.tiny(), 1, 1.0), (NetworkConfig.full(), 25, 3.5)]
 )
 def test_a_header_that_does_not_say_is_sampled_as_others_of_its_size(
     tmp_path: Path, config: NetworkConfig, steps: int, cfg: float
@@ -81,8 +81,8 @@ def test_a_header_that_does_not_say_is_sampled_as_others_of_its_size(
     )
 
 
-def test_the_bundled_checkpoint_is_sampled_in_two_steps() -> None:
-    assert load_checkpoint(bundled_checkpoint()).sampling == SamplingConfig(steps=2, cfg=1.0)
+def test_the_bundled_checkpoint_is_sampled_in_one_step() -> None:
+    assert load_checkpoint(bundled_checkpoint()).sampling == SamplingConfig(steps=1, cfg=1.0)
 
 
 @pytest.mark.parametrize(

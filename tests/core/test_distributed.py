@@ -15,7 +15,8 @@ from accelerate import DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.training import engine
+from anifacediff_core.training import distribution
+from anifacediff_core.training.task import Loop, load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,12 +25,13 @@ import sys, torch
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.training.data import Pairs
-from anifacediff_core.training.engine import Loop, make_accelerator
+from anifacediff_core.training.distribution import make_accelerator
+from anifacediff_core.training.task import Loop
 from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask
-from anifacediff_core.training.worker import Worker
+from anifacediff_core.training.engine import freeze_unused
 from dataclasses import replace
 
-accelerator = make_accelerator(Loop(steps=1, precision="no"), 0)
+accelerator = make_accelerator(Loop(steps=1, mixed_precision="no"), 0)
 rank, world = accelerator.process_index, accelerator.num_processes
 config = replace(
     NetworkConfig.tiny(), block_out_channels=(32, 32), attention_levels=(True, True), attention_heads=(1, 1),
@@ -65,11 +67,8 @@ task = DenoisingTask(model, Same(), torch.linspace(0.99, 0.01, 1000), settings, 
 noise, times = torch.randn(ROWS, 4, 8, 8), torch.tensor([10, 300, 600, 990])
 torch.randn_like = lambda x: noise[mine]
 torch.randint = lambda high, size, device: times[mine]
-worker = Worker(task.module, None)
-inputs, targets = task.draw(0.0)
-task.losses(worker(*inputs), targets)["loss"].backward()
-worker.freeze_unused()
-module = accelerator.prepare(worker)
+freeze_unused(task, accelerator)
+module = accelerator.prepare(task.module)
 inputs, targets = task.draw(0.0)
 accelerator.backward(task.losses(module(*inputs), targets)["loss"])
 gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
@@ -83,8 +82,8 @@ import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
-from anifacediff_core.training import engine
-from anifacediff_core.training.engine import Loop
+from anifacediff_core.training import distribution, engine
+from anifacediff_core.training.task import Loop
 from anifacediff_core.training.journal import Journal
 
 
@@ -120,9 +119,9 @@ class Task:
 
 
 folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-loop = Loop(steps=20, learning_rate=0.02, warmup=2, precision="no", check_every=1, snapshots=(), save_every=5,
-            schedule="constant", average=0.9)
-accelerator = engine.make_accelerator(loop, 0, folder)
+loop = Loop(steps=20, learning_rate=0.02, lr_warmup_steps=2, mixed_precision="no", check_every=1,
+            snapshots=(), checkpointing_steps=5, lr_scheduler="constant", ema_decay=0.9)
+accelerator = distribution.make_accelerator(loop, 0, folder)
 if "FSDP_VERSION" in os.environ:  # which accelerate itself heeds on GPUs only
     from accelerate.state import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
@@ -190,7 +189,7 @@ def test_weights_over_two_processes_train_stop_go_on_and_come_back_whole(tmp_pat
     # Both processes draw the same batches here, so they learn what one alone does.
     expected, found = losses(tmp_path / "alone"), losses(tmp_path / "two")
     assert found == pytest.approx(expected, rel=1e-4)
-    one, two = (engine.load_weights(tmp_path / name / "sharded.safetensors") for name in ("alone", "two"))
+    one, two = (load_weights(tmp_path / name / "sharded.safetensors") for name in ("alone", "two"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6, msg=name)
 
@@ -199,21 +198,20 @@ def test_weights_over_two_processes_train_stop_go_on_and_come_back_whole(tmp_pat
 def test_what_the_trainer_does_not_know_is_refused_with_a_sentence(kind: DistributedType) -> None:
     first = SimpleNamespace(distributed_type=kind, is_fsdp2=False)
     with pytest.raises(InputError, match="fsdp_version: 2"):
-        engine._require_known_distribution(first, engine.Loop(steps=1))  # type: ignore[arg-type]
+        distribution._require_known_distribution(first, Loop(steps=1))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("precision", ["bf16_weights", "fp16"])
-def test_precisions_that_need_whole_weights_are_refused_where_these_are_divided(precision: str) -> None:
+def test_fp16_is_refused_where_weights_are_divided() -> None:
     whole = _divided("NO_WRAP")
     with pytest.raises(InputError, match="use bf16"):
-        engine._require_known_distribution(whole, engine.Loop(steps=1, precision=precision))  # type: ignore[arg-type]
-    engine._require_known_distribution(whole, engine.Loop(steps=1, precision="bf16"))  # type: ignore[arg-type]
+        distribution._require_known_distribution(whole, Loop(steps=1, mixed_precision="fp16"))  # type: ignore[arg-type]
+    distribution._require_known_distribution(whole, Loop(steps=1, mixed_precision="bf16"))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("policy", ["SIZE_BASED_WRAP", "TRANSFORMER_BASED_WRAP"])
 def test_dividing_block_by_block_is_refused_with_a_sentence(policy: str) -> None:
     with pytest.raises(InputError, match="NO_WRAP"):
-        engine._require_known_distribution(_divided(policy), engine.Loop(steps=1))  # type: ignore[arg-type]
+        distribution._require_known_distribution(_divided(policy), Loop(steps=1))  # type: ignore[arg-type]
 
 
 def _divided(policy: str) -> SimpleNamespace:

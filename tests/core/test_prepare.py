@@ -36,10 +36,12 @@ from anifacediff_core.scale import Scale
 from anifacediff_core.training import prepare as module
 from anifacediff_core.training import shard_chunks
 from anifacediff_core.training.avatar_shards import AvatarRecipe, prepare_avatars
+from anifacediff_core.training.clips import Clip, Recipe, find_clips
 from anifacediff_core.training.data import NormalsNoise
-from anifacediff_core.training.prepare import Clip, Encoders, Recipe, find_clips, prepare
+from anifacediff_core.training.prepare import Encoders, prepare
 from anifacediff_core.training.shard_chunks import Shares, write_chunk
-from anifacediff_core.training.shard_format import Segment, decode_picture, find_shards, read_shard
+from anifacediff_core.training.shard_format import Segment, find_shards, read_shard
+from anifacediff_core.training.shard_pictures import decode_picture
 from anifacediff_core.training.shards import ShardSource
 from anifacediff_core.video import VideoWriter, read_frames, write_image
 from anifacediff_core.weights import faces

@@ -312,6 +312,8 @@ def test_matrices_of_scipy(path: Path, layout: str, kind: str) -> None:
         {"indptr": np.array([0, 0, 2])},
         {"indptr": np.array([1, 1, 2])},
         {"indptr": np.array([0, 2, 1])},
+        {"indptr": np.array([0, 2**63 - 1, 1])},
+        {"indptr": np.array(0)},
         {"indptr": np.array([0, 1])},
         {"data": np.ones(7)},
         {"_shape": (2**31, 2**31)},
@@ -857,6 +859,32 @@ def test_copies_of_one_list(path: Path) -> None:
     checkpoint(path, pairs + b"0](" + copied * 3_000 + b"e.")
     with at_most(20e6):
         refusal(path)
+
+
+def test_calls_that_share_their_arguments(path: Path) -> None:
+    """A tuple that is written once and passed with three bytes each, of a class that is not known."""
+    shared = b"(" + b"N" * 50_000 + b"tq\x010ca\nb\nq\x00"
+    path.write_bytes(b"\x80\x02" + shared + b"0](" + b"h\x00h\x01R" * 2_000 + b"e.")
+    with at_most(10e6), open_tensors(path) as file:
+        assert len(file.ignored) == 2_000
+
+
+def test_objects_are_interpreted_once(path: Path) -> None:
+    """A chain of parameters of parameters, in thousands of places."""
+    chain = b"ctorch._utils\n_rebuild_parameter\nq\x000N" + b"\x85q\x050h\x00h\x05R" * 300 + b"q\x07"
+    array = pickle.dumps(np.arange(3.0), 2)[2:-1].replace(b"q\x00", b"q\x08").replace(b"q\x01", b"q\x09")
+    path.write_bytes(b"\x80\x02" + chain + b"0](" + array + b"h\x07" * 90_000 + b"e.")
+    with open_tensors(path) as file:
+        assert list(file.infos) == ["0"] and len(file.ignored) == 90_000
+
+
+def test_one_old_storage_again_and_again(path: Path) -> None:
+    head = legacy_head([("4", 4)])
+    path.write_bytes(head + struct.pack("<q", 4) + bytes(16))
+    assert list(read_all(path)) == ["4"]
+    keys = b"\x80\x02](X\x01\x00\x00\x004q\x00" + b"h\x00" * 1000 + b"e."
+    path.write_bytes(head[: head.rindex(b"\x80\x02")] + keys + bytes(8 * 1001))
+    assert "a storage that nothing in it refers to" in refusal(path)
 
 
 def test_absurd_lengths(path: Path) -> None:

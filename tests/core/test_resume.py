@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import signal
@@ -24,13 +23,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.training import conductor, engine, states
+from anifacediff_core.training import distribution, engine, launch, states
 from anifacediff_core.training.data import Pool, PoolPlan
-from anifacediff_core.training.engine import Loop, TrainingError
 from anifacediff_core.training.journal import Journal
 from anifacediff_core.training.phases import run_phase
 from anifacediff_core.training.settings import read_experiment
-from anifacediff_core.training.worker import Worker
+from anifacediff_core.training.task import Loop, TrainingError, load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -60,8 +58,6 @@ phases:
     settings: {rows: 4, learn: [image_encoder], drop_reference: 0.3, drop_image: 0.3}
     loop: {steps: 9, check_every: 1, save_every: 3, snapshots: [], learning_rate: 1e-2, warmup: 2}
     validation: {pairs: 1, size: 64, steps: 1}
-plan:
-  - {"autoencoder, stage1": rest}
 """
 
 
@@ -102,12 +98,18 @@ class Walk:
 def walk(folder: Path, task: Walk | None = None, **loop: Any) -> dict[int, float]:
     """Train and return the loss of every step in the log, the last entry of each."""
     settings = Loop(
-        **{"steps": 40, "learning_rate": 0.05, "warmup": 5, "precision": "no", "check_every": 1}
-        | {"snapshots": (), "save_every": 10}
+        **{
+            "steps": 40,
+            "learning_rate": 0.05,
+            "lr_warmup_steps": 5,
+            "mixed_precision": "no",
+            "check_every": 1,
+        }
+        | {"snapshots": (), "checkpointing_steps": 10}
         | loop
     )
     task = task or Walk()
-    accelerator = engine.make_accelerator(settings, seed=0)
+    accelerator = distribution.make_accelerator(settings, seed=0)
     engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
     return losses(folder / "log.jsonl")
 
@@ -127,30 +129,12 @@ def test_a_run_that_is_stopped_goes_on_with_the_same_losses(tmp_path: Path, opti
     parts = walk(tmp_path / "parts", optimizer=optimizer)
     assert list(whole) == list(range(1, 41))
     assert {step: parts[step] for step in range(21, 41)} == {step: whole[step] for step in range(21, 41)}
-    first, second = (engine.load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
+    first, second = (load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
     assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_a_copy_in_bf16_goes_on_with_the_float32_weights_beside_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def copied(task: Walk, *_: Any) -> tuple[Worker, int, str]:
-        return Worker(task.module, torch.bfloat16), 0, "eager"
-
-    monkeypatch.setattr(engine, "make_worker", copied)
-    whole = walk(tmp_path / "whole")
-    broken = Walk()
-    broken.broken_from = 28
-    with pytest.raises(TrainingError, match="state of step 20 is intact"):
-        walk(tmp_path / "parts", broken)
-    assert walk(tmp_path / "parts") == pytest.approx(whole, nan_ok=True)
-    first, second = (engine.load_weights(tmp_path / name / "walk.safetensors") for name in ("whole", "parts"))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert first["weight"].dtype == torch.float32
 
 
 def test_only_the_last_states_stay_and_a_half_written_one_does_not_count(tmp_path: Path) -> None:
-    walk(tmp_path, keep=2)
+    walk(tmp_path, checkpoints_total_limit=2)
     folder = tmp_path / "walk.states"
     assert [path.name for path in sorted(folder.iterdir())] == ["step_000000020", "step_000000030"]
     (folder / ".step_000000099").mkdir()
@@ -201,6 +185,21 @@ def test_a_state_of_another_experiment_is_refused_with_a_sentence(tmp_path: Path
         walk(tmp_path)
 
 
+def test_a_state_whose_budget_was_time_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    walk(tmp_path, steps=12)
+    torch.save({"processes": 1, "clock": {"step": 10}}, tmp_path / "walk.states/step_000000010/process_0.pt")
+    with pytest.raises(TrainingError, match="whose budget was time; delete the folder"):
+        walk(tmp_path)
+
+
+def test_a_lower_rate_counts_though_a_state_has_another(tmp_path: Path) -> None:
+    walk(tmp_path, steps=40, learning_rate=0.05, lr_scheduler="constant")
+    walk(tmp_path, steps=40, learning_rate=0.02, lr_scheduler="constant")
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rates = [entry["rate"] for entry in entries if entry["event"] == "step"]
+    assert rates[39] == pytest.approx(0.05) and rates[40:] == pytest.approx([0.02] * 10)
+
+
 def test_a_state_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
     walk(tmp_path, steps=12)
 
@@ -241,7 +240,7 @@ time.sleep(60)
 """
 
 
-def test_a_conductor_that_is_asked_to_stop_lets_its_phases_save_and_starts_none_again(
+def test_a_run_that_is_asked_to_stop_lets_its_phase_save_and_starts_none_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launched = []
@@ -255,18 +254,25 @@ def test_a_conductor_that_is_asked_to_stop_lets_its_phases_save_and_starts_none_
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(conductor, "launch_command", command)
-    experiment = {"phases": {"walk": {}, "next": {}}, "plan": [{"walk, next": "rest"}]}
-    (tmp_path / "walk.safetensors").touch()  # a snapshot, which would let the next phase begin
+    monkeypatch.setattr(launch, "launch_command", command)
     before = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=ask, daemon=True).start()
-    band = conductor.Conductor("walk", experiment, [], tmp_path, devices=0)
     with pytest.raises(InputError, match="asked to stop; run the same command"):
-        band.run()
-    time.sleep(0.5)
-    assert [job.process.poll() for job in band.jobs] == [1] and len(launched) == 1
+        launch.run_all({"phases": {"walk": {}, "next": {}}}, tmp_path, ["train"], devices=0)
+    assert launched == [["train", "--phase", "walk"]]
     assert len(list((tmp_path / "walk.states").iterdir())) == 2
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_phase_that_gets_no_further_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = f"import pathlib, sys; pathlib.Path({str(tmp_path / 'walk.states/step_1')!r}).mkdir(parents=True)"
+    monkeypatch.setattr(launch, "launch_command", lambda *_: [sys.executable, "-c", code + "; sys.exit(9)"])
+    with pytest.raises(InputError, match="stopped at walk"):
+        launch.run_all({"phases": {"walk": {}}}, tmp_path, [], devices=0)
+    with pytest.raises(InputError, match="99 GPUs were asked for"):
+        launch.run_all({"phases": {"walk": {}}}, tmp_path, [], devices=99)
 
 
 def test_a_journal_whose_reader_is_gone_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,21 +281,6 @@ def test_a_journal_whose_reader_is_gone_goes_on(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr("builtins.print", gone)
     assert max(walk(tmp_path, steps=3)) == 3
-
-
-def test_output_is_taken_though_it_can_be_written_nowhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Gone(io.StringIO):
-        def write(self, text: str) -> int:
-            raise BrokenPipeError(errno.EPIPE, "Broken pipe")
-
-    monkeypatch.setattr(sys, "stdout", Gone())
-    source = io.StringIO("line\n" * 3)
-    conductor._relay(source, tmp_path)  # a folder, which is no file to write to
-    assert not source.read()
-    conductor._relay(io.StringIO("line\n" * 3), tmp_path / "walk.log")
-    assert (tmp_path / "walk.log").read_text() == "line\n" * 3
 
 
 def test_accumulated_batches_learn_like_one_larger_batch(tmp_path: Path) -> None:
@@ -310,8 +301,8 @@ def test_accumulated_batches_learn_like_one_larger_batch(tmp_path: Path) -> None
     twice.rows = 4
     twice.drawn = -1  # the batch that finds out what learns
     once.drawn = -1
-    whole = walk(tmp_path / "whole", once, steps=5, save_every=0)
-    halves = walk(tmp_path / "halves", twice, steps=5, save_every=0, accumulate=2)
+    whole = walk(tmp_path / "whole", once, steps=5, checkpointing_steps=0)
+    halves = walk(tmp_path / "halves", twice, steps=5, checkpointing_steps=0, gradient_accumulation_steps=2)
     assert halves == pytest.approx(whole, rel=1e-5)
 
 
@@ -332,13 +323,12 @@ class Recorded(torch.autograd.Function):
 
 
 def test_accumulated_gradients_of_a_recorded_pass_do_not_share_memory() -> None:
-    worker = Worker(nn.Linear(1, 1, bias=False), None)
-    worker.recorded = True
+    module = nn.Linear(1, 1, bias=False)
     for part, x in enumerate((2.0, 4.0)):
-        Recorded.apply(worker.module.weight, torch.full((1, 1), x)).sum().backward()
+        Recorded.apply(module.weight, torch.full((1, 1), x)).sum().backward()
         if part == 0:
-            worker.keep_gradients(worker.learning)
-    assert worker.module.weight.grad.item() == 6
+            engine.keep_gradients([module.weight])
+    assert module.weight.grad.item() == 6
 
 
 def test_a_gradient_that_is_not_a_number_ends_training_though_the_loss_is_one(tmp_path: Path) -> None:
@@ -352,8 +342,8 @@ def test_a_gradient_that_is_not_a_number_ends_training_though_the_loss_is_one(tm
         walk(tmp_path, Root())
 
 
-def test_training_ends_at_its_last_step_whenever_the_clock_is_looked_at(tmp_path: Path) -> None:
-    assert max(walk(tmp_path, steps=13, check_every=50, save_every=0)) == 13
+def test_training_ends_at_its_last_step_whenever_the_loss_is_looked_at(tmp_path: Path) -> None:
+    assert max(walk(tmp_path, steps=13, check_every=50, checkpointing_steps=0)) == 13
 
 
 def test_a_divided_state_that_cannot_be_written_is_told(
@@ -380,7 +370,7 @@ def test_a_damaged_file_of_a_state_is_told(tmp_path: Path, name: str) -> None:
 
 def test_a_phase_whose_predecessor_is_missing_says_so(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"no .*autoencoder\.safetensors; train the phase"):
-        engine.load_weights(tmp_path / "autoencoder.safetensors", "vae.")
+        load_weights(tmp_path / "autoencoder.safetensors", "vae.")
 
 
 def test_a_pool_comes_back_as_it_was() -> None:
@@ -432,7 +422,7 @@ def test_a_stage_killed_in_the_middle_ends_like_one_that_was_not(tmp_path: Path)
     expected, resumed = losses(whole / "log.jsonl"), losses(killed / "log.jsonl")
     assert len(expected) == 9
     assert resumed == pytest.approx(expected, rel=1e-6)
-    first, second = (engine.load_weights(folder / "stage1.safetensors") for folder in (whole, killed))
+    first, second = (load_weights(folder / "stage1.safetensors") for folder in (whole, killed))
     differing = [name for name in first if not torch.allclose(first[name], second[name], atol=1e-6)]
     assert differing == []
 

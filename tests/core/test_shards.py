@@ -24,7 +24,8 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.training.data import NormalsNoise, Pairs
 from anifacediff_core.training.shard_format import ShardWriter, find_shards, read_shard
-from anifacediff_core.training.shards import ShardSource, mixed, spots
+from anifacediff_core.training.shard_reader import mixed
+from anifacediff_core.training.shards import ShardSource, spots
 from harness.shards import SIZE, make_segment, told, write_set
 
 PLAIN = NormalsNoise(weakened=0, blurred=0)
@@ -252,7 +253,7 @@ def test_the_list_of_shards_changes_nothing_but_the_way_back(head: HeadModel, vi
 def test_going_on_opens_only_shards_that_are_still_needed(
     head: HeadModel, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anifacediff_core.training import shards as module
+    from anifacediff_core.training import shard_reader as module
 
     data = source(videos, head, buffer=2)
     for _ in range(10):

@@ -14,8 +14,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.schedule import NoiseSchedule, make_sigmas
-from anifacediff_core.training.data import Pairs
-from anifacediff_core.training.engine import Loop, load_weights
+from anifacediff_core.training.data import NormalsNoise, Pairs
 from anifacediff_core.training.phases import PHASES, run_phase
 from anifacediff_core.training.reenactment import (
     DenoisingSettings,
@@ -26,6 +25,7 @@ from anifacediff_core.training.reenactment import (
 )
 from anifacediff_core.training.settings import build, read_experiment
 from anifacediff_core.training.stages import Preview, ShardSettings
+from anifacediff_core.training.task import Loop, load_weights
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from harness.weights import narrow_config
 
@@ -48,7 +48,6 @@ phases:
     settings: {{rows: 2, noise_sharing: false}}
     loop: {{steps: 2, learning_rate: 1e-2, warmup: 0, precision: "no", check_every: 1, snapshots: []}}
     validation: {{pairs: 1, steps: 1}}
-plan: [{{stage1: rest}}, {{stage2: rest}}]
 """
 
 
@@ -128,15 +127,15 @@ def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers
     "values",
     [
         {"optimizer": "sgd"},
-        {"schedule": "stairs"},
-        {"precision": "int8"},
-        {"steps": None},
-        {"clip": 0.0},
+        {"lr_scheduler": "stairs"},
+        {"mixed_precision": "bf16_weights"},
+        {"steps": 0},
+        {"max_grad_norm": 0.0},
         {"check_every": 0},
     ],
 )
 def test_a_loop_that_cannot_run_is_refused_with_a_sentence(values: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="choose one of|seconds or steps|above 0"):
+    with pytest.raises(InputError, match="choose one of|above 0"):
         Loop(**{"steps": 1, **values})
 
 
@@ -217,6 +216,23 @@ def test_everything_is_dropped_from_unconditional_rows_only(network: AniFaceDiff
     assert settings.split() == (2, 1)
     assert DenoisingSettings(rows=4, unconditional=0.0).split() == (4, 4)
     assert DenoisingSettings(rows=4, unconditional=0.01).split() == (3, 3), "a share above none is one row"
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_the_expression_is_never_dropped_where_normals_are_weakened(
+    network: AniFaceDiff, frames: int
+) -> None:
+    """There only ψ says what the face does; the rows are those that the data weaken: the first."""
+    source = Fixed(4 * frames)
+    source.frames = frames  # type: ignore[misc]
+    weights = {}
+    for drop in (0.0, 1.0):
+        settings = DenoisingSettings(rows=4, drop_expression=drop, normals=NormalsNoise(weakened=0.5))
+        task = DenoisingTask(network, source, make_alphas(), settings, None, stage=1)  # type: ignore[arg-type]
+        inputs, _ = task.draw(0.0)
+        weights[drop] = inputs[6].view(4, frames)
+    assert weights[0.0].eq(1).all()
+    assert weights[1.0][:2].eq(1).all() and weights[1.0][2:].eq(0).all()
 
 
 def test_a_clip_whose_error_stays_costs_less_than_one_whose_error_changes(network: AniFaceDiff) -> None:

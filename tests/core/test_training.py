@@ -26,7 +26,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import draw_normals, render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.training import engine
+from anifacediff_core.training import distribution, engine
 from anifacediff_core.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
 from anifacediff_core.training.capture import (
     CaptureSettings,
@@ -36,15 +36,13 @@ from anifacediff_core.training.capture import (
     jpeg,
     spoil,
 )
-from anifacediff_core.training.clock import Clock, learning_rate
-from anifacediff_core.training.conductor import Lane, divide
 from anifacediff_core.training.data import Pool, PoolPlan, weaken_expression
-from anifacediff_core.training.engine import Loop, TrainingError
 from anifacediff_core.training.journal import Journal
-from anifacediff_core.training.phases import PHASES, network_config, run_phase
+from anifacediff_core.training.phase import network_config
+from anifacediff_core.training.phases import PHASES, run_phase
 from anifacediff_core.training.reenactment import DenoisingSettings, diffuse, mixed_noise
 from anifacediff_core.training.settings import build, read_experiment
-from anifacediff_core.training.worker import Average, Worker
+from anifacediff_core.training.task import Loop, TrainingError, load_weights
 from anifacediff_core.weights.checkpoint import PARTS, load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -85,10 +83,6 @@ phases:
     loop: {steps: 2, check_every: 1, snapshots: []}
     validation: {pairs: 1, size: 64, frames: 3, steps: 1}
   evaluate: {pairs: 2, frames: 3, size: 64, steps: 1, batch: 1}
-plan:
-  - {"autoencoder, stage1": rest, capture: 1}
-  - {stage2: rest}
-  - {evaluate: rest}
 """
 
 
@@ -128,16 +122,16 @@ class Line:
 
 
 def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
-    settings = Loop(learning_rate=0.1, warmup=5, precision="no", **loop)
-    accelerator = engine.make_accelerator(settings, seed=0)
+    settings = Loop(learning_rate=0.1, lr_warmup_steps=5, mixed_precision="no", **loop)
+    accelerator = distribution.make_accelerator(settings, seed=0)
     engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
 def test_a_loop_learns_and_leaves_averaged_weights_snapshots_and_a_log(tmp_path: Path) -> None:
     task = Line()
-    log = train_line(tmp_path, task, steps=300, average=0.9, check_every=10, snapshots=(0.5,))
-    weights = engine.load_weights(tmp_path / "line.safetensors")
+    log = train_line(tmp_path, task, steps=300, ema_decay=0.9, check_every=10, snapshots=(0.5,))
+    weights = load_weights(tmp_path / "line.safetensors")
     assert abs(float(weights["weight"]) - 3) < 0.05
     assert abs(float(weights["bias"]) + 1) < 0.05
     assert task.sampled == [0.5, 1.0]
@@ -146,81 +140,56 @@ def test_a_loop_learns_and_leaves_averaged_weights_snapshots_and_a_log(tmp_path:
     assert [entry for entry in log if entry["event"] == "step"][-1]["step"] == 300
 
 
-def test_a_budget_of_seconds_ends_in_time_and_the_rate_falls_with_it(tmp_path: Path) -> None:
-    log = train_line(tmp_path, Line(), seconds=1.0, check_every=5, snapshots=())
-    steps = [entry for entry in log if entry["event"] == "step"]
-    assert 0.9 < log[-1]["seconds"] < 5
-    assert steps[-1]["rate"] < 0.02 * max(entry["rate"] for entry in steps) + 1e-2
-
-
 def test_a_loss_that_is_not_a_number_stops_with_a_sentence_and_keeps_the_snapshot(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="phase 'line'.*snapshot"):
         train_line(tmp_path, Line(broken_at=80), steps=200, check_every=1, snapshots=(0.2,))
-    assert torch.isfinite(engine.load_weights(tmp_path / "line.safetensors")["weight"]).all()
+    assert torch.isfinite(load_weights(tmp_path / "line.safetensors")["weight"]).all()
 
 
-def test_the_cosine_starts_after_the_time_that_data_took() -> None:
-    loop = Loop(seconds=100.0, learning_rate=1.0, warmup=1)
-    clock = Clock(loop, engine.make_accelerator(loop, 0), already=40.0)
-    assert clock.fraction == pytest.approx(0.4)
-    assert clock.progress == pytest.approx(0.0)
-    clock.read = 0.7
-    assert clock.progress == pytest.approx(0.5)
-    assert learning_rate(loop, 10, 0.5) == pytest.approx(0.505)
+def test_the_rate_warms_up_and_falls_to_its_end_by_steps_alone(tmp_path: Path) -> None:
+    loop = Loop(steps=100, learning_rate=1.0, lr_warmup_steps=4)
+    factor = engine.rate_factor(loop)
+    assert [factor(step) for step in (0, 1)] == pytest.approx([0.25, 0.5], rel=1e-2)
+    assert factor(50) == pytest.approx(0.505) and factor(100) == pytest.approx(0.01)
+    assert engine.rate_factor(replace(loop, lr_scheduler="constant"))(90) == 1
+    log = train_line(tmp_path, Line(), steps=8, check_every=1, snapshots=())
+    found = [entry["rate"] for entry in log if entry["event"] == "step"]
+    factor = engine.rate_factor(Loop(steps=8, lr_warmup_steps=5))
+    assert found == pytest.approx([0.1 * factor(step) for step in range(8)], rel=1e-6)
 
 
-def test_an_average_puts_itself_in_place_and_away_again() -> None:
-    weight = nn.Parameter(torch.zeros(3))
-    average = Average([weight], decay=0.5)
-    with torch.no_grad():
-        weight.fill_(8.0)
-    average.update(step=100)
-    with average.applied():
-        assert weight.tolist() == [4.0] * 3
-    assert weight.tolist() == [8.0] * 3
+@pytest.mark.parametrize("decay", [0.3, 0.9])
+def test_the_average_follows_quickly_at_first_and_leaves_the_weights_alone(
+    tmp_path: Path, decay: float
+) -> None:
+    """Computed once more beside the training, with the decay of step n: (1 + n) / (10 + n) at most."""
 
+    class Watched(Line):
+        def draw(self, fraction: float) -> Any:
+            history.append(self.module.weight.detach().clone())
+            return super().draw(fraction)
 
-def test_a_copy_in_bf16_trains_the_float32_weights() -> None:
-    torch.manual_seed(0)
-    task = Line()
-    worker = Worker(task.module, torch.bfloat16)
-    frozen = 0
-    optimizer = torch.optim.AdamW(task.module.parameters(), lr=0.05)
-    for _ in range(150):
-        inputs, targets = task.draw(0)
-        task.losses(worker(*inputs).float(), targets)["loss"].backward()
-        if not frozen:
-            frozen = worker.freeze_unused()
-            continue
-        worker.hand_over_gradients(worker.learning)
-        optimizer.step()
-        worker.take_weights(worker.learning)
-    assert frozen == 2
-    assert task.module.weight.dtype == torch.float32 and worker.module.weight.dtype == torch.bfloat16
-    assert float(task.module.weight.detach()) == pytest.approx(3, abs=0.1)
-    assert torch.equal(worker.module.weight, task.module.weight.bfloat16())
-
-
-def test_devices_are_divided_among_lanes_side_by_side() -> None:
-    row: dict[str, int | str] = {"autoencoder, stage1": "rest", "capture": 1}
-    main, side = ("autoencoder", "stage1"), ("capture",)
-    assert divide(row, 4) == [[Lane(main, (0, 1, 2)), Lane(side, (3,))]]
-    assert divide(row, 2) == [[Lane(main, (0,)), Lane(side, (1,))]]
-    assert divide(row, 1) == [[Lane(main, (0,))], [Lane(side, (0,))]]
-    assert divide(row, 0) == [[Lane(main, ())], [Lane(side, ())]]
-    assert divide({"stage2": "rest"}, 4) == [[Lane(("stage2",), (0, 1, 2, 3))]]
+    history: list[Tensor] = []
+    task = Watched()
+    train_line(tmp_path, task, steps=12, ema_decay=decay, check_every=4, snapshots=(0.5,))
+    first, *weights = [*history[1:], task.module.weight.detach()]  # the first draw learns nothing
+    average = first
+    for n, weight in enumerate(weights, 1):
+        average = torch.lerp(weight, average, min(decay, (1 + n) / (10 + n)))
+    assert len(weights) == 12 and abs(weights[-1] - average) > 1e-4
+    written = load_weights(tmp_path / "line.safetensors")["weight"]
+    torch.testing.assert_close(written, average, rtol=1e-6, atol=1e-6)
 
 
 def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
-    path.write_text(
-        "seed: 1\nphases: {stage1: {loop: {seconds: 10, learning_rate: 1e-3, snapshots: [0.5]}}}\nplan: []\n"
-    )
-    experiment = read_experiment(
-        path, ["phases.stage1.loop.seconds=3", "phases.stage1.loop.cuda_graph=false"]
-    )
+    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 10, learning_rate: 1e-3, snapshots: [0.5]}}}\n")
+    experiment = read_experiment(path, ["phases.stage1.loop.steps=3", "phases.stage1.loop.cuda_graph=false"])
     loop = build(Loop, experiment["phases"]["stage1"]["loop"])
-    assert loop == Loop(seconds=3, learning_rate=1e-3, snapshots=(0.5,), cuda_graph=False)
+    assert loop == Loop(steps=3, learning_rate=1e-3, snapshots=(0.5,), cuda_graph=False)
+    assert build(Loop, {"steps": 1, "average": 0.5, "warmup": 2}) == Loop(
+        steps=1, ema_decay=0.5, lr_warmup_steps=2
+    )
     with pytest.raises(InputError, match="lerning_rate"):
         build(Loop, {"lerning_rate": 1})
     with pytest.raises(InputError, match="no '='"):
@@ -232,7 +201,7 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("phases.stage1.loop.steps=many", "stage1.loop.steps is 'many'; it must be a whole number or null"),
+        ("phases.stage1.loop.steps=many", "stage1.loop.steps is 'many'; it must be a whole number"),
         ("phases.stage1.loop.learning_rate=[1]", "learning_rate is .1.; it must be a number"),
         ("phases.stage1.loop.betas=[0.9]", "betas is .*; it must be a list of 2, each a number"),
         ("phases.stage1.loop=5", "stage1.loop is 5; it must hold settings"),
@@ -240,9 +209,11 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
         ("phases.stage1.loop.steps=[1", "not valid YAML"),
         ("phases.stage1=5", "each be a name with settings"),
         ("seed=one", "seed 'one'; give a whole number"),
-        ("plan=[{stage3: rest}]", "the phase 'stage3'; the experiment has: stage1"),
-        ("plan=[{stage1: all}]", "'all' devices"),
-        ("plan=5", "must be a list of rows"),
+        ("phases.stage1.loop.seconds=60", "stage1.loop.seconds is no setting any more.*write steps"),
+        ("phases.stage1.pool={seconds: 9}", "stage1.pool.seconds is no setting any more.*write identities"),
+        ("phases.stage1.loop={warmup: 3}", "stage1.loop lacks steps"),
+        ("phases.stage1.settings={normals: {blured: 1}}", "setting blured in stage1.settings.normals; known"),
+        ("phases.stage1.settings={normals: 3}", "settings.normals is 3; it must hold settings: weakened"),
         ("network=5", "network is 5; give a preset"),
         ("network.prediction=epsilon", "zero_terminal_snr to false"),
         ("network.n_expression=50", "reads 50 expressions and the head '.*' has 52"),
@@ -253,7 +224,7 @@ def test_what_an_experiment_cannot_mean_is_refused_with_a_sentence(
     tmp_path: Path, override: str, message: str
 ) -> None:
     path = tmp_path / "experiment.yaml"
-    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 1}}}\nplan: [{stage1: rest}]\n")
+    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 1}}}\n")
     if "settings" in override or "pool" in override:
         (tmp_path / "autoencoder.safetensors").write_bytes(_autoencoder())
     with pytest.raises(InputError, match=message):
@@ -266,7 +237,7 @@ def _autoencoder() -> bytes:
 
 def test_phases_on_files_of_another_network_are_refused_with_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "experiment.yaml"
-    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 1}}}\nplan: []\n")
+    path.write_text("seed: 1\nphases: {stage1: {loop: {steps: 1}}}\n")
     experiment = read_experiment(path)
     with pytest.raises(InputError, match="train the phase that makes it"):
         run_phase("stage1", experiment, tmp_path)
@@ -282,8 +253,7 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
     experiment = read_experiment(name)
     if not experiment.get("start"):
         network_config(experiment)
-    planned = {phase.strip() for row in experiment["plan"] for lane in row for phase in lane.split(",")}
-    assert planned == set(experiment["phases"])
+    planned = set(experiment["phases"])
     left_out = {"judges"} | {
         "refine": {"autoencoder", "stage2"},
         "any_face": {"autoencoder", "stage2", "capture"},
@@ -291,7 +261,7 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
     assert planned == set(PHASES) - left_out
     for phase, settings in experiment["phases"].items():
         if phase == "evaluate":
-            build(Protocol, {k: v for k, v in settings.items() if k != "seconds"})
+            build(Protocol, settings)
             continue
         assert set(settings) <= {"pool", "settings", "loop", "validation"}
         build(PoolPlan, settings["pool"])
@@ -377,8 +347,8 @@ def test_a_whole_experiment_ends_in_a_checkpoint_that_the_pipeline_runs(toy: tup
 
 def test_stage_2_changes_the_temporal_modules_only(toy: tuple[Path, Path]) -> None:
     _, folder = toy
-    first = engine.load_weights(folder / "stage1.safetensors")
-    second = engine.load_weights(folder / "stage2.safetensors")
+    first = load_weights(folder / "stage1.safetensors")
+    second = load_weights(folder / "stage2.safetensors")
     assert all(torch.equal(first[key], second[key]) for key in first)
     added = {key for key in second if key not in first}
     assert added and all(key.startswith("motion.") for key in added)
@@ -396,31 +366,51 @@ def test_the_report_of_an_experiment_has_every_variant(toy: tuple[Path, Path]) -
     assert "| without expression adapter |" in card and "| stage2 | 1 |" in card and "seed 3" in card
 
 
-def test_a_second_run_of_the_conductor_does_only_what_is_missing(toy: tuple[Path, Path]) -> None:
+def test_a_second_run_does_only_what_is_missing(toy: tuple[Path, Path]) -> None:
     config, folder = toy
-    for phase in ("autoencoder", "capture", "stage1", "evaluate"):
-        (folder / f"{phase}.done").touch()
-    (folder / "stage2.safetensors").unlink()
-    command = [
-        sys.executable,
-        "-m",
-        "anifacediff_core",
-        "train",
-        "--config",
-        str(config),
-        "--out",
-        str(folder),
-    ]
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(REPOSITORY),
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-    }
+    for file in ("stage2.safetensors", "stage2.done"):
+        (folder / file).unlink()
+    command = [sys.executable, "-m", "anifacediff_core", "train"]
+    command += ["--config", str(config), "--out", str(folder)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment |= {"CUDA_VISIBLE_DEVICES": ""}
     found = subprocess.run(command, check=True, env=environment, capture_output=True, text=True, timeout=240)
     assert "stage2: snapshot" in found.stdout
     assert "stage1:" not in found.stdout
     assert (folder / "stage2.safetensors").exists() and (folder / "stage2.done").exists()
+
+
+LAUNCHER = """#!/usr/bin/env bash
+said="$*"
+echo "${0##*/} $CUDA_VISIBLE_DEVICES $said" >> "$CALLS"
+[ "$said" = "${said/--phase $FAILING/}" ] || exit 1
+mkdir -p "${@: -1}" && touch "${@: -1}/$(sed 's/.*--phase \\([a-z0-9]*\\).*/\\1/' <<< "$said").done"
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="for bash")
+@pytest.mark.parametrize("name", ["bundled", "refine"])
+def test_a_run_script_trains_every_phase_once_on_gpus_of_its_own(tmp_path: Path, name: str) -> None:
+    script = Path(engine.__file__).parent / "runs" / f"{name}.sh"
+    calls, phases = tmp_path / "calls", read_experiment(name)["phases"]
+    for launcher in ("python", "accelerate"):
+        (tmp_path / launcher).write_text(LAUNCHER)
+        (tmp_path / launcher).chmod(0o755)
+
+    def train(failing: str) -> tuple[int, dict[str, str]]:
+        calls.write_text("")
+        variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(calls), "FAILING": failing}
+        variables |= {"CUDA_VISIBLE_DEVICES": "all"}
+        code = subprocess.run(["bash", str(script), str(tmp_path / "out")], env=variables).returncode
+        lines = calls.read_text().splitlines()
+        return code, {line.split("--phase ")[1].split()[0]: line for line in lines}
+
+    code, found = train("stage1")
+    assert code and "evaluate" not in found
+    code, found = train("none")
+    assert code == 0 and set(found) == set(phases) - {"autoencoder", "capture"}
+    assert all(f"train --config {name} --phase" in line for line in found.values())
+    assert train("none") == (0, {})
 
 
 def test_a_pool_holds_true_parameters_follows_its_seed_and_renews_its_oldest() -> None:

@@ -203,6 +203,9 @@ async function saveAndCopy() {
     const copy = editors().at(-1);
     copy.pos = [800, 460];
     copy.size = [340, 520];
+    // a selected node cuts its shape out of the panels below it, as it was when the canvas was last drawn
+    app.canvas.deselectAll();
+    app.graph.setDirtyCanvas(true, true);
   });
   await settle();
   found.pasted = await value(-1);

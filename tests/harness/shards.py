@@ -17,9 +17,9 @@ from anifacediff_core.training.shard_format import (
     Segment,
     SegmentInfo,
     ShardWriter,
-    encode_picture,
     write_manifest,
 )
+from anifacediff_core.training.shard_pictures import encode_picture
 
 SIZE = 32
 

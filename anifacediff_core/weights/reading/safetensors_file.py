@@ -2,66 +2,48 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
-
-import torch
 from safetensors import SafetensorError, safe_open
 
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 
-from .file import MAX_TENSORS, Region, TensorFile, add_stored
+from .file import DTYPES, MAX_TENSORS, TensorFile, add_stored
 
 _MAX_HEADER = 16 * 2**20  # bytes; a Stable Diffusion checkpoint has 150,000
-_TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-    "C64": "complex64",
-}
+_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U64": "uint64",
+    "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+}  # fmt: skip
 
 
-def open_safetensors(file: TensorFile, stream: BinaryIO) -> None:
+def open_safetensors(file: TensorFile) -> None:
     """Enter the tensors of a safetensors file.
 
-    The library holds the header against the file; the tensors are read without the library, of whose memory
-    map every page that was touched would count as memory in use.
+    The library holds the header against the file. The tensors are read without it: its map for PyTorch would
+    reserve memory for the whole file, its map for NumPy cannot give bfloat16 and fp8.
     """
     file.kind = "safetensors"
-    stream.seek(0)
-    length = int.from_bytes(stream.read(8), "little")
+    length = int.from_bytes(file.source.read_bytes(0, 8), "little")
     if length > _MAX_HEADER:
         raise file.implausible(f"a safetensors header of at most {_MAX_HEADER} bytes", str(length))
     try:
-        with safe_open(
-            file.path, "numpy"
-        ) as checked:  # PyTorch's map would reserve memory for the whole file
+        with safe_open(file.path, "numpy") as checked:
             file.metadata = dict(checked.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{file.name} is truncated or damaged: expected a whole safetensors file, fetch it again."
         ) from error
-    header = parse_json(stream.read(length))
-    if len(header) > MAX_TENSORS + 1:
+    header = parse_json(file.source.read_bytes(8, length))
+    header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
         raise file.implausible(f"at most {MAX_TENSORS} tensors", "more")
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        dtype = getattr(torch, _TYPES.get(entry["dtype"], ""), None)
+        dtype = DTYPES.get(_NAMES.get(entry["dtype"], ""))
         if dtype is None:
             file.ignore(name)
             continue
         start, end = entry["data_offsets"]
-        add_stored(file, name, Region(stream, 8 + length + start, end - start), dtype, tuple(entry["shape"]))
+        add_stored(
+            file, name, file.source.part(8 + length + start, end - start), dtype, tuple(entry["shape"])
+        )

@@ -8,6 +8,7 @@ multiply in fp8; the weights are the same without them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from anifacediff_core.claims import parse_json, shown
 from anifacediff_core.errors import InputError
 
-from .file import TensorFile, TensorInfo, product
+from .file import TensorFile, TensorInfo
 
 _SCALES = ("scale_weight", "weight_scale")
 _INPUT_SCALES = ("scale_input", "input_scale")
@@ -41,7 +42,7 @@ def apply_scales(file: TensorFile) -> None:
     for name in list(file.infos):
         layer, _, kind = name.rpartition(".")
         weight = f"{layer}.weight" if layer else "weight"
-        if kind == _MARK and product(file.infos[name].shape) <= 2:
+        if kind == _MARK and math.prod(file.infos[name].shape) <= 2:
             file.withdraw(name)
         elif kind in _SCALES and weight in file.infos:
             info = file.infos[weight]
@@ -60,7 +61,7 @@ def _formats(file: TensorFile) -> dict[str, str]:
         if _HEADER in file.metadata:
             told |= parse_json(file.metadata[_HEADER])["layers"]
         for name in [name for name in file.infos if name.rpartition(".")[2] == _FORMAT]:
-            if file.infos[name].dtype == torch.uint8 and product(file.infos[name].shape) <= _LONGEST_FORMAT:
+            if file.infos[name].dtype == torch.uint8 and math.prod(file.infos[name].shape) <= _LONGEST_FORMAT:
                 told[name.removesuffix(_FORMAT).rstrip(".")] = parse_json(
                     file.withdraw(name)().numpy().tobytes()
                 )
@@ -79,8 +80,8 @@ def _formats(file: TensorFile) -> dict[str, str]:
 def _require_fitting(file: TensorFile, weight: TensorInfo, scale: TensorInfo, format: str) -> None:
     """Refuse whatever is not one scale for a whole layer, or one for each of its rows."""
     rows = weight.shape[0] if weight.shape else 1
-    single = product(scale.shape) == 1
-    by_row = product(scale.shape) == rows and scale.shape[:1] == (rows,)
+    single = math.prod(scale.shape) == 1
+    by_row = math.prod(scale.shape) == rows and scale.shape[:1] == (rows,)
     numbers = weight.dtype.is_floating_point or (weight.dtype == torch.uint8 and format in _FORMATS)
     if not (single or by_row) or not scale.dtype.is_floating_point or not numbers:
         raise InputError(
