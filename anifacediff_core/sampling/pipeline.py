@@ -13,7 +13,7 @@ from anifacediff_core.finite import require_finite
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.render import iterate_normals
+from anifacediff_core.head.render import render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.encoders import clip_preprocess
@@ -120,9 +120,16 @@ class Pipeline:
             raise InputError("The source picture has NaN or infinite values: load it again.")
         aligned = align(source_parameters, driving_parameters)
 
-        normals = iterate_normals(self.head, aligned, size, batch=chunk, progress=progress)
+        def normals() -> Iterator[Tensor]:
+            for start in range(0, len(aligned), chunk):
+                yield render_normals(self.head, aligned[start : start + chunk], size)
+                if progress is not None:
+                    progress(min(start + chunk, len(aligned)), len(aligned))
+
         pixels = clip_preprocess(source.float(), self.model.config.image_size)
-        return self.model.encode_conditioning(self.encode(source), pixels, normals, aligned.expression.cpu())
+        return self.model.encode_conditioning(
+            self.encode(source), pixels, normals(), aligned.expression.cpu()
+        )
 
     @torch.no_grad()
     def sample(
