@@ -925,7 +925,7 @@ def test(arguments: list[str]) -> int:
         "COMFYUI_PATH": str(host),
         "ANIFACEDIFF_TEST_COMMAND": "1",
     }
-    command = [str(pytest), "-n", str(processes), "--dist", "loadgroup", *arguments]
+    command = [str(pytest), "-n", str(processes), "--dist", "loadfile", *arguments]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 

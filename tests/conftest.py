@@ -68,14 +68,11 @@ def pytest_report_header() -> list[str]:
     return [f"ComfyUI: {install.find_host() or 'none'}", f"browser: {browser.chromium() or 'none'}"]
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        folder, *_ = parts = item.path.relative_to(ROOT / "tests").parts
-        if folder in ("host", "browser"):
-            item.add_marker(folder)
-        # One process has all of a file, for its fixtures, and all browsers, which would slow each other down.
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "browser" else "/".join(parts)))
+        for name in ("host", "browser"):
+            if item.path.is_relative_to(ROOT / "tests" / name):
+                item.add_marker(name)
 
 
 def skip_or_fail(reason: str) -> None:

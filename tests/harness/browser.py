@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import install
 
@@ -92,13 +93,14 @@ def load_workflows(
 def drive(script: str, server: install.Server, driver: Path, task: dict[str, Any], timeout: float) -> Any:
     """What a driver of this folder prints last, for a task to which the server and the browser are added."""
     task = {"address": f"http://{server.address}", "chromium": chromium(), **task}
-    # Node.js looks for packages beside the script, not in the current folder.
-    for file in HARNESS.glob("*.mjs"):
-        shutil.copy(file, driver / file.name)
-    result = subprocess.run(
-        ["node", str(driver / script), json.dumps(task)],
-        capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
+    with FileLock(driver / "one.lock"):  # processes that test side by side would slow each other's pages down
+        # Node.js looks for packages beside the script, not in the current folder.
+        for file in HARNESS.glob("*.mjs"):
+            shutil.copy(file, driver / file.name)
+        result = subprocess.run(
+            ["node", str(driver / script), json.dumps(task)],
+            capture_output=True, text=True, timeout=timeout, check=False,
+        )  # fmt: skip
     if result.returncode == NO_VUE:
         pytest.skip("this front-end does not offer to draw nodes by Vue")
     if result.returncode:
