@@ -396,6 +396,8 @@ def test_a_run_script_trains_every_phase_once_on_gpus_of_its_own(tmp_path: Path,
     for launcher in ("python", "accelerate"):
         (tmp_path / launcher).write_text(LAUNCHER)
         (tmp_path / launcher).chmod(0o755)
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nseq 4\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
 
     def train(failing: str) -> tuple[int, dict[str, str]]:
         calls.write_text("")
@@ -407,6 +409,7 @@ def test_a_run_script_trains_every_phase_once_on_gpus_of_its_own(tmp_path: Path,
 
     code, found = train("stage1")
     assert code and "evaluate" not in found
+    assert found["capture"].startswith("python 3 ") and found["stage1"].startswith("accelerate 0,1,2 ")
     code, found = train("none")
     assert code == 0 and set(found) == set(phases) - {"autoencoder", "capture"}
     assert all(f"train --config {name} --phase" in line for line in found.values())
