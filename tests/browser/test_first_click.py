@@ -27,6 +27,7 @@ def test_a_template_runs_at_the_first_click(
         "extension": "ComfyUI-AniFaceDiff",
         "name": "first_reenactment",
         "type": "AniFaceDiffSaveVideo",
+        "result": "AniFaceDiff_",
         "vue": vue,
         "folder": str(tmp_path),
         "timeout": 900_000,
@@ -34,7 +35,7 @@ def test_a_template_runs_at_the_first_click(
     seen = browser.drive("click.mjs", fresh_host, browser_driver, task, 1200)
     assert (seen["invalid"], seen["missing"], seen["issues"]) == ([], [], []), "before anything was pressed"
     assert seen["outcome"] == "execution_success"
-    (made,) = [video for video in seen["videos"] if video["file"].startswith("AniFaceDiff_")]
+    (made,) = [video for video in seen["videos"] if video["file"].startswith(task["result"])]
     assert made["size"] == [256, 256] and made["seconds"] == pytest.approx(2, abs=0.1)
     assert seen["uploads"] == []
     assert [

@@ -50,8 +50,9 @@ try {
   });
   await page.evaluate(() => app.extensionManager.command.execute("Comfy.Canvas.FitView"));
   // a video that does not come is for the test to tell
-  const shown = () => [...document.querySelectorAll("video")].some(({ videoWidth }) => videoWidth > 0);
-  await page.waitForFunction(shown, null, { timeout: 30_000 }).catch(() => {});
+  const shown = (result) =>
+    [...document.querySelectorAll("video")].some(({ src, videoWidth }) => src.includes(result) && videoWidth > 0);
+  await page.waitForFunction(shown, task.result, { timeout: 120_000 }).catch(() => {});
   const screenshot = join(task.folder, `${task.name}.png`);
   await page.screenshot({ path: screenshot });
   const ended = await page.evaluate(() => ({

@@ -46,7 +46,7 @@ try {
   });
   // a video that does not come is for the test to tell
   const finished = () => shown().some(({ query }) => query.type === "output");
-  await page.waitForFunction(finished, null, { timeout: 10_000 }).catch(() => {});
+  await page.waitForFunction(finished, null, { timeout: 60_000 }).catch(() => {});
   await page.waitForTimeout(1000);
   const screenshot = join(task.folder, "video_preview.png");
   await page.screenshot({ path: screenshot });
