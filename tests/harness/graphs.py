@@ -32,12 +32,16 @@ def to_api(workflow: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_news(graph: dict[str, Any], committed: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """`graph` without widgets at their defaults that the host's own nodes have gained since `committed`."""
+    """`graph` without widgets at their defaults that the host's own nodes have gained since `committed`.
+
+    Those that only the page knows, such as the preview of a video, go as well.
+    """
 
     def is_old(node: dict[str, Any], key: str, name: str, value: Any) -> bool:
         ours = node["class_type"].startswith("AniFaceDiff")
         there = name in committed.get(key, {"inputs": {}})["inputs"]
-        return ours or there or value != _widgets(known[node["class_type"]]).get(name, graph)
+        linked, widgets = isinstance(value, list), _widgets(known[node["class_type"]])
+        return ours or there or linked or (name in widgets and value != widgets[name])
 
     return {
         key: {**node, "inputs": {n: v for n, v in node["inputs"].items() if is_old(node, key, n, v)}}
