@@ -15,6 +15,7 @@ PROFILE = (
     (0.046, 0.046, -0.104), (0.056, 0.054, -0.112), (0.066, 0.061, -0.120), (0.080, 0.068, -0.127),
     (0.100, 0.076, -0.133), (0.124, 0.084, -0.140), (0.150, 0.090, -0.150), (0.172, 0.094, -0.165),
     (0.186, 0.096, -0.187), (0.193, 0.097, -0.215), (0.196, 0.098, -0.260), (0.198, 0.098, -0.340),
+    (0.200, 0.098, -0.600),
 )  # fmt: skip
 SLOPE = 0.38  # the neck's base is higher behind than in front, meters per meter
 COLLAR_POINTS = 10
@@ -67,7 +68,9 @@ class Torso(nn.Module):
         torso = self._torso(half_width, center_z, turn, body)
         collar = self._collar(half_width, center_z, turn, body)
         batch = len(rest)
-        down = torch.linspace(0, 1, len(PROFILE), device=rest.device)[:, None].expand(-1, COLUMNS)
+        # 1 where the gallery's pictures end; the last row lies below them.
+        down = torch.linspace(0, 1, len(PROFILE) - 1, device=rest.device)
+        down = torch.cat([down, down[-1:] + 1])[:, None].expand(-1, COLUMNS)
         collar_side = torch.linspace(0, 1, COLLAR_POINTS, device=rest.device)[:, None].expand(-1, COLUMNS) - 2
         share = torch.cat([down, collar_side])
         coordinates = torch.stack([share, turn.sin().expand_as(share), turn.cos().expand_as(share)], dim=-1)

@@ -46,6 +46,7 @@ HATS = ("none", "beanie", "cap", "headband")
 COLLARS = ("crew", "turtleneck", "hoodie", "shirt")
 BACKDROPS = ("gradient", "vignette", "bokeh", "disc", "diagonal")
 DISCS = 7
+WAVES, LEAVES, LEAF = 24, 28, 9  # of a texture; of a backdrop's clutter, and what describes one of these
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,72 @@ class Backdrop(Batch):
 
 
 @dataclass(frozen=True)
+class Clutter(Batch):
+    """What stands and hangs behind the avatar.
+
+    ``waves`` (batch,) strength of a wavy light, ``wave`` (batch, WAVES, 5) angle, phase and color of each;
+    ``leaves`` (batch, LEAVES, LEAF): x, y, half width, half height in half frames, angle, squareness (2 an
+    ellipse, 0 none), red, green, blue; ``blur`` (batch,) 1 out of focus.
+    """
+
+    waves: Tensor
+    wave: Tensor
+    leaves: Tensor
+    blur: Tensor
+
+    @classmethod
+    def none(cls, count: int, device: torch.device) -> Clutter:
+        one = torch.zeros(count, device=device)
+        return cls(
+            one, one.new_zeros(count, WAVES, 5), one.new_zeros(count, LEAVES, LEAF), torch.zeros_like(one)
+        )
+
+
+@dataclass(frozen=True)
+class Texture(Batch):
+    """Random waves on all surfaces; see :mod:`.texture`.
+
+    ``phase`` and ``amplitude`` (batch, WAVES); ``tint`` (batch, 3) is how much each channel takes part;
+    ``skin``, ``spots``, ``hair``, ``cloth`` are strengths, ``stretch`` how short strands are, ``shine`` a
+    factor of highlights on the skin.
+    """
+
+    phase: Tensor
+    amplitude: Tensor
+    tint: Tensor
+    skin: Tensor
+    spots: Tensor
+    hair: Tensor
+    stretch: Tensor
+    cloth: Tensor
+    shine: Tensor
+
+    @classmethod
+    def none(cls, count: int, device: torch.device) -> Texture:
+        waves = torch.zeros(count, WAVES, device=device)
+        tint, one = torch.ones(count, 3, device=device), torch.ones(count, device=device)
+        zero = torch.zeros_like(one)
+        return cls(waves, waves.clone(), tint, zero, zero, zero, one, zero, one)
+
+    @property
+    def smooth(self) -> bool:
+        """Whether no avatar of the batch has any."""
+        return not bool((self.amplitude != 0).any())
+
+
+@dataclass(frozen=True)
+class Mouth(Batch):
+    """Teeth: a factor (batch, 3) of their color, and how dark the gaps between them are."""
+
+    tint: Tensor
+    gaps: Tensor
+
+
+@dataclass(frozen=True)
 class Light(Batch):
-    """Key light direction (batch, 3) towards the light; colors linear; ``toon`` 0 soft .. 1 banded."""
+    """Key light direction (batch, 3) towards the light; colors linear; ``toon`` 0 soft .. 1 banded; ``catch``
+    strength of its reflection in the eyes.
+    """
 
     key: Tensor
     key_color: Tensor
@@ -163,13 +228,18 @@ class Light(Batch):
     toon: Tensor
     bands: Tensor
     outline: Tensor
+    catch: Tensor
 
 
 @dataclass(frozen=True)
 class Identity(Batch):
-    """A batch of avatars; ``shape`` (batch, shapes) is β of the head."""
+    """A batch of avatars; ``shape`` (batch, shapes) is β of the head.
+
+    ``rest`` (batch, expressions) is how a face looks while it does nothing (narrow lids): no part of ψ.
+    """
 
     shape: Tensor
+    rest: Tensor
     skin: Skin
     face_hair: FaceHair
     eyes: Eyes
@@ -178,6 +248,9 @@ class Identity(Batch):
     body: Body
     backdrop: Backdrop
     light: Light
+    mouth: Mouth
+    texture: Texture
+    clutter: Clutter
 
     @classmethod
     def random(
@@ -200,6 +273,7 @@ class Identity(Batch):
         hair = _hair(dice, scheme, masculine, accessories)
         return cls(
             shape=shape,
+            rest=torch.zeros(count, head.n_expression, device=dice.device),
             skin=skin,
             face_hair=_face_hair(dice, hair, masculine),
             eyes=Eyes(
@@ -212,6 +286,9 @@ class Identity(Batch):
             body=_body(dice, scheme),
             backdrop=_backdrop(dice, scheme),
             light=_light(dice, scheme),
+            mouth=Mouth(torch.ones(count, 3, device=dice.device), torch.zeros(count, device=dice.device)),
+            texture=Texture.none(count, dice.device),
+            clutter=Clutter.none(count, dice.device),
         )
 
 
@@ -375,4 +452,5 @@ def _light(dice: Dice, scheme: Tensor) -> Light:
         toon=toon,
         bands=dice.choose([0.6, 0.4]).float() + 2,
         outline=(toon > 0.55) * dice.chance(0.7) * dice.uniform(0.6, 0.95),
+        catch=torch.ones(dice.count, device=dice.device),
     )

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .identity import BACKDROPS, DISCS, Backdrop, Light
+from .identity import BACKDROPS, DISCS, WAVES, Backdrop, Clutter, Light
 from .mesh import mix, smoothstep
 from .paint import Surface
 
@@ -73,7 +73,7 @@ def catch_lights(color: Tensor, normal: Tensor, openness: Tensor, light: Light) 
         color = mix(
             color,
             torch.ones_like(color),
-            smoothstep(angle, size, size * 0.7) * (0.96 if size > 0.15 else 0.7) * openness,
+            smoothstep(angle, size, size * 0.7) * (0.96 if size > 0.15 else 0.7) * openness * light.catch,
         )
     return color
 
@@ -142,6 +142,33 @@ def draw_backdrop(backdrop: Backdrop, size: int) -> Tensor:
         )
         picture = torch.lerp(picture, torch.lerp(accent, light, 0.4 * (index % 3) / 2), 0.42 * spot[:, None])
     return picture * (1 - 0.12 * smoothstep(distance, 0.8, 1.6))[:, None]
+
+
+def add_clutter(picture: Tensor, clutter: Clutter) -> Tensor:
+    """Linear colors (batch, 3, size, size) with wavy light and hard-edged things, as in rooms and gardens."""
+    if not bool((clutter.waves > 0).any() | (clutter.leaves[..., 5] > 0).any()):
+        return picture
+    size = picture.shape[-1]
+    line = (torch.arange(size, device=picture.device) + 0.5) / size * 2 - 1
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    light = torch.zeros_like(picture)
+    for number in range(WAVES):
+        angle, phase, *tint = clutter.wave[:, number, :, None, None].unbind(1)
+        frequency = 1.2 * 1.24**number
+        along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+        bent = 3 * frequency * along + phase + 1.7 * (frequency * across + 3 * phase).sin()
+        light = light + bent.sin()[:, None] * torch.stack(tint, 1) / frequency**0.7
+    result = picture * torch.exp(light * clutter.waves[:, None, None, None])
+    for leaf in clutter.leaves.unbind(1):
+        cx, cy, wide, high, angle, square, *color = leaf[..., None, None].unbind(1)
+        along = (x - cx) * angle.cos() + (y - cy) * angle.sin()
+        across = (y - cy) * angle.cos() - (x - cx) * angle.sin()
+        along, across = along / wide.clamp(min=1e-3), across / high.clamp(min=1e-3)
+        reach = along.abs() ** square + across.abs() ** square
+        inside = (reach < 1) & (square > 0)
+        result = torch.where(inside[:, None], torch.stack(color, 1), result)
+    soft = F.interpolate(F.avg_pool2d(result, 8), size=size, mode="bilinear")
+    return torch.lerp(result, soft, clutter.blur[:, None, None, None])
 
 
 def to_display(linear: Tensor) -> Tensor:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import palettes
-from .identity import COLLARS, HAIR_STYLES, HATS, Accessories, Body, Eyes, FaceHair, Hair, Skin
+from .identity import COLLARS, HAIR_STYLES, HATS, Accessories, Body, Eyes, FaceHair, Hair, Mouth, Skin
 from .mesh import mix, smoothstep
 
 CHART_ORIGIN = (0.0, 0.125, 0.05)  # meters, of the head's chart
 EYE_CENTER = (0.312, 1.363)
 MOUTH_Y = 0.695
+TEETH = 12  # of an arch as far as it is seen
 
 
 @dataclass
@@ -173,10 +174,11 @@ def paint_eye(direction: Tensor, openness: Tensor, normal: Tensor, eyes: Eyes, s
     return surface
 
 
-def paint_teeth(coordinates: Tensor) -> Surface:
-    """Teeth as one clean band: across in [-1, 1], gum 0 to tip 1, lower arch 1 or upper 0."""
+def paint_teeth(coordinates: Tensor, mouth: Mouth) -> Surface:
+    """Teeth as one band, clean or with gaps: across in [-1, 1], gum 0 to tip 1, lower arch 1 or upper 0."""
     across, height, lower = coordinates.unbind(-1)
-    white = palettes.TEETH.to(coordinates).expand(len(coordinates), 3)
+    gap = smoothstep((across * TEETH * torch.pi / 2).sin().abs(), 0.25, 0.05) * mouth.gaps
+    white = palettes.TEETH.to(coordinates) * mouth.tint * (1 - gap)[:, None]
     gum = palettes.GUM.to(coordinates).expand(len(coordinates), 3)
     surface = Surface.plain(
         mix(gum, white, smoothstep(height, 0.10, 0.24)), specular=0.12, gloss=30.0, wrap=0.6, rim=0.0

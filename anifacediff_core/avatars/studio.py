@@ -6,7 +6,7 @@ The camera is the head's (:mod:`..head.camera`), so ``render_normals(head, param
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +23,7 @@ from . import body as bodies
 from . import eyes as eyeballs
 from . import hair as hairs
 from . import light as lighting
-from . import paint
+from . import paint, texture
 from .identity import Identity
 from .mesh import smoothstep
 from .paint import Surface
@@ -118,7 +118,8 @@ class Studio(nn.Module):
         return torch.cat(pictures) if pictures else torch.empty(0, 3, size, size, device=self.device)
 
     def _picture(self, identity: Identity, params: FaceParameters, size: int, supersample: int) -> Tensor:
-        scene = self._build(identity, params)
+        rested = identity.rest + params.expression * (1 - identity.rest)
+        scene = self._build(identity, replace(params, expression=rested))
         side = size * supersample
         fragments = rasterize(to_pixels(project(scene.points, params.camera), side), self.faces, side, side)
         frame, row, column = torch.nonzero(fragments.covered, as_tuple=True)
@@ -146,7 +147,7 @@ class Studio(nn.Module):
         layer = torch.zeros(len(params), side, side, 4, device=self.device)
         layer[frame, row, column] = torch.cat([color, torch.ones_like(color[:, :1])], dim=1)
         layer = F.avg_pool2d(layer.permute(0, 3, 1, 2), supersample)
-        backdrop = lighting.draw_backdrop(identity.backdrop, size)
+        backdrop = lighting.add_clutter(lighting.draw_backdrop(identity.backdrop, size), identity.clutter)
         return lighting.to_display(layer[:, :3] + (1 - layer[:, 3:]) * backdrop)
 
     def _build(self, identity: Identity, params: FaceParameters) -> Scene:
@@ -248,22 +249,26 @@ class Studio(nn.Module):
 def _paint(kind: int, coordinates: Tensor, normal: Tensor, identity: Identity, owner: Tensor) -> Surface:
     """Surface of the pixels of one material; ``owner`` is their row of the batch."""
     position, openness = coordinates[:, :3], coordinates[:, 3]
+    rough = None if identity.texture.smooth else identity.texture
     if kind == SKIN:
         face_hair, hair = identity.face_hair[owner], identity.hair[owner]
-        return paint.paint_skin(position, openness, identity.skin[owner], face_hair, hair)
+        skin = paint.paint_skin(position, openness, identity.skin[owner], face_hair, hair)
+        return texture.weathered(skin, position, rough, owner) if rough else skin
     if kind == TONGUE:
         return paint.paint_tongue(position)
     if kind == EYE:
         return paint.paint_eye(position, openness, normal, identity.eyes[owner], identity.skin[owner])
     if kind == TEETH:
-        return paint.paint_teeth(position)
+        return paint.paint_teeth(position, identity.mouth[owner])
     if kind == HAIR:
-        return paint.paint_hair(coordinates, identity.hair[owner])
+        strands = paint.paint_hair(coordinates, identity.hair[owner])
+        return texture.stranded(strands, coordinates, rough, owner) if rough else strands
     if kind == HAT:
         return paint.paint_hat(coordinates, identity.accessories[owner])
     if kind == FRAME:
         return paint.paint_frame(identity.accessories[owner])
-    return paint.paint_clothes(coordinates, identity.body[owner], identity.skin[owner])
+    cloth = paint.paint_clothes(coordinates, identity.body[owner], identity.skin[owner])
+    return texture.woven(cloth, coordinates, rough, owner) if rough else cloth
 
 
 def _assemble(head: HeadModel) -> tuple[Tensor, Tensor]:

@@ -28,12 +28,15 @@ from .parts import require_numbers
 REST_SPAN, FAST_SPAN = 24.0, 1.5  # frames that the smoother spans with a strength of 1, at rest and at speed
 QUIET = 3.0  # deviations of the speed that noise alone makes
 WIDENING = 4.0  # how fast the span narrows with the speed above that
+APART = 2.0  # trembles that a result may lie from its reading: what is farther off is no noise
 SPIKE = 6.0  # trembles by which a single frame must stick out to be no motion
 # Frames on each side for measuring the speed: heads are slow, syllables last three frames.
 HEAD_REACH, FACE_REACH = 3, 1
 ORDER = 5  # of the differences that show the noise
 # Below these nobody sees a movement: radians, logarithm of the scale, half pictures, expression.
 LEAST_TURN, LEAST_ZOOM, LEAST_SHIFT, LEAST_EXPRESSION = 3e-4, 5e-4, 5e-4, 5e-3
+# No reading trembles more than this many times as much: what does moves, as in frames that lie far apart.
+MOST_HEAD, MOST_EXPRESSION, MOST_COEFFICIENT = 60.0, 8.0, 30.0
 
 
 def tremble(values: Tensor, least: float) -> Tensor:
@@ -64,7 +67,9 @@ def without_spikes(values: Tensor, least: float) -> Tensor:
     return torch.cat([values[:2], torch.where(outlier, expected, here), values[-2:]])
 
 
-def calm(values: Tensor, strength: float, least: float, reach: int, together: bool = False) -> Tensor:
+def calm(
+    values: Tensor, strength: float, least: float, reach: int, together: bool = False, most: float = math.inf
+) -> Tensor:
     """Smooth values (frames, quantities) over time.
 
     Args:
@@ -72,20 +77,23 @@ def calm(values: Tensor, strength: float, least: float, reach: int, together: bo
         least: noise that is always smoothed away, in the values' unit.
         reach: frames on each side that tell the speed.
         together: the quantities are axes of one thing, as fast as the whole.
+        most: times `least`, what counts as noise at the most.
     """
     if strength <= 0 or len(values) < 3 or torch.equal(values[1:], values[:-1]):
         return values
     wide = values.detach().double().cpu()
     slope, steadied = _slope(wide, reach)
-    noise = steadied * tremble(wide, least)
+    trembling = tremble(wide, least).clamp(max=most * least)
+    noise = steadied * trembling
     if together:
         noise, slope = noise.norm(dim=0, keepdim=True), slope.norm(dim=1, keepdim=True)
     # The fastest moment of the neighborhood: a movement stands still at its tip, and there it must be kept.
     around = max(2, round(REST_SPAN * strength / 4))
     speed = F.max_pool1d((slope.abs() / noise).T[None], 2 * around + 1, stride=1, padding=around)[0].T
     narrowed = REST_SPAN / (1 + WIDENING * (speed - QUIET).clamp(min=0))
-    span = strength * narrowed.clamp(min=FAST_SPAN)
-    return _whittaker(wide, span[1:-1] ** 4).to(values)
+    span = strength * narrowed.clamp(min=FAST_SPAN if together else 0)  # syllables are a few frames long
+    smooth, limit = _whittaker(wide, span[1:-1] ** 4), APART * trembling
+    return torch.clamp(smooth, wide - limit, wide + limit).to(values)
 
 
 def smooth_motion(
@@ -113,13 +121,16 @@ def smooth_motion(
     shift = _calm_head(scale * params.camera[:, 1:], head, LEAST_SHIFT)
     turns = params.pose.split(3, dim=1)
     joints = [_calm_head(turn, head, LEAST_TURN) for turn in turns[:2]]
-    joints += [calm(turn, expression, LEAST_TURN, FACE_REACH, together=True) for turn in turns[2:]]
+    joints += [
+        calm(turn, expression, LEAST_TURN, FACE_REACH, together=True, most=MOST_HEAD) for turn in turns[2:]
+    ]
     quick = torch.tensor([name.startswith("eye") for name in names], device=params.expression.device)
     face = params.expression.clone()
     for columns, strength in (
         ((quick, expression / 3), (~quick, expression)) if names else ((..., expression),)
     ):
-        face[:, columns] = calm(face[:, columns], strength, LEAST_EXPRESSION, FACE_REACH)
+        most = MOST_EXPRESSION if names else MOST_COEFFICIENT
+        face[:, columns] = calm(face[:, columns], strength, LEAST_EXPRESSION, FACE_REACH, most=most)
     if names:
         face = face.clamp(0, 1)
     camera, pose = torch.cat([zoom, shift / zoom], dim=1), torch.cat(joints, dim=1)
@@ -129,7 +140,7 @@ def smooth_motion(
 def _calm_head(values: Tensor, strength: float, least: float) -> Tensor:
     if strength <= 0:
         return values
-    return calm(without_spikes(values, least), strength, least, HEAD_REACH, together=True)
+    return calm(without_spikes(values, least), strength, least, HEAD_REACH, together=True, most=MOST_HEAD)
 
 
 def _slope(values: Tensor, reach: int) -> tuple[Tensor, float]:

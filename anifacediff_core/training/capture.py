@@ -28,6 +28,10 @@ from ..video import contact_sheet, write_image
 from .data import Pool
 from .task import Tensors
 
+# Of the 68 landmarks: pairs whose distance says how wide lids and lips are open; the eyes' outer corners.
+OPENINGS = ((37, 41), (38, 40), (43, 47), (44, 46), (61, 67), (62, 66), (63, 65))
+OUTER_CORNERS = (36, 45)
+
 
 @dataclass(frozen=True)
 class Spoil:
@@ -61,6 +65,7 @@ class CaptureSettings:
         shift, scale: greatest jitter of the crop, in parts of its side.
         shape_weight, expression_weight, neck_weight, camera_weight: in the loss of the normalized vector.
         landmark_weight: of the distance of projected landmarks, in parts of the crop.
+        opening_weight: of the error of how wide lids and lips are open, in parts of the eyes' distance.
         detector_weight: of the detector's loss.
         spoil: augmentation.
     """
@@ -73,6 +78,7 @@ class CaptureSettings:
     neck_weight: float = 1.0
     camera_weight: float = 1.0
     landmark_weight: float = 10.0
+    opening_weight: float = 0.0
     detector_weight: float = 1.0
     spoil: Spoil = field(default_factory=Spoil)
 
@@ -319,17 +325,28 @@ def landmark_vertices(head: HeadModel) -> Tensor:
     return torch.cat([head.landmarks, *[head.regions[name][::4] for name in names]]).unique()
 
 
+def projected(head: HeadModel, vertices: Tensor, params: FaceParameters) -> Tensor:
+    """(frames, vertices, 2), some of the head's vertices in parts of the picture's side, from its center."""
+    shaped = torch.einsum("fs,vcs->fvc", params.shape, head.shape_basis[vertices])
+    expressed = torch.einsum("fe,vce->fvc", params.expression, head.expression_basis[vertices])
+    rest = head.template[vertices] + shaped + expressed
+    posed = head.skin(rest, params.pose, head.joints(params.shape), head.skin_weights[vertices])
+    return project(posed, params.camera)[..., :2] / 2
+
+
 def landmark_error(head: HeadModel, vertices: Tensor, found: FaceParameters, truth: FaceParameters) -> Tensor:
     """Mean distance of projected points, in parts of the crop's side."""
+    apart = projected(head, vertices, found) - projected(head, vertices, truth)
+    return apart.square().sum(-1).add(1e-8).sqrt().mean()
 
-    def points(params: FaceParameters) -> Tensor:
-        shaped = torch.einsum("fs,vcs->fvc", params.shape, head.shape_basis[vertices])
-        expressed = torch.einsum("fe,vce->fvc", params.expression, head.expression_basis[vertices])
-        rest = head.template[vertices] + shaped + expressed
-        posed = head.skin(rest, params.pose, head.joints(params.shape), head.skin_weights[vertices])
-        return project(posed, params.camera)[..., :2] / 2
 
-    return (points(found) - points(truth)).square().sum(-1).add(1e-8).sqrt().mean()
+def openings(head: HeadModel, params: FaceParameters) -> Tensor:
+    """(frames, len(OPENINGS)): how wide lids and lips are open, in parts of the outer corners' distance."""
+    points = projected(head, head.landmarks, params)
+    first, second = torch.tensor(OPENINGS, device=points.device).unbind(1)
+    apart = (points[:, first] - points[:, second]).square().sum(-1).add(1e-8).sqrt()
+    left, right = OUTER_CORNERS
+    return apart / (points[:, left] - points[:, right]).norm(dim=-1, keepdim=True)
 
 
 def detector_error(answer: Tensor, squares: Tensor) -> dict[str, Tensor]:
@@ -383,12 +400,12 @@ class CaptureTask:
         parameters = (error * self.weight).sum(1).mean()
         found = as_parameters(denormalize(self.encoder, vector), self.head)
         points = landmark_error(self.head, self.vertices, found, truth)
+        opened = (openings(self.head, found) - openings(self.head, truth)).abs().mean()
         faces = detector_error(answer, squares)
         s = self.settings
-        loss = (
-            parameters + s.landmark_weight * points + s.detector_weight * (faces["faces"] + faces["squares"])
-        )
-        return {"loss": loss, "parameters": parameters, "points": points, **faces}
+        loss = parameters + s.landmark_weight * points + s.opening_weight * opened
+        loss = loss + s.detector_weight * (faces["faces"] + faces["squares"])
+        return {"loss": loss, "parameters": parameters, "points": points, "openings": opened, **faces}
 
     def weights(self) -> dict[str, Tensor]:
         encoder = {f"face_encoder.{key}": value for key, value in self.encoder.state_dict().items()}

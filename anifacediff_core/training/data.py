@@ -18,6 +18,7 @@ from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.styles import StyleShares, degrade, stylize_rows
 from ..avatars.tracks import random_tracks
+from ..avatars.variety import wander, widen
 from ..errors import InputError
 from ..evaluation.regions import SPOTS, face_spots
 from ..head.model import HeadModel
@@ -42,6 +43,7 @@ class PoolPlan:
         normals: also render normals, and coarse normals of half the size whose expression is partly missing.
         renew_every: batches drawn before one render batch of the oldest avatars is replaced by new ones;
             0 is never.
+        variety: share of the avatars that look, stand and turn unlike the gallery's (`avatars.variety`).
         styles: how often avatars are shown in which style; all frames of one are of the same.
         degraded: share of the frames that look blurred, small, noisy or compressed where they are the source.
         pictures: keep the pictures beside their latents, for losses in pixels.
@@ -55,6 +57,7 @@ class PoolPlan:
     batch: int = 144
     normals: bool = True
     renew_every: int = 0
+    variety: float = 0.0
     styles: StyleShares = field(default_factory=StyleShares)
     degraded: float = 0.0
     pictures: bool = False
@@ -223,9 +226,13 @@ class Pool:
         first = place * self.group
         count = min(self.group, self.plan.identities - first)
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.groups[place])
-        identity = Identity.random(count, generator, self.head).repeat_interleave(frames).to(device)
-        motion = random_motion(self.plan, count, self.head, generator).to(device)
-        motion = replace(motion, shape=identity.shape)
+        identity = Identity.random(count, generator, self.head)
+        motion = random_motion(self.plan, count, self.head, generator)
+        if self.plan.variety:
+            identity = widen(identity, self.plan.variety, generator, self.head)
+            motion = wander(motion, frames, self.plan.variety, generator, self.head)
+        identity = identity.repeat_interleave(frames).to(device)
+        motion = replace(motion.to(device), shape=identity.shape)
         weak = weaken_expression(motion, generator)
         step = max(self.plan.batch // frames, 1) * frames  # whole avatars: their frames share a style
         for start in range(0, len(motion), step):
