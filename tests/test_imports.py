@@ -26,6 +26,7 @@ ALWAYS = {
 ALWAYS |= {"yaml", "tqdm"}
 # What a room may import besides: the extras of pyproject.toml, and optional backends behind their own file.
 EXTRAS = {
+    "anifacediff_core/lab": {"aiohttp", "install"},
     "anifacediff_core/training": {"accelerate", "bitsandbytes", "braceexpand", "pydantic", "webdataset"},
     "anifacediff_core/scale.py": {"ray"},
     "anifacediff_core/evaluation": {"sklearn", "torch_fidelity", "onnxruntime"},

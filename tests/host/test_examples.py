@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import install
-from harness.server import workflow_names
+from anifacediff_core.lab import client
+from harness.server import load_graph, workflow_names
 
 NAMES = [
     "anifacediff_driving.mp4",
@@ -141,9 +142,9 @@ def test_the_rest_comes_where_one_cannot_be_written(
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: install.Server, name: str) -> None:
-    known = install.request(running_comfyui.address, "/object_info")
-    for node in install.load_graph(name).values():
+def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: client.Server, name: str) -> None:
+    known = client.request(running_comfyui.address, "/object_info")
+    for node in load_graph(name).values():
         widget = {"LoadImage": "image", "LoadVideo": "file"}.get(node["class_type"])
         if widget is not None:
             kind, options = known[node["class_type"]]["input"]["required"][widget]
