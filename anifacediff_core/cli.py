@@ -119,6 +119,12 @@ def _add_reenact(commands: Any) -> None:
     parser.add_argument(
         "--segment", type=positive, default=96, help="frames that are finished, saved and freed together"
     )
+    parser.add_argument(
+        "--no-mark",
+        dest="mark",
+        action="store_false",
+        help="leave out what says in pixels and metadata that the result is synthetic",
+    )
     add_sampling(parser)
     add_face_files(parser, "for real people, with a checkpoint for FLAME")
     add_checkpoint(parser)

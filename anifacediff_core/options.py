@@ -20,7 +20,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Names a default where there is one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        empty = action.default is None or action.default == []
+        empty = action.default is None or action.default is True or action.default == []
         return action.help if empty else super()._get_help_string(action)
 
 

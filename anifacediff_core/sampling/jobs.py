@@ -24,6 +24,8 @@ from ..device import pick_device
 from ..errors import FAULTS, InputError, printable, refusal_of
 from ..head.parameters import FaceParameters
 from ..progress import Progress
+from ..provenance.container import copy_declared
+from ..provenance.mark import LEAST_SIDE, mark
 from ..scale import Scale, run
 from ..storage import beside, replacing, require_writable
 from ..video import probe, read_frames, read_image
@@ -62,6 +64,7 @@ class ReenactJob:
         steps, cfg: of sampling; as the checkpoint wants it when None.
         max_frames: use only the first frames of the driving video.
         segment: frames that are finished, saved and freed together.
+        mark: say in pixels and metadata that the result is synthetic.
 
     Raises:
         InputError: a number is out of its range, NaN included.
@@ -79,6 +82,7 @@ class ReenactJob:
     cfg: float | None = None
     max_frames: int | None = None
     segment: int = SEGMENT
+    mark: bool = True
 
     def __post_init__(self) -> None:
         for name, (least, most) in RANGES.items():
@@ -150,6 +154,8 @@ class Reenacting:
         self.say(source.note)
         footage = Footage.of(job.driving, job.max_frames)
         portrait = crop_portrait(picture, source.square, job.size)
+        if job.mark and job.size < LEAST_SIDE:
+            self.say(f"A mark needs {LEAST_SIDE} pixels: only the metadata say that it is synthetic.")
         with self._work(job, footage) as work:
             decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
             driving, note = work.parameters(decisive, partial(self._capture, job))
@@ -187,7 +193,10 @@ class Reenacting:
                 progress=within,
             )
             written = segment.stop - segment.start
-            return self.pipeline.decode(latents[:written]), {"latents": latents[written:]}
+            frames = self.pipeline.decode(latents[:written])
+            if job.mark and job.size >= LEAST_SIDE:
+                frames = map(mark, frames)
+            return frames, {"latents": latents[written:]}
 
         return make
 
@@ -196,7 +205,12 @@ class Reenacting:
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
         decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
-        return Work.begin(folder, partial_video, decisive, footage, self.say)
+        return Work.begin(
+            folder, partial_video, decisive, footage, self.say, self._declare if job.mark else None
+        )
+
+    def _declare(self, video: Path) -> None:
+        copy_declared(video, video, say=self.say)
 
     def _capture(self, job: ReenactJob) -> tuple[FaceParameters, str]:
         frames = probe(job.driving).frames
@@ -265,7 +279,8 @@ def _parsed(parse: Callable[[str], Any], line: str, what: str) -> Any:
 
 
 def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> ReenactJob:
-    kinds = {field.name: str(field.type).removesuffix(" | None") for field in fields(ReenactJob)}
+    settings = (field for field in fields(ReenactJob) if field.type != "bool")  # which the command has
+    kinds = {field.name: str(field.type).removesuffix(" | None") for field in settings}
     if not isinstance(row, dict) or not set(row) <= kinds.keys():
         unknown = sorted(set(map(str, row)) - kinds.keys()) if isinstance(row, dict) else [str(row)]
         raise InputError(f"{what} has {', '.join(unknown)}; known are {', '.join(kinds)}.")
