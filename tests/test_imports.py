@@ -20,6 +20,7 @@ ALWAYS = {
     "transformers",
     "safetensors",
     "einops",
+    "filelock",
     "av",
     "PIL",
 }

@@ -87,7 +87,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 
 
 EVERYTHING = {"diffusers": "0.40.0", "transformers": "5.0.0", "safetensors": "0.8.0", "einops": "0.8.0"}
-EVERYTHING |= {"av": "16.0.0", "pillow": "12.0.0", "PyYAML": "6.0", "tqdm": "4.0"}
+EVERYTHING |= {"av": "16.0.0", "pillow": "12.0.0", "PyYAML": "6.0", "tqdm": "4.0", "filelock": "3.0"}
 EVERYTHING |= {"torch": "2.9.0", "numpy": "2.1.0"}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -280,12 +280,12 @@ def test_a_second_run_in_this_process_is_refused(run: Run) -> None:
 
 
 def test_where_files_cannot_be_locked_nobody_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network shares say of every file that it is locked."""
+    """As on some network shares."""
 
-    def locked(*_: Any, **__: Any) -> Any:
-        raise sqlite3.OperationalError("database is locked")
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(sqlite3, "connect", locked)
+    monkeypatch.setattr(FileLock, "acquire", unknown)
     assert run(Made()) == FRAMES
     assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"]
 
