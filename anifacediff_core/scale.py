@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import queue
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
@@ -94,69 +95,55 @@ def run(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> Iterat
 
 
 def _in_processes(make: Callable[[], Worker], jobs: Sequence[Job], count: int) -> Iterator[Job]:
-    context = get_context("spawn")  # a forked process cannot use CUDA
-    waiting, results = context.Queue(), context.Queue()
-    for job in (*jobs, *[None] * count):
-        waiting.put(job)
     threads = max((os.cpu_count() or 1) // count, 1)
-    processes = [
-        context.Process(target=_serve, args=(make, waiting, results, threads), daemon=True)
-        for _ in range(count)
-    ]
-    for process in processes:
-        process.start()
+    # a forked process cannot use CUDA
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _begin, (make, threads))
     try:
-        for _ in jobs:
-            yield _opened(_next(results, processes))
+        for answer in as_completed([pool.submit(_serve, job) for job in jobs]):
+            yield _opened(answer.result())
+    except BrokenProcessPool:
+        raise InputError(
+            "A worker process was ended from outside, perhaps for want of memory; run the command again with "
+            "fewer processes, what is done is kept."
+        ) from None
     finally:
-        for process in processes:
+        for process in list((pool._processes or {}).values()):  # `terminate_workers` came with Python 3.14
             process.terminate()
-            process.join()
+        pool.shutdown(cancel_futures=True)
 
 
-def _next(results: Any, processes: Sequence[Any]) -> Any:
-    while True:
-        try:
-            return results.get(timeout=1)
-        except queue.Empty:
-            if any(process.exitcode for process in processes):
-                raise InputError(
-                    "A worker process was ended from outside, perhaps for want of memory; run the command "
-                    "again with fewer processes, what is done is kept."
-                ) from None
+_guarded: _Guarded  # of this process
 
 
-def _serve(make: Callable[[], Worker], waiting: Any, results: Any, threads: int) -> None:
+def _begin(make: Callable[[], Worker], threads: int) -> None:
     import torch
 
+    global _guarded
     torch.set_num_threads(threads)
-    guarded = _Guarded(make)
-    while (job := waiting.get()) is not None:
-        results.put(guarded(job))
+    _guarded = _Guarded(make)
+
+
+def _serve(job: Job) -> Job:
+    return _guarded(job)
 
 
 class _Guarded:
     """A worker whose errors are answers: exceptions do not travel well between processes."""
 
     def __init__(self, make: Callable[[], Worker]) -> None:
-        self.error = ""
-        self.kind = ""
+        self.failure: Job = {}
         try:
             self.worker = make()
         except Exception as error:
-            self._note(error)
+            self.failure = {"error": str(error), "kind": type(error).__name__}
 
     def __call__(self, job: Job) -> Job:
-        if not self.kind:
-            try:
-                return {"result": self.worker(job)}
-            except Exception as error:
-                self._note(error)
-        return {"error": self.error, "kind": self.kind}
-
-    def _note(self, error: Exception) -> None:
-        self.kind = type(error).__name__
-        self.error = str(error)
+        if self.failure:
+            return self.failure
+        try:
+            return {"result": self.worker(job)}
+        except Exception as error:
+            return {"error": str(error), "kind": type(error).__name__}
 
 
 def _opened(answer: Job) -> Job:
