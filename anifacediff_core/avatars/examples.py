@@ -3,20 +3,22 @@ of three different avatars.
 
 And the source once more in a larger picture, to paste its portrait back into.
 
-Made by ``python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples``.
+Made by ``python -m anifacediff_core.avatars.examples --out anifacediff_core/assets/examples``, with the sound
+of the clip that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
-import wave
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
 import torch
+
+import anifacediff_core
 
 from ..head import rotation
 from ..head.model import HeadModel
@@ -25,15 +27,13 @@ from ..head.parameters import FaceParameters
 from ..video import VideoWriter, write_image
 from .identity import Identity
 from .poses import SCALE, SHIFT_Y
-from .speech import speech_audio
 from .studio import Studio
 from .tracks import perform
 
+SHIPPED = Path(anifacediff_core.__file__).parent / "assets" / "examples" / "driving.mp4"
 SIZE, FRAMES, RATE = 256, 48, Fraction(24)
 SOURCE = 116  # seeds chosen by eye
 TALKING, TURNING = (118, 35686), (140, 332)  # avatar, performance
-VOICE = 120.0  # Hz
-SAMPLE_RATE = 44100
 SUPERSAMPLE = 3
 SCENE_WIDTH, SCENE_HEIGHT, SCENE_TOP = 768, 512, 120
 SCENE_CAMERA = (2.4, 0.08, 0.05)
@@ -77,9 +77,8 @@ def write_talking(path: Path, head: HeadModel, studio: Studio) -> None:
     """Two seconds of another avatar who talks, smiles, blinks, glances and turns the head, with the voice."""
     seed = TALKING[1]
     performance = perform(1, FRAMES, float(RATE), torch.Generator().manual_seed(seed), head, talking=1.0)
-    with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder) / "voice.wav"
-        write_wave(sound, speech_audio(performance, head, SAMPLE_RATE, VOICE))
+    with tempfile.TemporaryDirectory() as folder:  # since `path` may be the shipped clip itself
+        sound = Path(shutil.copy(SHIPPED, folder))
         _write_video(path, performance.params, TALKING[0], head, studio, sound)
 
 
@@ -97,15 +96,6 @@ def _write_video(
     params = replace(params, shape=identity.shape.expand(FRAMES, -1))
     with VideoWriter(path, RATE, audio_from=sound) as video:
         video.write(studio.render(identity, params, SIZE, SUPERSAMPLE))
-
-
-def write_wave(path: Path, samples: np.ndarray) -> None:
-    """(samples,) in [-1, 1] as 16-bit mono."""
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        file.writeframes((samples.clip(-1, 1) * 32767).round().astype("<i2").tobytes())
 
 
 def main() -> None:
