@@ -632,6 +632,17 @@ def test_noise_of_a_segment_is_that_of_its_frames(shared: float) -> None:
     assert torch.equal(initial_noise(4, 4, 8, 8, seed=3, shared=shared, first=5), long[5:])
 
 
+def test_a_later_segment_begins_with_the_noise_of_its_frames() -> None:
+    """Without temporal modules frames know nothing of each other but their place in the noise."""
+    network = randomize(AniFaceDiff(narrow_config(2), motion=False), 0)
+    single = Pipeline(network, randomize(AutoEncoder(), 1), HeadModel.bundled())
+    portrait = torch.rand(1, 3, 32, 32)
+    conditioning, later = (single.conditioning(portrait, moving(1), moving(6)[first:]) for first in (0, 3))
+    settings: dict[str, Any] = {"steps": 2, "cfg": 1.0, "window": 6, "overlap": 0, "shared_noise": 0.5}
+    whole, part = single.sample(conditioning, **settings), single.sample(later, **settings, first=3)
+    torch.testing.assert_close(part, whole[3:], atol=1e-4, rtol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
     network = randomize(AniFaceDiff(narrow_config(2), motion=True), 0)
