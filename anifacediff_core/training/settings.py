@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from ..errors import InputError
 T = TypeVar("T")
 CONFIGS = Path(__file__).parent / "configs"
 INSTEAD = {"loop": "steps", "pool": "identities"}
-FORBID = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid", strict=True)
 UNKNOWN = ("unexpected_keyword_argument", "invalid_key")  # as pydantic names it
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
@@ -95,7 +96,8 @@ def build(cls: type[T], values: dict[str, Any] | None, where: str = "") -> T:
         values = {names.get(key, key): value for key, value in values.items()}
     many = list[cls]  # type: ignore[valid-type]  # a dataclass alone takes no config
     try:
-        return TypeAdapter(many, config=FORBID).validate_python([values])[0]
+        # As JSON: strict rules for numbers and truths there still take a list for a tuple.
+        return TypeAdapter(many, config=STRICT).validate_json(json.dumps([values]))[0]
     except ValidationError as error:
         found = error.errors(include_url=False)
         raise _refusal(cls, values, where, min(found, key=lambda it: it["type"] not in UNKNOWN)) from error

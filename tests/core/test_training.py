@@ -202,6 +202,9 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
     ("override", "message"),
     [
         ("phases.stage1.loop.steps=many", "stage1.loop.steps is 'many'; it must be a whole number"),
+        ("phases.stage1.loop.steps=true", "stage1.loop.steps is True; it must be a whole number"),
+        ("phases.stage1.loop.learning_rate=true", "stage1.loop.learning_rate is True; it must be a number"),
+        ("phases.stage1.loop.cuda_graph=1", "stage1.loop.cuda_graph is 1; it must be true or false"),
         ("phases.stage1.loop.learning_rate=[1]", "learning_rate is .1.; it must be a number"),
         ("phases.stage1.loop.betas=[0.9]", "betas is .*; it must be a list of 2, each a number"),
         ("phases.stage1.loop=5", "stage1.loop is 5; it must hold settings"),
