@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from anifacediff_core import cli, storage
+from anifacediff_core import storage
 from anifacediff_core.errors import InputError, printable
-from anifacediff_core.sampling import jobs as module
-from anifacediff_core.sampling.jobs import ReenactJob, run_jobs
+from anifacediff_core.lab import cli
+from anifacediff_core.lab import jobs as module
+from anifacediff_core.lab.jobs import ReenactJob, run_jobs
 from anifacediff_core.storage import beside, replacing, require_writable
 from anifacediff_core.video import VideoWriter
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import anifacediff_core
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.cli import main
 from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import draw_pattern, mark
