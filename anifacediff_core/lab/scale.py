@@ -10,7 +10,6 @@ exactly once, whatever happens, and Ray Data's "at least once" is all that is ne
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import queue
@@ -18,7 +17,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Annotated, Any
 
 from anifacediff_core.errors import InputError
 
@@ -30,39 +29,21 @@ Worker = Callable[[Job], Job]
 
 @dataclass(frozen=True)
 class Scale:
-    """Where jobs run.
+    """Where jobs run, as options of commands (`options`).
 
-    Arguments:
-        processes: on this machine; 1 is this very process.
-        ray: None for no Ray; the address of a cluster, "auto" for the one that this machine belongs to, or
-            "" for the one that RAY_ADDRESS names, or else a new one on this machine.
-        cpus, gpus: that a worker on Ray takes up; GPUs may be fractions, so that workers share one.
+    One process is this very one. `ray` is None for no Ray, "auto" for the cluster of this machine.
     """
 
-    processes: int = 1
-    ray: str | None = None
-    cpus: float = 1.0
-    gpus: float = 0.0
-
-
-def add_scale(parser: argparse.ArgumentParser) -> None:
-    """The options that `scale_of` reads."""
-    parser.add_argument("--processes", type=int, default=1, help="worker processes on this machine")
-    parser.add_argument(
-        "--ray",
-        nargs="?",
-        const="",
-        metavar="ADDRESS",
-        help="run on Ray: on the cluster at ADDRESS, on the one that RAY_ADDRESS names, or on this machine",
-    )
-    parser.add_argument("--cpus-per-worker", type=float, default=1.0, metavar="N", help="with --ray")
-    parser.add_argument(
-        "--gpus-per-worker", type=float, default=0.0, metavar="N", help="with --ray; may be a fraction"
-    )
-
-
-def scale_of(options: argparse.Namespace) -> Scale:
-    return Scale(options.processes, options.ray, options.cpus_per_worker, options.gpus_per_worker)
+    processes: Annotated[int, "worker processes on this machine"] = 1
+    ray: Annotated[
+        str | None,
+        "run on Ray: on the cluster at ADDRESS, on the one that RAY_ADDRESS names, or on this machine",
+        {"nargs": "?", "const": "", "metavar": "ADDRESS"},
+    ] = None
+    cpus: Annotated[float, "with --ray", {"names": ("--cpus-per-worker",), "metavar": "N"}] = 1.0
+    gpus: Annotated[
+        float, "with --ray; may be a fraction", {"names": ("--gpus-per-worker",), "metavar": "N"}
+    ] = 0.0
 
 
 def run(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> Iterator[Job]:

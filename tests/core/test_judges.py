@@ -21,7 +21,7 @@ from anifacediff_core.lab.avatars.identity import Identity
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.cli import main
 from anifacediff_core.lab.evaluation import judges as judging
-from anifacediff_core.lab.evaluation.avatars import SEED_OFFSET, Protocol, draw_cases
+from anifacediff_core.lab.evaluation.avatars import SEED_OFFSET, draw_cases
 from anifacediff_core.lab.evaluation.judges import (
     IdentityJudge,
     Judges,
@@ -38,6 +38,7 @@ from anifacediff_core.lab.evaluation.judges import (
     turn,
     view,
 )
+from anifacediff_core.lab.evaluation.protocol import Protocol
 from anifacediff_core.lab.training.capture import sample_squares
 from anifacediff_core.lab.training.data import PoolPlan
 from anifacediff_core.lab.training.judges import (

@@ -23,7 +23,7 @@ from anifacediff_core.head.render import draw_normals, render_normals
 from anifacediff_core.lab.avatars.poses import random_frames
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.avatars.styles import StyleShares
-from anifacediff_core.lab.evaluation.avatars import Protocol
+from anifacediff_core.lab.evaluation.protocol import Protocol
 from anifacediff_core.lab.training import distribution, engine
 from anifacediff_core.lab.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
 from anifacediff_core.lab.training.capture import (

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -29,7 +28,6 @@ from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.sampler import sample
-from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.sampling.windows import initial_noise
 
 from ..avatars.identity import Identity
@@ -37,7 +35,7 @@ from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
 from ..metrics import ReadBack, flicker, psnr, read_back, ssim
-from .ablation import VARIANTS, Columns, Variant, columns_of, differences, find_variant, interval
+from .ablation import Columns, Variant, columns_of, differences, find_variant, interval
 from .frechet import RunningGaussian, frechet_distance
 from .judges import (
     Judges,
@@ -48,64 +46,13 @@ from .judges import (
     similarity,
     true_motion,
 )
+from .protocol import TYPES, Protocol
 
 SEED_OFFSET = 500_000_000  # far from the seeds of training pools
-PROTOCOLS = ("cross", "same")
-READ_BACK = ("capture", "encoder", "none")
-PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 FaceReader = Callable[[Tensor], FaceParameters]
 """Pictures of one clip (frames, 3, size, size) -> their captured parameters, on the CPU."""
 KnownReader = Callable[[Tensor, FaceParameters], FaceParameters]
 """Pictures of many clips, and parameters that tell where the faces are -> their parameters, on the CPU."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What to measure on what.
-
-    Arguments:
-        pairs: number of source and driver pairs.
-        seed: of identities, tracks and noise.
-        frames, fps: length and rate of the driving clips.
-        size: side of the pictures.
-        steps, cfg: of the sampler.
-        shared_noise: share of the initial noise's variance that the frames of a clip have in common.
-        batch: pairs handled at once.
-        variants: names of what to measure, see `ablation.find_variant`.
-        protocol: "cross", or "same": the source is the first frame of the driver's own track.
-        precision: "fp16", as ComfyUI runs the network on a GPU, "fp32", or "bf16", whose rounding flickers.
-        read_back: how the bundled encoder reads the results: by "capture", clip by clip as artists get it; by
-            the "encoder" alone, at the faces' true places, many clips at once; or "none".
-    """
-
-    pairs: int = 64
-    seed: int = 0
-    frames: int = 24
-    fps: float = 24.0
-    size: int = SamplingSettings.size
-    steps: int = SamplingSettings.steps
-    cfg: float = SamplingSettings.cfg
-    shared_noise: float = SamplingSettings.shared_noise
-    batch: int = 4
-    variants: tuple[str, ...] = tuple(VARIANTS)
-    protocol: str = "cross"
-    precision: str = "fp16"
-    read_back: str = "capture"
-
-    def __post_init__(self) -> None:
-        for name in self.variants:
-            find_variant(name)
-        for value, known in (
-            (self.protocol, PROTOCOLS),
-            (self.precision, PRECISIONS),
-            (self.read_back, READ_BACK),
-        ):
-            if value not in known:
-                raise InputError(f"The benchmark knows no '{value}'; choose from {', '.join(known)}.")
-
-    @property
-    def generated(self) -> tuple[str, ...]:
-        return tuple(name for name in self.variants if find_variant(name).generated)
 
 
 @dataclass(frozen=True)
@@ -227,7 +174,7 @@ class Reenactor:
         """
         net, device, frames = self.network, source.device, len(normals) // len(source)
         reduced = device.type == "cuda" and precision != "fp32"
-        with torch.autocast(device.type, PRECISIONS[precision], enabled=reduced):
+        with torch.autocast(device.type, TYPES[precision], enabled=reduced):
             conditioning = net.encode_conditioning(
                 self.autoencoder.encode(source) * net.config.latent_scale,
                 clip_preprocess(source, net.config.image_size),

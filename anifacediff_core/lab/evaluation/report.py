@@ -29,7 +29,6 @@ from .ablation import compare, difference_table
 from .avatars import (
     FaceReader,
     KnownReader,
-    Protocol,
     Record,
     Reenactor,
     evaluate,
@@ -37,6 +36,7 @@ from .avatars import (
     summarize,
 )
 from .judges import Judges, bundled_path, load_judges
+from .protocol import Protocol
 
 
 def run(

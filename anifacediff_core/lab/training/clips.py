@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.video import IMAGE_ENDINGS, VIDEO_ENDINGS
 
+from ..options import Positive, rate_text
 from .shard_chunks import Shares, short_hash
 from .shard_format import MOST_FRAMES, SEGMENT_FRAMES
 from .shard_pictures import require_pictures
@@ -24,32 +26,31 @@ VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[#/])")
 class Recipe:
     """What decides the content of the shards; all runs into a folder must agree on it.
 
-    Arguments:
-        size: side of the pictures in pixels, a multiple of 8.
-        picture: "jpg" or "png".
-        quality: of JPEG.
-        segment: frames of a segment at most.
-        normals: store them, too.
-        mode: which part of the pictures is the portrait, see `capture.tracker.portrait_square`.
-        fps: of folders of pictures.
-        identity: regular expression whose first group, or whole match, in a clip's path is its identity. By
-            default VoxCeleb's names, then the folder that the clip is in, then its name.
-        split_folders: folders named train, val and test say which split it is.
-        shares: how the other identities are divided.
-        chunk: clips of a chunk.
+    Options of `prepare` (`options`), and `segment`, the frames of a segment at most. `size` is a multiple of
+    8, `mode` that of `capture.tracker.portrait_square`, `identity` is the first group, or the whole match.
     """
 
-    size: int = 256
-    picture: str = "jpg"
-    quality: int = 95
+    size: Annotated[Positive, "side of the pictures in pixels"] = 256
+    picture: Annotated[Literal["jpg", "png"], "how they are stored"] = "jpg"
+    quality: Annotated[Positive, "of JPEG"] = 95
     segment: int = SEGMENT_FRAMES
-    normals: bool = False
-    mode: str = "auto"
-    fps: str = "25"
-    identity: str | None = None
-    split_folders: bool = True
+    normals: Annotated[bool, "store normals, too, instead of drawing them"] = False
+    mode: Annotated[
+        Literal["auto", "portrait", "whole"],
+        "cut out the portrait, take the whole picture, or decide by the size of the face",
+    ] = "auto"
+    fps: Annotated[str, rate_text, "of folders of pictures"] = "25"
+    identity: Annotated[
+        str | None,
+        "regular expression that finds the identity in a clip's path below the folder; by default VoxCeleb's "
+        "names, then the folder that the clip is in, then its name",
+        {"metavar": "EXPRESSION"},
+    ] = None
+    split_folders: Annotated[
+        bool, "divide also what lies in train, val and test", {"names": ("--ignore-split-folders",)}
+    ] = True
     shares: Shares = field(default_factory=Shares)
-    chunk: int = 16
+    chunk: Annotated[Positive, "clips that a worker takes at a time"] = 16
 
     def __post_init__(self) -> None:
         require_pictures(self.size, self.picture, self.quality, self.fps)

@@ -16,7 +16,7 @@ from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
 
 from ..evaluation import report
-from ..evaluation.avatars import Protocol
+from ..evaluation.protocol import Protocol
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
 from .card import write_card

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ UNKNOWN = ("unexpected_keyword_argument", "invalid_key")  # as pydantic names it
 NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
 
 
-def read_experiment(name: str | Path, overrides: list[str] | None = None) -> dict[str, Any]:
+def read_experiment(name: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """An experiment's YAML file, or one of the package's own by name (`bundled`, `smoke`).
 
     Args:
@@ -40,7 +41,7 @@ def read_experiment(name: str | Path, overrides: list[str] | None = None) -> dic
         raise InputError(f"{path} is not valid YAML: {shown(error, 300).rstrip('.')}; correct it.") from error
     if not isinstance(experiment, dict) or "phases" not in experiment:
         raise InputError(f"{path} is no experiment: it has no 'phases'.")
-    for override in overrides or []:
+    for override in overrides:
         _override(experiment, override)
     _check(experiment, path)
     return experiment

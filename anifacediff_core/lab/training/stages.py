@@ -19,7 +19,8 @@ from anifacediff_core.video import contact_sheet, write_image
 from anifacediff_core.weights.checkpoint import load_autoencoder, load_network
 
 from ..evaluation import report
-from ..evaluation.avatars import Protocol, Reenactor
+from ..evaluation.avatars import Reenactor
+from ..evaluation.protocol import Protocol
 from ..metrics import flicker, psnr, ssim
 from .data import NormalsNoise, PairSource, Pool, PoolSource
 from .distribution import shards_weights
