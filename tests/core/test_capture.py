@@ -28,8 +28,8 @@ from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.camera import crop_camera, project
+from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
 from anifacediff_core.head.parameters import FaceParameters
 
 

@@ -17,8 +17,8 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.editing import edit
+from anifacediff_core.head.gaze import gaze_pose
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import gaze_pose
 from anifacediff_core.head.parameters import TENSORS, FaceParameters
 from anifacediff_core.motion.edit import edit_motion, rest_frame
 from anifacediff_core.motion.mix import LENGTHS, combine, join, mix

@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import anifacediff_core
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.jobs import Reenacting, ReenactJob
 from anifacediff_core.provenance.container import SOURCE_TYPE, STATEMENT, copy_declared
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import draw_pattern, mark
 from anifacediff_core.provenance.pattern import draw_tile, identifier_of, message_of, read_message
-from anifacediff_core.sampling.jobs import Reenacting, ReenactJob
 from anifacediff_core.video import VideoWriter, frame_pace, probe, read_frames, read_image, write_image
 from anifacediff_core.weights.checkpoint import bundled_checkpoint
 from harness.videos import steady, write_driver

@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from anifacediff_core.avatars.poses import PITCH, ROLL, YAW
-from anifacediff_core.avatars.tracks import (
+from anifacediff_core.capture.detector import face_square
+from anifacediff_core.capture.tracker import portrait_square
+from anifacediff_core.errors import InputError
+from anifacediff_core.head import rotation
+from anifacediff_core.head.gaze import look_along
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.lab.avatars.poses import PITCH, ROLL, YAW
+from anifacediff_core.lab.avatars.tracks import (
     Performance,
     minimum_jerk,
     perform,
@@ -19,12 +25,6 @@ from anifacediff_core.avatars.tracks import (
     steps,
     track,
 )
-from anifacediff_core.capture.detector import face_square
-from anifacediff_core.capture.tracker import portrait_square
-from anifacediff_core.errors import InputError
-from anifacediff_core.head import rotation
-from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
 
 FPS = 24.0
 
