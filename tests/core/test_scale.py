@@ -64,6 +64,9 @@ from anifacediff_core.lab.scale import Scale, run
 work = [{"number": n, "out": f"%s/{n}"} for n in range(6)]
 results = list(run(workers.Writes, work, Scale(processes=2)))
 assert sorted(result["number"] for result in results) == list(range(6)), results
+left = run(workers.Sleeps, work, Scale(processes=2))
+assert next(left)["number"] == 0
+left.close()
 for make in (workers.Refuses, workers.CannotBegin, workers.Dies):
     try:
         list(run(make, work, Scale(processes=2)))
@@ -80,6 +83,7 @@ ENDED = (
 
 @pytest.mark.slow
 def test_processes_share_jobs_and_their_refusals_arrive_as_sentences(tmp_path: Path) -> None:
+    """Who leaves before the last result does not wait for it."""
     ended = in_own_python(PROCESSES % tmp_path)
     assert ended.stdout.splitlines() == [
         "job 1 is wrong; give another.",
