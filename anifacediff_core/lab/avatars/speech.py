@@ -10,7 +10,8 @@ import numpy as np
 
 from anifacediff_core.head.model import HeadModel
 
-from .tracks import CONSONANTS, VOWELS, Performance, Speech
+from .talk import CONSONANTS, VOWELS, Speech
+from .tracks import Performance
 
 # Resonances of an average mouth in Hz, in the order of `tracks.VOWELS`: a, e, i, o, u, ə.
 FORMANTS = {
