@@ -421,7 +421,7 @@ def test_frames_are_never_held_all_at_once(
         [Method.of("ours", tmp_path / "ours")], pairs, Networks(MeanColors()), reference=[Path("unused")]
     )
     assert report["methods"]["ours"]["protocols"][SAME]["frames"] == 200
-    assert most <= 2 * results.AT_ONCE + 2  # a stack, the one before it, and their last frames
+    assert most <= 2 * pairs_module.AT_ONCE + 2  # a stack, the one before it, and their last frames
 
 
 # ---- tables
