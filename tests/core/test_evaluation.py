@@ -33,20 +33,17 @@ from anifacediff_core.lab.evaluation.ablation import (
     table,
 )
 from anifacediff_core.lab.evaluation.avatars import (
-    Cases,
     Court,
-    Pictures,
     Record,
     Reenactor,
-    draw_cases,
     evaluate,
     measure,
     reenact_cases,
-    render_cases,
     starting_noise,
     summarize,
     visible_actions,
 )
+from anifacediff_core.lab.evaluation.cases import Cases, Pictures, draw_cases, render_cases
 from anifacediff_core.lab.evaluation.judges import (
     IdentityJudge,
     Judges,

@@ -21,7 +21,7 @@ from anifacediff_core.lab.avatars.identity import Identity
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.cli import main
 from anifacediff_core.lab.evaluation import judges as judging
-from anifacediff_core.lab.evaluation.avatars import SEED_OFFSET, draw_cases
+from anifacediff_core.lab.evaluation.cases import SEED_OFFSET, draw_cases
 from anifacediff_core.lab.evaluation.judges import (
     IdentityJudge,
     Judges,

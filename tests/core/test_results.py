@@ -26,6 +26,7 @@ from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.evaluation import pairs as pairs_module
 from anifacediff_core.lab.evaluation import results
 from anifacediff_core.lab.evaluation.faces import FaceReader, face_distances, five_points
 from anifacediff_core.lab.evaluation.generate import VARIANTS, Generator
@@ -412,14 +413,15 @@ def test_frames_are_never_held_all_at_once(
             most = max(most, len(alive))
             yield frame
 
-    monkeypatch.setattr(results, "clip_frames", stream)
+    for module in (results, pairs_module):
+        monkeypatch.setattr(module, "clip_frames", stream)
     monkeypatch.setattr(results, "one_frame", lambda clip, index: torch.zeros(3, 16, 16))
     (tmp_path / "ours" / "p").mkdir(parents=True)
     report, _ = measure(
         [Method.of("ours", tmp_path / "ours")], pairs, Networks(MeanColors()), reference=[Path("unused")]
     )
     assert report["methods"]["ours"]["protocols"][SAME]["frames"] == 200
-    assert most <= 2 * results.AT_ONCE + 2  # a stack, the one before it, and their last frames
+    assert most <= 2 * pairs_module.AT_ONCE + 2  # a stack, the one before it, and their last frames
 
 
 # ---- tables

@@ -24,47 +24,13 @@ from anifacediff_core.head.gaze import GAZE_PITCH, GAZE_YAW, gaze_pose
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 
+from .curves import Draw, Table, columns, minimum_jerk, soft_limit, steps, sway, table
 from .poses import PITCH, ROLL, SCALE, SCALE_SPREAD, SHIFT_Y, YAW, random_frames
+from .talk import Speech, articulate, random_speech
 
 __all__ = ["Performance", "Speech", "perform", "random_frames", "random_tracks", "track"]
 
 LEAD = 3.0  # seconds before the clip in which gestures may begin
-
-# How vowels shape the mouth at full strength; a name without a side stands for both sides.
-VOWELS: dict[str, dict[str, float]] = {
-    "a": {"jawOpen": 0.58, "mouthLowerDown": 0.26, "mouthUpperUp": 0.14, "mouthStretch": 0.06},
-    "e": {
-        "jawOpen": 0.34,
-        "mouthLowerDown": 0.3,
-        "mouthUpperUp": 0.17,
-        "mouthStretch": 0.22,
-        "mouthSmile": 0.12,
-    },
-    "i": {
-        "jawOpen": 0.15,
-        "mouthLowerDown": 0.27,
-        "mouthUpperUp": 0.17,
-        "mouthStretch": 0.3,
-        "mouthSmile": 0.18,
-    },
-    "o": {"jawOpen": 0.4, "mouthFunnel": 0.5, "mouthPucker": 0.18, "mouthLowerDown": 0.08},
-    "u": {"jawOpen": 0.17, "mouthFunnel": 0.28, "mouthPucker": 0.62},
-    "ə": {"jawOpen": 0.26, "mouthLowerDown": 0.16, "mouthUpperUp": 0.09, "mouthFunnel": 0.08},
-}
-VOWEL_WEIGHTS = (0.24, 0.2, 0.16, 0.14, 0.1, 0.16)
-# Consonants at a syllable's onset. "closure" narrows the opening that the vowels make, whatever they are.
-CONSONANTS: dict[str, dict[str, float]] = {
-    "m": {"closure": 1.0, "mouthPress": 0.22, "mouthRollLower": 0.1, "mouthRollUpper": 0.08},
-    "b": {"closure": 1.0, "mouthPress": 0.3},
-    "f": {"closure": 0.62, "mouthRollLower": 0.42, "mouthUpperUp": 0.24},
-    "s": {"closure": 0.6, "mouthStretch": 0.16, "mouthLowerDown": 0.22, "mouthSmile": 0.06},
-    "t": {"closure": 0.5, "mouthLowerDown": 0.14},
-    "w": {"closure": 0.45, "mouthPucker": 0.48, "mouthFunnel": 0.14},
-    "k": {"closure": 0.25},
-}
-CONSONANT_WEIGHTS = (0.12, 0.13, 0.1, 0.18, 0.24, 0.09, 0.14)
-
-Table = dict[str, float]
 
 
 class Mood(NamedTuple):
@@ -126,28 +92,6 @@ MOODS: dict[str, Mood] = {
         "eyeBlinkRight": 0.97, "cheekSquintRight": 0.62, "mouthSmile": 0.36, "browDownRight": 0.25}),
 }  # fmt: skip
 NO_MOOD_WEIGHT = 5.0
-# While the lips are closed for a consonant these shrink with the opening.
-OPENINGS = ("jawOpen", "mouthLowerDown", "mouthUpperUp", "mouthFunnel")
-
-
-@dataclass(frozen=True)
-class Speech:
-    """The syllables of clips; (clips, syllables) each.
-
-    Attributes:
-        onset: seconds, may lie before the clip.
-        length: seconds to the end of the syllable.
-        vowel, consonant: indices into ``VOWELS`` and ``CONSONANTS``.
-        strength: 0 where nobody speaks, about 1 otherwise.
-        stressed: bool.
-    """
-
-    onset: Tensor
-    length: Tensor
-    vowel: Tensor
-    consonant: Tensor
-    strength: Tensor
-    stressed: Tensor
 
 
 @dataclass(frozen=True)
@@ -208,138 +152,27 @@ def perform(
     names = _require_arkit(head)
     draw = Draw(generator)
     time = torch.arange(frames, device=generator.device) / fps
-    speech = _speech(draw, clips, frames / fps, talking)
+    speech = random_speech(draw, clips, frames / fps, talking)
     face, mood_head, laugh = _moods(draw, clips, time, names, moods)
     face = face + _resting_face(draw, clips, names)[:, None]
     quiet = 1 - laugh[..., None]
-    voice, nods, accents = _articulate(speech, time, names)
+    voice, nods, accents = articulate(speech, time, names)
     face = face + voice * quiet + accents * draw.uniform(0.2, 1.2, clips, 1, 1) * quiet
     # Rounded lips and a broad smile exclude each other.
-    rounding = _columns(names, "mouthPucker", "mouthFunnel")
-    smile = face[..., _columns(names, "mouthSmile")].mean(-1, keepdim=True).clamp(0, 1)
+    rounding = columns(names, "mouthPucker", "mouthFunnel")
+    smile = face[..., columns(names, "mouthSmile")].mean(-1, keepdim=True).clamp(0, 1)
     face[..., rounding] = face[..., rounding] * (1 - 0.6 * smile)
 
     angles = _head_angles(draw, clips, time, nods * quiet[..., 0], mood_head)
     gaze, blink = _gaze_and_blinks(draw, clips, time, angles)
     face = _asymmetry(draw, face, names)
-    lids = _columns(names, "eyeBlink")
+    lids = columns(names, "eyeBlink")
     face[..., lids] = torch.maximum(face[..., lids], blink)
-    face[..., _columns(names, "eyeWide")] *= 1 - blink
+    face[..., columns(names, "eyeWide")] *= 1 - blink
     _write_gaze(face, gaze, draw.uniform(0.0, 0.03, clips, 1), names)
     face = _plausible(face.clamp(0, 1), names)
     camera = _cameras(draw, clips, time)
     return Performance(_parameters(face, angles, camera, head), speech, laugh, fps)
-
-
-# ---- random numbers and time curves
-
-
-class Draw:
-    """Random tensors of one generator, on its device."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        self.generator = generator
-
-    def uniform(self, low: float, high: float, *size: int) -> Tensor:
-        return low + (high - low) * torch.rand(size, generator=self.generator, device=self.generator.device)
-
-    def normal(self, deviation: float, *size: int) -> Tensor:
-        return deviation * torch.randn(size, generator=self.generator, device=self.generator.device)
-
-    def around(self, median: float, spread: float, *size: int) -> Tensor:
-        """Log-normal: positive, ``spread`` is the deviation of the logarithm, cut at two deviations."""
-        return median * self.normal(1.0, *size).clamp(-2, 2).mul(spread).exp()
-
-    def chance(self, probability: float | Tensor, *size: int) -> Tensor:
-        return torch.rand(size, generator=self.generator, device=self.generator.device) < probability
-
-    def choice(self, weights: tuple[float, ...] | list[float], *size: int) -> Tensor:
-        edges = torch.tensor(weights, device=self.generator.device).cumsum(0)
-        value = self.uniform(0, 1, *size) * edges[-1]
-        return torch.bucketize(value, edges, right=True).clamp(max=len(weights) - 1)
-
-
-def minimum_jerk(progress: Tensor) -> Tensor:
-    """The smoothest way from 0 to 1: how people move head, eyes and hands."""
-    x = progress.clamp(0, 1)
-    return x * x * x * (10 - 15 * x + 6 * x * x)
-
-
-def bump(offset: Tensor) -> Tensor:
-    """A raised cosine: 1 at 0, 0 beyond ±1."""
-    return 0.5 + 0.5 * torch.cos(math.pi * offset.clamp(-1, 1))
-
-
-def steps(time: Tensor, begin: Tensor, duration: Tensor, values: Tensor) -> Tensor:
-    """Go from one value to the next by minimum jerk.
-
-    Args:
-        time: (frames,).
-        begin, duration: (clips, moves), when the move to ``values`` begins and how long it takes.
-        values: (clips, moves, quantities).
-
-    Returns:
-        (clips, frames, quantities).
-    """
-    change = torch.diff(values, dim=1, prepend=torch.zeros_like(values[:, :1]))
-    progress = minimum_jerk((time - begin[..., None]) / duration[..., None])  # (clips, moves, frames)
-    return torch.einsum("cmt,cmq->ctq", progress, change)
-
-
-def soft_limit(values: Tensor, limit: float) -> Tensor:
-    """Hardly changed below half the limit, never beyond it."""
-    return limit * torch.tanh(values / limit)
-
-
-# ---- the mouth
-
-
-def _speech(draw: Draw, clips: int, seconds: float, talking: float) -> Speech:
-    """Syllables at 3.5 to 6 a second in phrases of about nine with pauses between them."""
-    count = math.ceil((seconds + 1.5) * 6.5) + 2
-    pace = draw.uniform(0.165, 0.27, clips, 1)
-    length = pace * draw.around(1.0, 0.22, clips, count)
-    last = draw.chance(1 / 9, clips, count)  # of a phrase: drawn out, then a breath
-    length = torch.where(last, length * 1.35, length)
-    pause = last * draw.uniform(0.25, 0.9, clips, count)
-    spent = (length + pause).cumsum(1)
-    onset = spent - (length + pause) - draw.uniform(0.3, 1.5, clips, 1)
-    stressed = draw.chance(0.34, clips, count)
-    strength = draw.around(1.0, 0.22, clips, count) * torch.where(stressed, 1.18, 0.82)
-    strength = strength * draw.uniform(0.6, 1.15, clips, 1) * draw.chance(talking, clips, 1)
-    vowel = draw.choice(VOWEL_WEIGHTS, clips, count)
-    consonant = draw.choice(CONSONANT_WEIGHTS, clips, count)
-    return Speech(onset, length, vowel, consonant, strength, stressed & (strength > 0))
-
-
-def _articulate(speech: Speech, time: Tensor, names: list[str]) -> tuple[Tensor, Tensor, Tensor]:
-    """Lips and jaw (clips, frames, expressions), nods (clips, frames), brows (clips, frames, expressions)."""
-    offset = time - speech.onset[..., None]  # (clips, syllables, frames)
-    length = speech.length[..., None]
-    strength = speech.strength[..., None]
-    # Vowels overlap their neighbors: the lips are on their way to the next one (co-articulation).
-    vowel = bump((offset - 0.58 * length) / (0.78 * length)) * strength
-    consonant = bump((offset - 0.04) / 0.085) * strength.clamp(max=1)
-    vowel_shapes = _table(list(VOWELS.values()), names, time.device)
-    consonant_shapes = _table(list(CONSONANTS.values()), names, time.device)
-    closures = torch.tensor([shape["closure"] for shape in CONSONANTS.values()], device=time.device)
-    face = torch.einsum("cst,cse->cte", vowel, vowel_shapes[speech.vowel])
-    closure = (consonant * closures[speech.consonant][..., None]).amax(1).clamp(0, 1)[..., None]
-    jaw = _columns(names, "jawOpen")
-    free_jaw = face[..., jaw]
-    openings = _columns(names, *OPENINGS)
-    face[..., openings] = face[..., openings] * (1 - closure)
-    # The lips meet before the jaw is shut: ARKit calls that mouthClose.
-    face[..., jaw] = free_jaw * (1 - 0.72 * closure)
-    # Full closure cancels the jaw's opening; a half-closed mouth keeps its lips apart.
-    face[..., _columns(names, "mouthClose")] = face[..., jaw] * (closure * 1.6 - 0.6).clamp(min=0)
-    face = face + torch.einsum("cst,cse->cte", consonant, consonant_shapes[speech.consonant])
-
-    stress = strength * speech.stressed[..., None]
-    nods = (bump((offset - 0.10) / 0.26) * stress).sum(1) * 0.030
-    accent = _table([{"browInnerUp": 0.22, "browOuterUp": 0.24, "eyeWide": 0.10}], names, time.device)[0]
-    accents = (bump((offset - 0.08) / 0.30) * stress).amax(1)[..., None] * accent
-    return face, nods, accents
 
 
 # ---- moods
@@ -367,10 +200,10 @@ def _moods(
     envelope = envelope * (1 - minimum_jerk((after - (rise + hold)[..., None]) / (1.5 * rise)[..., None]))
     strength = draw.uniform(0.3, 1.2, clips, count) * active * amount
     # Nobody holds a face perfectly still.
-    unrest = 1 + 0.10 * _sway(draw, clips, time, count).transpose(1, 2)
+    unrest = 1 + 0.10 * sway(draw, clips, time, count).transpose(1, 2)
     envelope = envelope * unrest.clamp(min=0.6) * strength[..., None]  # (clips, moods, frames)
 
-    shapes = _table([mood.face for mood in MOODS.values()], names, device)[kind]
+    shapes = table([mood.face for mood in MOODS.values()], names, device)[kind]
     shapes = shapes * draw.around(1.0, 0.25, clips, count, len(names))
     face = torch.einsum("cmt,cme->cte", envelope, shapes)
     turn = torch.tensor([mood.tilt for mood in MOODS.values()], device=device)[kind]
@@ -381,20 +214,20 @@ def _moods(
     laugh = (envelope * laughing[..., None]).sum(1).clamp(0, 1)
     # "Ha ha ha": about five bursts a second in the jaw and, weaker, in the head.
     phase = 2 * math.pi * (draw.uniform(4.2, 5.4, clips, 1) * time + draw.uniform(0, 1, clips, 1))
-    swing = _sway(draw, clips, time, 2)
+    swing = sway(draw, clips, time, 2)
     burst = (
         laugh
         * (0.5 + 0.5 * torch.sin(phase + 0.9 * swing[..., 0]))
         * (1 + 0.3 * swing[..., 1]).clamp(0.2, 1.6)
     )
-    face[..., _columns(names, "jawOpen")] += 0.24 * burst[..., None]
+    face[..., columns(names, "jawOpen")] += 0.24 * burst[..., None]
     angles[..., 0] = angles[..., 0] + 0.018 * burst
     return face, angles, laugh
 
 
 def _resting_face(draw: Draw, clips: int, names: list[str]) -> Tensor:
     """What a face does when it does nothing: everyone has a little of something (clips, expressions)."""
-    rest = _table(
+    rest = table(
         [{"mouthSmile": 0.14, "browInnerUp": 0.10, "browDown": 0.10, "eyeSquint": 0.12, "eyeWide": 0.08,
           "mouthFrown": 0.06, "mouthPress": 0.08, "eyeBlink": 0.06, "mouthShrugLower": 0.06}],
         names,
@@ -423,7 +256,7 @@ def _head_angles(draw: Draw, clips: int, time: Tensor, nods: Tensor, moods: Tens
     postures = draw.normal(1.0, clips, count, 3).clamp(-2.2, 2.2) * spread
     duration = draw.around(0.42, 0.25, clips, count) + 0.5 * postures.norm(dim=-1)
     angles = steps(time, begin, duration, postures)
-    angles = angles + _sway(draw, clips, time, 3) * torch.tensor([0.010, 0.007, 0.006], device=time.device)
+    angles = angles + sway(draw, clips, time, 3) * torch.tensor([0.010, 0.007, 0.006], device=time.device)
     angles = angles + _gestures(draw, clips, time)
     angles = angles + F.pad(moods, (1, 0))
     angles[..., 1] = angles[..., 1] + nods
@@ -447,20 +280,6 @@ def _gestures(draw: Draw, clips: int, time: Tensor) -> Tensor:
         torch.stack([torch.where(nod, zero, swing), torch.where(nod, swing, zero), zero], -1)
         * amplitude[..., None]
     )
-
-
-def _sway(draw: Draw, clips: int, time: Tensor, quantities: int) -> Tensor:
-    """Slow unrest whose amplitude falls with frequency (clips, frames, quantities), deviation about 1."""
-    octaves = 5
-    rates = (
-        0.11
-        * 2.0 ** torch.arange(octaves, device=time.device)
-        * draw.uniform(0.8, 1.25, clips, quantities, octaves)
-    )
-    phases = draw.uniform(0, 2 * math.pi, clips, quantities, octaves)
-    amplitudes = 0.5 ** torch.arange(octaves, device=time.device)
-    waves = torch.sin(2 * math.pi * rates[:, None] * time[:, None, None] + phases[:, None])
-    return (waves * amplitudes).sum(-1) * 1.2
 
 
 def _gaze_and_blinks(draw: Draw, clips: int, time: Tensor, angles: Tensor) -> tuple[Tensor, Tensor]:
@@ -520,7 +339,7 @@ def _cameras(draw: Draw, clips: int, time: Tensor) -> Tensor:
     scale = SCALE * draw.uniform(-SCALE_SPREAD, SCALE_SPREAD, clips, 1).exp()
     place = draw.normal(1.0, clips, 1, 2).clamp(-2, 2) * torch.tensor([0.010, 0.005], device=time.device)
     place = place + torch.tensor([0.0, sum(SHIFT_Y) / 2], device=time.device)
-    drift = _sway(draw, clips, time, 3) * torch.tensor([0.004, 0.0009, 0.0006], device=time.device)
+    drift = sway(draw, clips, time, 3) * torch.tensor([0.004, 0.0009, 0.0006], device=time.device)
     drift = drift * draw.uniform(0.2, 1.2, clips, 1, 1)
     return torch.cat([(scale * drift[..., 0].exp())[..., None], place + drift[..., 1:]], dim=-1)
 
@@ -531,13 +350,13 @@ def _cameras(draw: Draw, clips: int, time: Tensor) -> Tensor:
 def _plausible(face: Tensor, names: list[str]) -> Tensor:
     """Undo combinations in which lips or lids would pass through each other."""
     face = face.clone()
-    jaw = face[..., _columns(names, "jawOpen")]
-    close, tongue = _columns(names, "mouthClose"), _columns(names, "tongueOut")
+    jaw = face[..., columns(names, "jawOpen")]
+    close, tongue = columns(names, "mouthClose"), columns(names, "tongueOut")
     face[..., close] = torch.minimum(face[..., close], jaw)
     face[..., tongue] = torch.minimum(face[..., tongue], 2.2 * jaw)
-    roll = _columns(names, "mouthRoll")
+    roll = columns(names, "mouthRoll")
     face[..., roll] = face[..., roll] * (1 - 0.7 * jaw)
-    wide, shut = _columns(names, "eyeWide"), _columns(names, "eyeBlink")
+    wide, shut = columns(names, "eyeWide"), columns(names, "eyeBlink")
     face[..., wide] = face[..., wide] * (1 - face[..., shut])
     return face
 
@@ -566,23 +385,3 @@ def _require_arkit(head: HeadModel) -> list[str]:
             f"The head '{head.name}' has no ARKit expressions; motion tracks need the bundled head."
         )
     return names
-
-
-def _columns(names: list[str], *wanted: str) -> list[int]:
-    """Columns of the named coefficients; a name without a side stands for both, as does "mouthRoll"."""
-    endings = ("", "Left", "Right", "Upper", "Lower")
-    return [
-        index for index, name in enumerate(names) for base in wanted if name in {base + e for e in endings}
-    ]
-
-
-def _table(rows: list[Table], names: list[str], device: torch.device) -> Tensor:
-    """(rows, expressions) from coefficients by name; a name without a side sets both."""
-    table = torch.zeros(len(rows), len(names))
-    for row, values in enumerate(rows):
-        for name, value in values.items():
-            sides = [name] if name in names else [name + "Left", name + "Right"]
-            for side in sides:
-                if side in names:
-                    table[row, names.index(side)] = value
-    return table.to(device)

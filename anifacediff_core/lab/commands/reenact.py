@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
+from anifacediff_core.sampling.segments import SEGMENT
 
 from ..options import (
     Checkpoint,
@@ -38,7 +39,7 @@ def reenact(
     ] = None,
     sampling: Sampling,
     max_frames: Annotated[Positive | None, "use only the first frames of the driving video"] = None,
-    segment: Annotated[Positive, "frames that are finished, saved and freed together"] = 96,
+    segment: Annotated[Positive, "frames that are finished, saved and freed together"] = SEGMENT,
     mark: Annotated[
         bool,
         "leave out what says in pixels and metadata that the result is synthetic",

@@ -25,8 +25,7 @@ from anifacediff_core.progress import Progress
 from anifacediff_core.storage import replacing
 
 from .onnx_model import OnnxModel
-from .pairs import clip_frames, find_clips
-from .results import batches, count_frames
+from .pairs import batches, clip_frames, count_frames, find_clips
 
 REAL, FAKE = 0, 1
 LABELS = {"0": REAL, "1": FAKE, "real": REAL, "fake": FAKE}

@@ -24,8 +24,8 @@ from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.storage import replacing
 from anifacediff_core.video import VideoWriter, probe, write_image
 
-from .pairs import CROSS, PROTOCOLS, Pair, one_frame
-from .results import METHOD_FILE, count_frames, driving_frames
+from .pairs import CROSS, PROTOCOLS, Pair, count_frames, driving_frames, one_frame
+from .results import METHOD_FILE
 
 FALLBACK_RATE = Fraction(25)  # of folders of pictures, which tell none; VoxCeleb's
 SQUARE = 0.02

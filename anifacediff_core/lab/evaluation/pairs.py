@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
@@ -25,6 +26,7 @@ from anifacediff_core.video import IMAGE_ENDINGS, VIDEO_ENDINGS, numbered_pictur
 SAME, CROSS = "same", "cross"
 PROTOCOLS = (SAME, CROSS)
 PAPER_COUNT = 100
+AT_ONCE = 16  # frames given to networks together
 _NAME = re.compile(r"[\w.#-]{1,200}")
 
 
@@ -105,6 +107,33 @@ def one_frame(clip: Path, index: int) -> Tensor:
     for frame in clip_frames(clip, index, 1):
         return frame
     raise InputError(f"{clip} has no frame {index}; it is shorter than the list says.")
+
+
+def driving_frames(pair: Pair) -> Iterator[Tensor]:
+    return clip_frames(Path(pair.driving), pair.first, pair.frames)
+
+
+def count_frames(clip: Path, first: int = 0, limit: int = 0) -> tuple[int, tuple[int, int]]:
+    """Number and size (height, width) of a clip's frames, by decoding all of them.
+
+    Raises:
+        InputError: it is damaged, empty, or its frames differ in size.
+    """
+    count, size = 0, (0, 0)
+    for frame in clip_frames(clip, first, limit):
+        found = (int(frame.shape[-2]), int(frame.shape[-1]))
+        if count and found != size:
+            raise InputError(f"The frames of {clip.name} differ in size.")
+        count, size = count + 1, found
+    if not count:
+        raise InputError(f"{clip.name} has no frame from number {first} on.")
+    return count, size
+
+
+def batches(frames: Iterator[Tensor], size: int = AT_ONCE) -> Iterator[Tensor]:
+    """Frames (3, height, width) in stacks (at most size, 3, height, width)."""
+    while part := list(islice(frames, size)):
+        yield torch.stack(part)
 
 
 # ---- the list

@@ -7,7 +7,7 @@ broken or of another length than its driving video is listed with the reason and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,11 +25,10 @@ from anifacediff_core.video import VIDEO_ENDINGS
 from .faces import FaceReader, ReadFaces, face_distances
 from .frechet import Features, RunningGaussian, frechet_distance
 from .identity import FIXED, POINTS, Embedder, cut_points, cut_portrait
-from .pairs import PROTOCOLS, SAME, Pair, clip_frames, one_frame
+from .pairs import PROTOCOLS, SAME, Pair, batches, clip_frames, count_frames, driving_frames, one_frame
 from .steadiness import Flicker, WarpingError, has_opencv
 
 METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
-AT_ONCE = 16  # frames given to the networks together
 LEAST_SIDE = 12  # pixels that OpenCV's optical flow needs
 SHEET_SIDE = 160
 METRICS = ("fid", "csim", "apd", "aed", "pose_bundled", "expression_bundled", "flicker", "warping")
@@ -164,27 +163,6 @@ class Truth:
                 face = cut_points(picture, seen.points)
             self._embeddings[key] = self.networks.embedder(face)
         return self._embeddings[key]
-
-
-def driving_frames(pair: Pair) -> Iterator[Tensor]:
-    return clip_frames(Path(pair.driving), pair.first, pair.frames)
-
-
-def count_frames(clip: Path, first: int = 0, limit: int = 0) -> tuple[int, tuple[int, int]]:
-    """Number and size (height, width) of a clip's frames, by decoding all of them.
-
-    Raises:
-        InputError: it is damaged, empty, or its frames differ in size.
-    """
-    count, size = 0, (0, 0)
-    for frame in clip_frames(clip, first, limit):
-        found = (int(frame.shape[-2]), int(frame.shape[-1]))
-        if count and found != size:
-            raise InputError(f"The frames of {clip.name} differ in size.")
-        count, size = count + 1, found
-    if not count:
-        raise InputError(f"{clip.name} has no frame from number {first} on.")
-    return count, size
 
 
 def find_result(folder: Path, pair: str) -> Path:
@@ -343,12 +321,6 @@ def _similarity(frames: Tensor, faces: ReadFaces | None, source: Tensor, embed: 
     if not seen.any():
         return source.new_zeros(0)
     return (embed(cut_points(frames[seen], faces.points[seen])) * source).sum(1)
-
-
-def batches(frames: Iterator[Tensor], size: int = AT_ONCE) -> Iterator[Tensor]:
-    """Frames (3, height, width) in stacks (at most size, 3, height, width)."""
-    while part := list(islice(frames, size)):
-        yield torch.stack(part)
 
 
 def reference_features(
