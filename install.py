@@ -197,8 +197,6 @@ def go_on(host: Path | None, python: Path, *arguments: str) -> int:
     """Continue in that interpreter, which takes the place of this one where a system can do that."""
     start = f"import sys; sys.path[0] = {str(ROOT)!r}; from anifacediff_core.lab import environment"
     command = [str(python), "-c", f"{start}; environment.main()", *arguments]
-    if not (ROOT / "anifacediff_core" / "lab").is_dir():
-        raise SetupError("demo and test need the whole repository, of which this is a part: clone it.")
     os.environ |= {"COMFYUI_PATH": str(host)} if host else {}
     if os.name == "nt":
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both
@@ -209,6 +207,8 @@ def go_on(host: Path | None, python: Path, *arguments: str) -> int:
 def main(arguments: list[str]) -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - the sentence is for those who have an older one
         raise SetupError(f"AniFaceDiff needs Python 3.10 or newer; this is {sys.version.split()[0]}.")
+    if arguments[:1] in (["demo"], ["test"]) and not (ROOT / "anifacediff_core" / "lab").is_dir():
+        raise SetupError("demo and test need the whole repository, of which this is a part: clone it.")
     if arguments[:1] == ["test"]:
         return go_on(users_host(), make_venv(), *arguments)
     raw, shown = argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter

@@ -18,6 +18,7 @@ from anifacediff_core.lab import client
 from anifacediff_core.video import VideoWriter, probe, read_frames
 
 ROOT = install.ROOT
+EXAMPLES = ROOT / "anifacediff_core" / "assets" / "examples"
 API_GRAPHS = ROOT / "workflows" / "api"
 
 

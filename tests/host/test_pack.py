@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import install
+from anifacediff_core.lab import client
 from harness import server
 
 LARGEST = 43_000_000  # bytes of the archive
@@ -71,15 +72,17 @@ def test_a_host_runs_the_first_workflow_from_the_pack(comfyui: Path, pack: Path)
         wanted = {"file": "short.mp4", "steps": STEPS, "size": SIZE}
         node["inputs"] |= {name: value for name, value in wanted.items() if name in node["inputs"]}
     with server.start(comfyui, extension=pack) as host:
-        server.shorten(install.EXAMPLES / "driving.mp4", host.base / "input" / "short.mp4", FRAMES)
-        run = install.run_prompt(host, graph).check()
+        server.shorten(server.EXAMPLES / "driving.mp4", host.base / "input" / "short.mp4", FRAMES)
+        run = client.run_prompt(host, graph).check()
         (video,) = [file for file in server.saved_files(host, run) if file.suffix == ".mp4"]
         assert server.video_facts(video).frames == FRAMES
 
 
 def test_the_commands_say_where_they_are(pack: Path) -> None:
-    command = [sys.executable, "-m", "anifacediff_core", "reenact"]
-    run = subprocess.run(command, cwd=pack, capture_output=True, text=True, check=False)
-    assert run.returncode == 2 and run.stdout == ""
-    (line,) = run.stderr.splitlines()
-    assert line.startswith("anifacediff: ") and "repository" in line
+    for command, code in ((["-m", "anifacediff_core", "reenact"], 2), (["install.py", "demo"], 1)):
+        run = subprocess.run(
+            [sys.executable, *command], cwd=pack, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == code and run.stdout == ""
+        (line,) = run.stderr.splitlines()
+        assert line.startswith(("anifacediff: ", "error: ")) and "repository" in line

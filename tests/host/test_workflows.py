@@ -51,7 +51,7 @@ def host_with_files(running_comfyui: client.Server) -> client.Server:
     """With a file of every kind that a workflow may need, and a short driving video."""
     files.write_all(running_comfyui.base / "models")
     driving = running_comfyui.base / "input" / "short.mp4"
-    server.shorten(install.EXAMPLES / "driving.mp4", driving, FRAMES)
+    server.shorten(server.EXAMPLES / "driving.mp4", driving, FRAMES)
     return running_comfyui
 
 
