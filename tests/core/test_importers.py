@@ -28,8 +28,9 @@ from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import make_image_encoder, make_pose_encoder
 from anifacediff_core.network.guidance import GuidanceEncoders
 from anifacediff_core.network.landmark_guider import LandmarkGuider
-from anifacediff_core.network.model import AniFaceDiff, make_unet
+from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet
 from anifacediff_core.storage import write_tensor_stream
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize, recognize_file
