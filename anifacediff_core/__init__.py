@@ -1,3 +1,3 @@
 """AniFaceDiff: face reenactment by diffusion. The library; it knows nothing of ComfyUI."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -95,6 +95,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_scalar(node)
 
 
+_Loader.add_implicit_resolver(  # 1e-3, which is text in YAML 1.1
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def parse_rate(value: Any) -> Fraction:
     """A frame rate as files and people write it: "30000/1001", "23.976", 25.
 

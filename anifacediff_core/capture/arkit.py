@@ -17,8 +17,8 @@ from torch import Tensor
 from ..errors import InputError
 from ..head import rotation
 from ..head.camera import uncrop_camera
+from ..head.gaze import look_along
 from ..head.model import HeadModel
-from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from . import mesh
 from .capture import SMOOTHING, Captured, calmed, in_portrait

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..head.camera import crop_camera, uncrop_camera
+from ..head.gaze import look_along
 from ..head.model import HeadModel
-from ..head.motion import look_along
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
 from ..motion.parts import require_numbers

@@ -1,4 +1,4 @@
-"""Where the faces are, by what is at hand: landmarks or boxes from elsewhere, MediaPipe, OpenCV.
+"""Where the faces are, by what is at hand: landmarks or boxes from elsewhere, or MediaPipe.
 
 Whatever finds them, faces become face squares as in :func:`.detector.face_square`: around the box of the 68
 landmarks (jaw, brows, nose, eyes, mouth), its side twice the mean of the box's width and height. From a mere
@@ -12,7 +12,6 @@ import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,8 +31,6 @@ JAW_AND_BROWS = (
 )  # fmt: skip
 # DECA cuts around landmarks as if their box were larger, and below the middle of a detector's box.
 LANDMARKS_GROWTH, BOX_DROP = 1.1, 0.12
-CASCADE = "haarcascade_frontalface_alt2.xml"
-LEAST_SHARE = 0.1  # of the shorter side; smaller things are no faces that can be read
 CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", "top", "right", "bottom"))
 SIZED = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 
@@ -208,7 +205,7 @@ def _of_all_frames(found: list[list[Detection]], frames: int, what: str) -> list
     return found
 
 
-# ---- detectors that may be installed
+# ---- a detector that may be installed
 
 
 class MediapipeFaces:
@@ -231,48 +228,12 @@ class MediapipeFaces:
         return from_landmarks(mediapipe.detect_landmarks(frames, what="the picture"), len(frames), size)
 
 
-class OpencvFaces:
-    """OpenCV's cascade of frontal faces; OpenCV 5 carries none."""
-
-    name = "OpenCV"
-
-    def __init__(self) -> None:
-        cv2 = importlib.import_module("cv2")
-        self.cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades) / CASCADE))
-
-    @staticmethod
-    def available() -> bool:
-        if importlib.util.find_spec("cv2") is None:
-            return False
-        try:
-            cv2 = importlib.import_module("cv2")
-        except ImportError:
-            return False
-        folder = getattr(getattr(cv2, "data", None), "haarcascades", None)
-        return hasattr(cv2, "CascadeClassifier") and folder is not None and (Path(folder) / CASCADE).is_file()
-
-    def detect(self, frames: Tensor) -> list[list[Detection]]:
-        return [self._detect(frame) for frame in frames]
-
-    def _detect(self, frame: Tensor) -> list[Detection]:
-        red, green, blue = frame.float().cpu()
-        gray = (0.299 * red + 0.587 * green + 0.114 * blue).mul(255).round().to(torch.uint8)
-        least = max(24, round(LEAST_SHARE * min(gray.shape)))
-        boxes = self.cascade.detectMultiScale(
-            gray.numpy(), scaleFactor=1.1, minNeighbors=4, minSize=(least, least)
-        )
-        return [
-            Detection(0.9, _shares(square_of_box((x, y, x + w, y + h)), max(gray.shape)), sure=1.0)
-            for x, y, w, h in (tuple(float(value) for value in box) for box in boxes)
-        ]
-
-
 @dataclass
 class FacesAtHand:
-    """The best detector that is installed; looked for when the first pictures come.
+    """MediaPipe where it is installed, else another detector; looked for when the first pictures come.
 
     Attributes:
-        last: taken where nothing is installed.
+        last: taken where it is not.
         name: of the detector that was taken, for people.
     """
 
@@ -282,7 +243,7 @@ class FacesAtHand:
 
     def detect(self, frames: Tensor) -> list[list[Detection]]:
         if self._chosen is None:
-            installed = next((kind for kind in (MediapipeFaces, OpencvFaces) if kind.available()), None)
-            self._chosen = self.last if installed is None else installed()
-            self.name = "the detector that comes with AniFaceDiff" if installed is None else installed.name
+            installed = MediapipeFaces.available()
+            self._chosen = MediapipeFaces() if installed else self.last
+            self.name = MediapipeFaces.name if installed else "the detector that comes with AniFaceDiff"
         return self._chosen.detect(frames)

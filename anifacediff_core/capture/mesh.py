@@ -91,7 +91,7 @@ def _eye(face: Tensor, side: str) -> dict[str, Tensor]:
     across = (offset[:, 0] - _neutral(offset[:, 0], AVERAGE["iris_x"])) * seen
     along = (offset[:, 1] - _neutral(offset[:, 1], AVERAGE["iris_y"])) * seen
     outward = across if side == "Left" else -across
-    # An eyeball of 12 mm in a slit of 30 mm, turned by the angles of `head.motion`.
+    # An eyeball of 12 mm in a slit of 30 mm, turned by the angles of `head.gaze`.
     found[f"eyeLookOut{side}"], found[f"eyeLookIn{side}"] = _ramp(outward, 0, 0.19), _ramp(-outward, 0, 0.19)
     found[f"eyeLookUp{side}"], found[f"eyeLookDown{side}"] = _ramp(along, 0, 0.15), _ramp(-along, 0, 0.15)
     return found

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..claims import parse_json
 from ..errors import InputError
 from . import rotation
+from .gaze import gaze_pose
 from .model import HeadModel
-from .motion import gaze_pose
 from .parameters import FaceParameters
 
 # Where the head is, by name: lowest, highest and neutral value. Degrees as in `rotation.from_euler`; zoom is

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..head import rotation
-from ..head.motion import look_along
+from ..head.gaze import look_along
 from ..head.parameters import FaceParameters
 from .parts import JOINTS, per_expression, require_numbers
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..head.motion import look_along
+from ..head.gaze import look_along
 from ..head.parameters import FaceParameters
 from .parts import JOINTS, PARTS, per_expression, require_numbers
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..head.motion import look_along
+from ..head.gaze import look_along
 from ..head.parameters import FaceParameters
 from .parts import require_numbers
 

@@ -47,7 +47,7 @@ def pose_sample(encoder: nn.Module, pictures: Tensor, chunk: int) -> Tensor | No
 def encode_pose(
     encoder: nn.Module, pictures: Tensor, statistics: Statistics | None = None
 ) -> tuple[Tensor, ...]:
-    """Features of all levels of any pose encoder, for `network.model.run_unet`.
+    """Features of all levels of any pose encoder, for `network.unet.run_unet`.
 
     Arguments:
         pictures: (frames, 3 * pose inputs, H, W) in [0, 1].

@@ -57,6 +57,7 @@ DAMAGED = (*FAULTS, ValueError, KeyError, TypeError)  # what reading a damaged f
 
 Carried = Mapping[str, Tensor]
 Say = Callable[[str], None]
+Finish = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -136,16 +137,31 @@ class Work:
     Args:
         folder: where the segments are.
         partial: mp4 for what is finished, should the work be stopped.
+        finish: called with every joined video, also with a partial one, before it gets its name.
     """
 
-    def __init__(self, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        partial: Path,
+        fingerprint: str,
+        footage: Footage,
+        say: Say,
+        finish: Finish | None = None,
+    ) -> None:
         self.folder, self.partial = folder, partial
-        self.fingerprint, self.footage, self.say = fingerprint, footage, say
+        self.fingerprint, self.footage, self.say, self.finish = fingerprint, footage, say, finish
 
     @classmethod
     @contextmanager
     def begin(
-        cls, folder: Path, partial: Path, fingerprint: str, footage: Footage, say: Say
+        cls,
+        folder: Path,
+        partial: Path,
+        fingerprint: str,
+        footage: Footage,
+        say: Say,
+        finish: Finish | None = None,
     ) -> Iterator[Work]:
         """Go on with what is in the folder if it has the same fingerprint, or start anew.
 
@@ -159,7 +175,7 @@ class Work:
         )
         try:
             with sole(folder / LOCK, busy):
-                work = cls(folder, partial, fingerprint, footage, say)
+                work = cls(folder, partial, fingerprint, footage, say, finish)
                 work._prepare()
                 yield work
         finally:
@@ -288,7 +304,10 @@ class Work:
         def join(sound: Path | None, copied: bool) -> int:
             return join_videos(parts, path, footage.rate, footage.times, sound, copied)
 
-        return keep_sound(join, sound, self.say)
+        frames = keep_sound(join, sound, self.say)
+        if self.finish is not None:
+            self.finish(path)
+        return frames
 
     def _video(self, number: int) -> Path:
         return self.folder / f"{number:04d}.mp4"
@@ -316,7 +335,7 @@ class Work:
             if found["version"] != VERSION:
                 return None
             former = Footage.noted(found["footage"])
-            return Work(self.folder, self.partial, found["fingerprint"], former, self.say)
+            return Work(self.folder, self.partial, found["fingerprint"], former, self.say, self.finish)
         except DAMAGED:
             return None
 

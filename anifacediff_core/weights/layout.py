@@ -11,8 +11,8 @@ from anifacediff_core.network.attention import transformer_block_names
 from anifacediff_core.network.autoencoder import StableAutoEncoder
 from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_image_encoder, make_pose_encoder
-from anifacediff_core.network.model import make_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet, trim_reference
 
 Layout = dict[str, tuple[int, ...]]
 

@@ -13,25 +13,22 @@ sees, and handed to the hooks in the call's own `transformer_options`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.patcher_extension
-import comfy.utils
 import torch
-from comfy.ldm.modules.attention import SpatialTransformer
-from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, ResBlock, UNetModel
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
-from torch import Tensor, nn
+from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.sampling.settings import SamplingSettings
 
 from .attention import attend
 from .auxiliary import run, unwrap
+from .places import Block, Place, Slot, attending, ends_of_levels, find_places, in_place, make_slots, run_slot
 from .windows import use_windows
 
 KEY = "anifacediff"
@@ -40,7 +37,6 @@ CONDITIONAL = 0  # the host's name for rows of the positive conditioning
 # A video's pose features stay on the device from step to step when they are no larger than this, in bytes.
 RESIDENT = 2**28
 
-Block = tuple[str, int]  # the host's name of a block: ("input" | "middle" | "output", number)
 Attention = Callable[[Tensor, Tensor, Tensor, dict], Tensor]
 
 
@@ -87,29 +83,29 @@ def apply_anifacediff(
         raise InputError(
             f"AniFaceDiff needs a MODEL of Stable Diffusion 1.5's form, not {kind}: connect another."
         )
-    places = _places(model)
+    places = find_places(model)
     carried = model.get_attachment(EXPRESSION_KEY)
     video = _Video(reference, pose, carried, expression)
     _check_reference(places, video)
-    slots = [] if motion is None else _slots(places, motion, window)
+    slots = [] if motion is None else make_slots(places, motion, window)
 
     model = model.clone()
     model.set_attachments(KEY, video)
     if reference is not None:
         attention = _reference_attention(places)
-        for place in _attending(places):
+        for place in attending(places):
             model.set_model_attn1_replace(attention, *place.block)
     if pose:
         model.set_model_input_block_patch(_pose_patch({("input", 0): 0}))
     if len(pose) > 1:
-        ends = _ends_of_levels(model.model.diffusion_model)
+        ends = ends_of_levels(model.model.diffusion_model)
         levels = {block: level for level, block in enumerate(ends, 1) if level < len(pose)}
         model.set_model_input_block_patch_after_skip(_pose_patch(levels))
     if video.expression is not None:
         _add_expression(model, places, carried)
     if slots:
         model.set_additional_models(KEY, [motion])
-        model.set_model_forward_timestep_embed_patch((_Slot, _run_slot))
+        model.set_model_forward_timestep_embed_patch((Slot, run_slot))
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _around_call(video, slots))
     model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(video))
     return use_windows(model, window, overlap)
@@ -144,31 +140,13 @@ def text_conditioning(positive: Tensor, negative: Tensor) -> tuple[list, list]:
 
 def block_names(model: ModelPatcher) -> dict[Block, str]:
     """diffusers' name of every transformer block of the MODEL, in the order in which the host runs them."""
-    return {place.block: place.transformer_name for place in _attending(_places(model))}
+    return {place.block: place.transformer_name for place in attending(find_places(model))}
 
 
 @dataclass(frozen=True)
 class _Expression:
     adapter: ModelPatcher
     weight: float
-
-
-@dataclass(frozen=True)
-class _Place:
-    """A residual block of the UNet with the transformer that follows it, if any."""
-
-    block: Block
-    layers: nn.Sequential
-    transformer: SpatialTransformer | None
-    transformer_name: str
-    motion_name: str
-    motion_index: int  # where in `layers` the temporal module goes
-
-    @property
-    def attention(self) -> Any:
-        """The self-attention of the transformer; Stable Diffusion 1.5 has one block in each."""
-        assert self.transformer is not None
-        return self.transformer.transformer_blocks[0].attn1
 
 
 @dataclass(frozen=True)
@@ -259,7 +237,7 @@ class _Video:
         return dict(projected)
 
 
-def _around_call(video: _Video, slots: list[tuple[_Place, _Slot]]) -> Callable[..., Tensor]:
+def _around_call(video: _Video, slots: list[tuple[Place, Slot]]) -> Callable[..., Tensor]:
     def reenact(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # the host hands them over by position: c_concat, c_crossattn, control, transformer_options
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[3]
@@ -267,7 +245,7 @@ def _around_call(video: _Video, slots: list[tuple[_Place, _Slot]]) -> Callable[.
         dtype = model.manual_cast_dtype or model.get_dtype()
         options[KEY] = video.call(options, x.shape[0] // len(options["cond_or_uncond"]), x.device, dtype)
         try:
-            with _in_place(slots):
+            with in_place(slots):
                 return executor(x, t, *args, **kwargs)
         finally:
             del options[KEY]
@@ -286,40 +264,10 @@ def _around_sampling(video: _Video) -> Callable[..., Tensor]:
     return sample
 
 
-def _places(model: ModelPatcher) -> list[_Place]:
-    unet = model.model.diffusion_model
-    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
-    names = {host: diffusers for diffusers, host in names.items()}
-    sequences = [(("input", n), f"input_blocks.{n}", layers) for n, layers in enumerate(unet.input_blocks)]
-    sequences += [(("middle", 0), "middle_block", unet.middle_block)]
-    sequences += [
-        (("output", n), f"output_blocks.{n}", layers) for n, layers in enumerate(unet.output_blocks)
-    ]
-    places = []
-    for block, prefix, layers in sequences:
-        resnet = names.get(f"{prefix}.0.in_layers.0.weight")
-        if not isinstance(layers[0], ResBlock) or resnet is None:
-            continue
-        found = [index for index, layer in enumerate(layers) if isinstance(layer, SpatialTransformer)]
-        index = found[0] if found else 0
-        name = (
-            names[f"{prefix}.{index}.transformer_blocks.0.norm1.weight"].removesuffix(".norm1.weight")
-            if found
-            else ""
-        )
-        motion = resnet.removesuffix(".norm1.weight").replace(".resnets.", ".motion_modules.")
-        places.append(_Place(block, layers, layers[index] if found else None, name, motion, index + 1))
-    return places
-
-
-def _attending(places: list[_Place]) -> list[_Place]:
-    return [place for place in places if place.transformer is not None]
-
-
-def _check_reference(places: list[_Place], video: _Video) -> None:
+def _check_reference(places: list[Place], video: _Video) -> None:
     if not video.reference:
         return
-    expected = {place.transformer_name: place.attention.to_k.in_features for place in _attending(places)}
+    expected = {place.transformer_name: place.attention.to_k.in_features for place in attending(places)}
     found = {name: tokens.shape[-1] for name, tokens in video.reference.items()}
     if found != expected:
         described = [
@@ -352,16 +300,6 @@ def _groups(options: dict, rows: int) -> tuple[int, list[tuple[slice, bool]]]:
     ]
 
 
-def _ends_of_levels(unet: UNetModel) -> list[Block]:
-    """The last input block of each level, which reduces the resolution where there is a further level."""
-    reducing = [
-        index
-        for index, layers in enumerate(unet.input_blocks)
-        if any(isinstance(layer, Downsample) for layer in layers)
-    ]
-    return [("input", index) for index in (*reducing, len(unet.input_blocks) - 1)]
-
-
 def _pose_patch(levels: dict[Block, int]) -> Callable[[Tensor, dict], Tensor]:
     def add_pose(hidden: Tensor, options: dict) -> Tensor:
         level = levels.get(options["block"])
@@ -379,7 +317,7 @@ def _pose_patch(levels: dict[Block, int]) -> Callable[[Tensor, dict], Tensor]:
     return add_pose
 
 
-def _reference_attention(places: list[_Place]) -> Attention:
+def _reference_attention(places: list[Place]) -> Attention:
     by_block = {place.block: place for place in places}
 
     def attend_to_reference(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
@@ -405,10 +343,10 @@ def _reference_attention(places: list[_Place]) -> Attention:
     return attend_to_reference
 
 
-def _add_expression(model: ModelPatcher, places: list[_Place], carried: _Expression) -> None:
+def _add_expression(model: ModelPatcher, places: list[Place], carried: _Expression) -> None:
     names = unwrap(carried.adapter).names
     replaced = model.model_options["transformer_options"].get("patches_replace", {}).get("attn2", {})
-    for place in _attending(places):
+    for place in attending(places):
         if place.transformer_name not in names:
             raise InputError(
                 f"The expression adapter has no layers for {place.transformer_name} of the MODEL: "
@@ -436,64 +374,3 @@ def _expression_attention(name: str, inner: Attention) -> Attention:
         )
 
     return attend_to_expression
-
-
-class _Slot(nn.Module):
-    """Stands in one of the UNet's sequences for a temporal module, which stays out of the UNet's own modules.
-
-    Registered there, the temporal weights would count as the UNet's and rename the host's keys.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.held = (module,)
-
-    def forward(self, hidden: Tensor, *_: Any) -> Tensor:
-        """A MODEL without our patch passes through."""
-        return hidden
-
-
-def _run_slot(slot: _Slot, hidden: Tensor, emb: Tensor, context: Tensor, options: dict, *_: Any) -> Tensor:
-    return slot.held[0](hidden, num_frames=hidden.shape[0] // len(options["cond_or_uncond"]))
-
-
-def _slots(places: list[_Place], motion: ModelPatcher, window: int) -> list[tuple[_Place, _Slot]]:
-    modules = dict(unwrap(motion).named_modules())
-    slots = [(place, _Slot(modules[place.motion_name])) for place in places if place.motion_name in modules]
-    expected = [place for place in places if place.block[0] != "middle"]
-    misfits = [
-        place
-        for place in expected
-        if place.motion_name not in modules
-        or modules[place.motion_name].in_channels != place.layers[0].out_channels
-    ]
-    if misfits:
-        raise InputError(
-            f"The motion modules don't fit the MODEL (first misfit: {misfits[0].motion_name}): "
-            "take both from one checkpoint."
-        )
-    longest = min(module.pe.shape[1] for module in modules.values() if hasattr(module, "pe"))
-    if window > longest:
-        raise InputError(
-            f"A window of {window} frames is longer than the motion modules know: use {longest} at most."
-        )
-    return slots
-
-
-@contextmanager
-def _in_place(slots: list[tuple[_Place, _Slot]]) -> Iterator[None]:
-    """Show the slots as layers of the UNet.
-
-    The table of layers is exchanged as a whole and comes back as it was: torch.compile takes any other for a
-    change of the network, and compiles anew.
-    """
-    tables = [place.layers._modules for place, _ in slots]
-    try:
-        for (place, slot), table in zip(slots, tables, strict=True):
-            layers = list(table.values())
-            layers.insert(place.motion_index, slot)
-            place.layers._modules = type(table)((str(index), layer) for index, layer in enumerate(layers))
-        yield
-    finally:
-        for (place, _), table in zip(slots, tables, strict=True):
-            place.layers._modules = table

@@ -16,8 +16,8 @@ from anifacediff_core.network.attention import Conditions, install_processors
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder, pose_sample
 from anifacediff_core.network.encoders import encode_pose as encode_pictures
-from anifacediff_core.network.model import make_unet, run_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet, run_unet, trim_reference
 from anifacediff_core.progress import Progress
 from anifacediff_core.weights.fill import fill
 from anifacediff_core.weights.layout import block_channels

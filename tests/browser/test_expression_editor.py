@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import install
 from anifacediff_core.head.editing import PLACE, edit, read_edits
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab import client
 from harness import browser
 
 SIZE = 128
@@ -49,7 +49,7 @@ def base(head: HeadModel) -> FaceParameters:
 def found(
     request: pytest.FixtureRequest,
     browser_driver: Path,
-    running_comfyui: install.Server,
+    running_comfyui: client.Server,
     tmp_path_factory: pytest.TempPathFactory,
     base: FaceParameters,
 ) -> dict[str, Any]:

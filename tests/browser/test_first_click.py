@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import install
+from anifacediff_core.lab import client
 from harness import browser, server
 
 
 @pytest.fixture(scope="module")
-def fresh_host(comfyui: Path) -> Iterator[install.Server]:
+def fresh_host(comfyui: Path) -> Iterator[client.Server]:
     """A host that nobody has used: its input folder holds what the extension brings."""
     with server.start(comfyui) as running:
         yield running
@@ -21,7 +21,7 @@ def fresh_host(comfyui: Path) -> Iterator[install.Server]:
 # the renderer that comes second gets the first one's video out of the host's cache
 @pytest.mark.parametrize("vue", [False, True], ids=["canvas", "vue"])
 def test_a_template_runs_at_the_first_click(
-    browser_driver: Path, fresh_host: install.Server, tmp_path: Path, vue: bool
+    browser_driver: Path, fresh_host: client.Server, tmp_path: Path, vue: bool
 ) -> None:
     task = {
         "extension": "ComfyUI-AniFaceDiff",

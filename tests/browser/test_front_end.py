@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-import install
+from anifacediff_core.lab import client
 from harness import graphs
 from harness.browser import Page
-from harness.server import workflow_names
+from harness.server import API_GRAPHS, load_graph, workflow_names
 
 
 @pytest.mark.parametrize("name", workflow_names())
@@ -19,13 +19,13 @@ def test_the_front_end_knows_every_node(front_end: dict[str, Page], name: str) -
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_the_front_end_queues_the_committed_api_graph(
-    front_end: dict[str, Page], running_comfyui: install.Server, name: str, request: pytest.FixtureRequest
+    front_end: dict[str, Page], running_comfyui: client.Server, name: str, request: pytest.FixtureRequest
 ) -> None:
-    graph, file = front_end[name].graph, install.API_GRAPHS / f"{name}.json"
+    graph, file = front_end[name].graph, API_GRAPHS / f"{name}.json"
     if request.config.getoption("--write-api-graphs"):
         file.parent.mkdir(exist_ok=True)
         file.write_text(json.dumps(graph, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    committed, known = install.load_graph(name), install.request(running_comfyui.address, "/object_info")
+    committed, known = load_graph(name), client.request(running_comfyui.address, "/object_info")
     anew = "write it anew: pytest tests/browser --write-api-graphs"
     assert graphs.without_news(graph, committed, known) == committed, anew
 

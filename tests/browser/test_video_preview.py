@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import install
+from anifacediff_core.lab import client
 from harness import browser
 
 
@@ -15,7 +15,7 @@ from harness import browser
 def found(
     request: pytest.FixtureRequest,
     browser_driver: Path,
-    running_comfyui: install.Server,
+    running_comfyui: client.Server,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Any]:
     """What the node showed; see watch.mjs."""

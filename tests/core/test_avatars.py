@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from anifacediff_core.avatars.batch import Batch
-from anifacediff_core.avatars.identity import HAIR_STYLES, HATS, Identity
-from anifacediff_core.avatars.poses import PITCH, YAW, random_frames
-from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.errors import InputError
+from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab.avatars.batch import Batch
+from anifacediff_core.lab.avatars.identity import HAIR_STYLES, HATS, Identity
+from anifacediff_core.lab.avatars.poses import PITCH, YAW, random_frames
+from anifacediff_core.lab.avatars.studio import Studio
 
 SIZE = 96
 

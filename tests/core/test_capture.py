@@ -28,8 +28,8 @@ from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.camera import crop_camera, project
+from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
 from anifacediff_core.head.parameters import FaceParameters
 
 
@@ -90,6 +90,23 @@ class Truth:
 
     def models(self) -> CaptureModels:
         return CaptureModels(self, self, self.head)
+
+
+class BestCentered(Truth):
+    """Networks as they are: the detector is off, and the encoder the more so the less centered a face is."""
+
+    OFF = torch.tensor([0.2, 0.1, 0.0])  # shares of the square's side
+
+    def detect(self, frames: Tensor) -> list[list[Detection]]:
+        found = [face.square for (face,) in super().detect(frames)]
+        return [[Detection(0.9, tuple((torch.tensor(s) + self.OFF * s[2]).tolist()))] for s in found]
+
+    def read(self, pixels: Tensor) -> Reading:
+        reading = super().read(pixels)
+        seen = replace(self.head.neutral(len(pixels)), shape=reading.shape, camera=reading.camera)
+        left, top, side = face_square(self.head, seen).T
+        away = torch.hypot(left + side / 2 - 0.5, top + side / 2 - 0.5)
+        return reading._replace(expression=reading.expression + away[:, None])
 
 
 # ---- the face square and the networks
@@ -203,6 +220,16 @@ def test_tracker_survives_a_gap_and_refuses_a_jump():
     assert tracker.follow([near], 1, 1) is near
 
 
+def test_a_face_may_come_back_the_farther_the_longer_it_was_away():
+    near, moved = Detection(0.9, (0.1, 0.1, 0.2)), Detection(0.9, (0.4, 0.1, 0.2))
+    for away in (0, 4):
+        tracker = Tracker()
+        tracker.follow([near], 1, 1)
+        for _ in range(away):
+            tracker.follow([], 1, 1)
+        assert (tracker.follow([moved], 1, 1) is moved) == (away == 4)
+
+
 def test_steadied_crop_is_calmer_but_follows():
     generator = torch.Generator().manual_seed(1)
     tracker, steadied, raw = Tracker(), [], []
@@ -252,6 +279,14 @@ def test_portrait_square_is_stable_and_holds_all_heads(head):
 
 
 # ---- the whole way
+
+
+def test_a_face_is_read_again_from_a_centered_square(head):
+    params = moving_head(head, 3)
+    truth = BestCentered(head, params)
+    found = capture(truth.frames(320, 320), truth.models(), "whole", smoothing=0.0)
+    assert truth.seen == 2 * 3
+    torch.testing.assert_close(found.parameters.expression, params.expression, atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize(("height", "width"), [(300, 400), (400, 300), (320, 320)])

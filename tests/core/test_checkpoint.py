@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.assembly import convert
+from anifacediff_core.lab.inspection import describe
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
-from anifacediff_core.weights.assembly import convert
 from anifacediff_core.weights.checkpoint import (
     bundled_checkpoint,
     load_autoencoder,
@@ -23,7 +24,6 @@ from anifacediff_core.weights.checkpoint import (
     save_checkpoint,
 )
 from anifacediff_core.weights.importers import recognize_file
-from anifacediff_core.weights.inspection import describe
 from harness.weights import randomize
 
 CONFIG = NetworkConfig.tiny()

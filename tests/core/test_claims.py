@@ -20,12 +20,12 @@ from torch import Tensor
 
 from anifacediff_core.claims import is_finite, parse_json, parse_rate, parse_yaml, shown
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.judges import bundled_path, load_judges
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.evaluation.judges import bundled_path, load_judges
+from anifacediff_core.lab.training.settings import read_experiment
+from anifacediff_core.lab.training.shard_format import SegmentInfo
 from anifacediff_core.network.config import ConfigError, NetworkConfig
-from anifacediff_core.training.settings import read_experiment
-from anifacediff_core.training.shard_format import SegmentInfo
 from anifacediff_core.weights.checkpoint import bundled_checkpoint
 from anifacediff_core.weights.importers import recognize_file
 from anifacediff_core.weights.reading import open_tensors

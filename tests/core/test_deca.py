@@ -445,7 +445,7 @@ class Nobody:
         return [[] for _ in frames]
 
 
-def test_the_best_detector_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mediapipe_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     class Installed(Nobody):
         name = "something"
 
@@ -454,24 +454,22 @@ def test_the_best_detector_that_is_installed_is_taken(monkeypatch: pytest.Monkey
             return True
 
     monkeypatch.setattr(locate.MediapipeFaces, "available", staticmethod(lambda: False))
-    monkeypatch.setattr(locate.OpencvFaces, "available", staticmethod(lambda: False))
     nothing = FacesAtHand(Nobody())
     assert (
         nothing.detect(pixels(2)) == [[], []] and nothing.name == "the detector that comes with AniFaceDiff"
     )
-    monkeypatch.setattr(locate, "OpencvFaces", Installed)
+    monkeypatch.setattr(locate, "MediapipeFaces", Installed)
     chosen = FacesAtHand(Nobody())
     chosen.detect(pixels(1))
     assert chosen.name == "something"
 
 
-@pytest.mark.parametrize("kind", [locate.MediapipeFaces, locate.OpencvFaces])
-def test_installed_detectors_find_a_face(kind: Any) -> None:
-    if not kind.available():
-        pytest.skip(f"{kind.name} is not installed, or carries no detector (optional)")
+def test_an_installed_detector_finds_a_face() -> None:
+    if not locate.MediapipeFaces.available():
+        pytest.skip("MediaPipe is not installed, or carries no detector (optional)")
     picture = read_image(ASSETS / "examples" / "source.png")
     frames = torch.cat([picture, torch.zeros_like(picture)])
-    shown, nothing = kind().detect(frames)
+    shown, nothing = locate.MediapipeFaces().detect(frames)
     assert nothing == [] and len(shown) == 1
     assert shown[0].center == pytest.approx((0.5, 0.62), abs=0.06)
     assert shown[0].square[2] == pytest.approx(0.95, abs=0.2)

@@ -15,8 +15,8 @@ from accelerate import DistributedType
 from accelerate.utils import FullyShardedDataParallelPlugin
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.training import distribution
-from anifacediff_core.training.task import Loop, load_weights
+from anifacediff_core.lab.training import distribution
+from anifacediff_core.lab.training.task import Loop, load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -24,11 +24,11 @@ GRADIENTS = """
 import sys, torch
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
-from anifacediff_core.training.data import Pairs
-from anifacediff_core.training.distribution import make_accelerator
-from anifacediff_core.training.task import Loop
-from anifacediff_core.training.reenactment import DenoisingSettings, DenoisingTask
-from anifacediff_core.training.engine import freeze_unused
+from anifacediff_core.lab.training.data import Pairs
+from anifacediff_core.lab.training.distribution import make_accelerator
+from anifacediff_core.lab.training.task import Loop
+from anifacediff_core.lab.training.reenactment import DenoisingSettings, DenoisingTask
+from anifacediff_core.lab.training.engine import freeze_unused
 from dataclasses import replace
 
 accelerator = make_accelerator(Loop(steps=1, mixed_precision="no"), 0)
@@ -82,9 +82,9 @@ import json, os, sys
 from pathlib import Path
 import torch
 from torch import nn
-from anifacediff_core.training import distribution, engine
-from anifacediff_core.training.task import Loop
-from anifacediff_core.training.journal import Journal
+from anifacediff_core.lab.training import distribution, engine
+from anifacediff_core.lab.training.task import Loop
+from anifacediff_core.lab.training.journal import Journal
 
 
 class Task:

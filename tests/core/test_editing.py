@@ -18,10 +18,10 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.camera import project
 from anifacediff_core.head.editing import PLACE, edit, read_edits, without_motion
-from anifacediff_core.head.export_web import export, web_tensors
+from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.assets.export_web import export, web_tensors
 from install import ROOT
 
 WEB_HEAD = ROOT / "web" / "editor" / "head.safetensors"
@@ -153,7 +153,7 @@ def test_the_page_has_the_bundled_head(head: HeadModel, tmp_path: Path) -> None:
     """But for the last digits of its numbers, which differ between processors."""
     export(tmp_path / "head.safetensors")
     shipped, made = load_file(WEB_HEAD), load_file(tmp_path / "head.safetensors")
-    anew = "write it anew: python -m anifacediff_core.head.export_web web/editor/head.safetensors"
+    anew = "write it anew: python -m anifacediff_core.lab.assets.export_web web/editor/head.safetensors"
     assert shipped.keys() == made.keys(), anew
     for name, tensor in made.items():
         assert shipped[name].dtype == tensor.dtype, anew

@@ -8,9 +8,9 @@ import pytest
 
 from anifacediff_core.capture.capture import CaptureModels
 from anifacediff_core.capture.flame import FlameModels
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.cli import main
 from anifacediff_core.video import probe, read_image
 from anifacediff_core.weights import faces
 from anifacediff_core.weights.checkpoint import bundled_checkpoint, load_checkpoint

@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from anifacediff_core import cli, storage
+from anifacediff_core import storage
 from anifacediff_core.errors import InputError, printable
-from anifacediff_core.sampling import jobs as module
-from anifacediff_core.sampling.jobs import ReenactJob, run_jobs
+from anifacediff_core.lab import cli
+from anifacediff_core.lab import jobs as module
+from anifacediff_core.lab.jobs import ReenactJob, run_jobs
 from anifacediff_core.storage import beside, replacing, require_writable
 from anifacediff_core.video import VideoWriter
 
@@ -57,7 +58,7 @@ def test_of_very_long_text_beginning_and_end_are_shown() -> None:
 def test_what_commands_print_is_not_obeyed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "inspect", lambda options: print("name \x1b[2J\ud800\nnext"))
+    monkeypatch.setattr(cli, "call", lambda *_: print("name \x1b[2J\ud800\nnext"))
     assert cli.main(["inspect", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "name \\x1b[2J\\ud800\nnext\n"
 
@@ -69,7 +70,7 @@ def test_what_commands_print_is_not_obeyed(
 def test_a_place_that_takes_no_result_is_told_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str
 ) -> None:
-    monkeypatch.setattr(cli, "reenact", lambda options: pytest.fail("work has begun"))
+    monkeypatch.setattr(cli, "call", lambda *_: pytest.fail("work has begun"))
     (tmp_path / "file").touch()
     (tmp_path / "folder.mp4").mkdir()
     ends_in_a_sentence(capsys, "reenact", "--out", str(tmp_path / out))
@@ -83,7 +84,7 @@ def test_a_disk_that_cannot_be_written_is_told_before_the_work(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), "some name")
 
     monkeypatch.setattr(storage.tempfile, "TemporaryFile", read_only)
-    monkeypatch.setattr(cli, "convert", lambda options: pytest.fail("work has begun"))
+    monkeypatch.setattr(cli, "call", lambda *_: pytest.fail("work has begun"))
     told = ends_in_a_sentence(capsys, "convert", "x.pt", "--out", str(tmp_path / "new" / "x.safetensors"))
     assert "on a disk that cannot be written" in told and not (tmp_path / "new").exists()
 
@@ -114,10 +115,10 @@ def test_faults_of_the_system_end_commands_with_a_sentence(
     fault: Exception,
     words: str,
 ) -> None:
-    def fails(options: Any) -> None:
+    def fails(*_: Any) -> None:
         raise fault
 
-    monkeypatch.setattr(cli, "inspect", fails)
+    monkeypatch.setattr(cli, "call", fails)
     with pytest.raises(InputError, match=words):
         raise InputError(ends_in_a_sentence(capsys, "inspect", str(tmp_path)))
 

@@ -16,9 +16,9 @@ pytest.importorskip("onnxruntime", reason="the extra eval is not installed")
 pytest.importorskip("onnx", reason="the extra dev is not installed")
 
 from anifacediff_core.capture.detector import Detection
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.forgery import (
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.evaluation.forgery import (
     Detector,
     Preprocessing,
     Score,
@@ -29,8 +29,8 @@ from anifacediff_core.evaluation.forgery import (
     read_scores,
     score_videos,
 )
-from anifacediff_core.evaluation.onnx_model import OnnxModel
-from anifacediff_core.evaluation.tables import forgery_markdown
+from anifacediff_core.lab.evaluation.onnx_model import OnnxModel
+from anifacediff_core.lab.evaluation.tables import forgery_markdown
 from anifacediff_core.video import write_image
 from harness.onnx_files import write_onnx
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.weights.assembly import convert
+from anifacediff_core.lab.assembly import convert
+from anifacediff_core.lab.inspection import describe
 from anifacediff_core.weights.checkpoint import bundled_checkpoint, load_checkpoint, load_network
 from anifacediff_core.weights.importers import recognize_file
-from anifacediff_core.weights.inspection import describe
 from anifacediff_core.weights.reading import open_tensors
 from harness import layouts
 

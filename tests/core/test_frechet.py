@@ -18,7 +18,7 @@ from torch_fidelity import feature_extractor_inceptionv3 as theirs
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.frechet import Inception, RunningGaussian, frechet_distance
+from anifacediff_core.lab.evaluation.frechet import Inception, RunningGaussian, frechet_distance
 from harness.flame import write_hostile
 
 

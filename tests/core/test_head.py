@@ -14,8 +14,8 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.camera import crop_camera, project, to_pixels, uncrop_camera
+from anifacediff_core.head.gaze import gaze_pose, look_along
 from anifacediff_core.head.model import REQUIRED, HeadModel
-from anifacediff_core.head.motion import gaze_pose, look_along
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.rasterize import interpolate, rasterize
 from anifacediff_core.head.render import render_normals, vertex_normals

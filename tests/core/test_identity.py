@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime", reason="the extra eval is not installed")
 pytest.importorskip("onnx", reason="the extra dev is not installed")
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.identity import (
+from anifacediff_core.lab.evaluation.identity import (
     TEMPLATE,
     Embedder,
     FaceRecognizer,
@@ -24,7 +24,7 @@ from anifacediff_core.evaluation.identity import (
     cut_portrait,
     similarity,
 )
-from anifacediff_core.evaluation.onnx_model import OnnxModel
+from anifacediff_core.lab.evaluation.onnx_model import OnnxModel
 from harness.flame import write_hostile
 from harness.onnx_files import write_onnx
 from harness.weights import randomize

@@ -19,18 +19,19 @@ from transformers import CLIPVisionModelWithProjection
 
 from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.capture.smirk import SmirkEncoder
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.lab.assembly import Ingredients, assemble, convert, file_digest
+from anifacediff_core.lab.cli import main
 from anifacediff_core.network import landmark_guider
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import make_image_encoder, make_pose_encoder
 from anifacediff_core.network.guidance import GuidanceEncoders
 from anifacediff_core.network.landmark_guider import LandmarkGuider
-from anifacediff_core.network.model import AniFaceDiff, make_unet
+from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet
 from anifacediff_core.storage import write_tensor_stream
-from anifacediff_core.weights.assembly import Ingredients, assemble, convert, file_digest
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize, recognize_file
 from anifacediff_core.weights.sources import open_checkpoint, open_folder
@@ -905,7 +906,7 @@ def test_weights_beyond_the_type_are_refused(motion: dict[str, Tensor], tmp_path
 MEASURE = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from anifacediff_core.cli import main
+from anifacediff_core.lab.cli import main
 code = main(sys.argv[2:])
 print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 sys.exit(code)

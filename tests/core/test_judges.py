@@ -13,13 +13,16 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from anifacediff_core.avatars.identity import Identity
-from anifacediff_core.avatars.studio import Studio
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation import judges as judging
-from anifacediff_core.evaluation.avatars import SEED_OFFSET, Protocol, draw_cases
-from anifacediff_core.evaluation.judges import (
+from anifacediff_core.head.camera import crop_camera, project
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.avatars.identity import Identity
+from anifacediff_core.lab.avatars.studio import Studio
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.evaluation import judges as judging
+from anifacediff_core.lab.evaluation.cases import SEED_OFFSET, draw_cases
+from anifacediff_core.lab.evaluation.judges import (
     IdentityJudge,
     Judges,
     Motion,
@@ -35,12 +38,10 @@ from anifacediff_core.evaluation.judges import (
     turn,
     view,
 )
-from anifacediff_core.head.camera import crop_camera, project
-from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.training.capture import sample_squares
-from anifacediff_core.training.data import PoolPlan
-from anifacediff_core.training.judges import (
+from anifacediff_core.lab.evaluation.protocol import Protocol
+from anifacediff_core.lab.training.capture import sample_squares
+from anifacediff_core.lab.training.data import PoolPlan
+from anifacediff_core.lab.training.judges import (
     FAMILY,
     HELD_OUT_SEED,
     TRAINING_SEED,
@@ -56,8 +57,8 @@ from anifacediff_core.training.judges import (
     points_in,
     verification,
 )
-from anifacediff_core.training.phase import HELD_OUT
-from anifacediff_core.training.settings import read_experiment
+from anifacediff_core.lab.training.phase import HELD_OUT
+from anifacediff_core.lab.training.settings import read_experiment
 
 TOY = """
 seed: 2
@@ -122,7 +123,7 @@ def test_judges_look_at_the_same_part_of_a_picture_of_any_size() -> None:
 
 
 def test_every_face_of_the_benchmark_lies_in_the_view_from_brows_to_mouth(head: HeadModel) -> None:
-    from anifacediff_core.evaluation.regions import face_spots
+    from anifacediff_core.head.regions import face_spots
 
     motion = draw_cases(Protocol(pairs=24, frames=4, fps=2), head).motion
     spots = face_spots(head, motion, 256)[:, :3]
@@ -328,8 +329,8 @@ def test_no_avatar_of_training_is_in_the_benchmark_or_in_another_pool(head: Head
 def test_the_shipped_experiment_is_complete() -> None:
     experiment = read_experiment("judges")
     settings = experiment["phases"]["judges"]
-    from anifacediff_core.training.settings import build
-    from anifacediff_core.training.task import Loop
+    from anifacediff_core.lab.training.settings import build
+    from anifacediff_core.lab.training.task import Loop
 
     plan, own = build(PoolPlan, settings["pool"]), build(JudgesSettings, settings["settings"])
     assert build(Loop, settings["loop"]).steps == 3850, "those of the shipped weights"

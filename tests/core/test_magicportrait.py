@@ -20,7 +20,8 @@ from anifacediff_core.network.attention import Conditions, project_reference
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.conditioning import Conditioning
 from anifacediff_core.network.guidance import make_guidance_encoder
-from anifacediff_core.network.model import AniFaceDiff, run_unet
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.network.unet import run_unet
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import TERMINAL_ALPHA
 from anifacediff_core.weights.importers.texture import load_texture

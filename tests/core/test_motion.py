@@ -17,8 +17,8 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.editing import edit
+from anifacediff_core.head.gaze import gaze_pose
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import gaze_pose
 from anifacediff_core.head.parameters import TENSORS, FaceParameters
 from anifacediff_core.motion.edit import edit_motion, rest_frame
 from anifacediff_core.motion.mix import LENGTHS, combine, join, mix
@@ -649,7 +649,7 @@ def test_euler_angles_are_the_inverse() -> None:
 
 
 def test_frames_far_apart_are_no_noise(head: HeadModel, names: list[str]) -> None:
-    """Every twentieth frame of a clip: heads and mouths jump from one to the next, and all of it is motion."""
+    """Every twentieth frame of a clip: heads and mouths jump from each to the next, all of it is motion."""
     generator = torch.Generator().manual_seed(0)
     params, jaw = head.neutral(16), names.index("jawOpen")
     params.expression[:, jaw] = torch.rand(16, generator=generator)

@@ -16,7 +16,8 @@ from anifacediff_core.network.attention import Conditions, transformer_block_nam
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import clip_preprocess
-from anifacediff_core.network.model import PARTS, AniFaceDiff, FixedRows, make_unet, run_unet
+from anifacediff_core.network.model import PARTS, AniFaceDiff, FixedRows
+from anifacediff_core.network.unet import make_unet, run_unet
 from harness.weights import randomize
 
 SOURCES, FRAMES = 2, 3

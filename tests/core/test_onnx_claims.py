@@ -15,7 +15,7 @@ pytest.importorskip("onnx", reason="the extra dev is not installed")
 from onnx import TensorProto, helper, numpy_helper
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.onnx_model import OnnxModel
+from anifacediff_core.lab.evaluation.onnx_model import OnnxModel
 
 PICTURE = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 16, 16])
 RESULT = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)

@@ -23,26 +23,26 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.capture.capture import capture
 from anifacediff_core.capture.deca import DecaEncoder
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.regions import emphasis
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.regions import emphasis
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab.avatars.studio import Studio
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.scale import Scale
+from anifacediff_core.lab.training import prepare as module
+from anifacediff_core.lab.training import shard_chunks
+from anifacediff_core.lab.training.avatar_shards import AvatarRecipe, prepare_avatars
+from anifacediff_core.lab.training.clips import Clip, Recipe, find_clips
+from anifacediff_core.lab.training.data import NormalsNoise
+from anifacediff_core.lab.training.prepare import Encoders, prepare
+from anifacediff_core.lab.training.shard_chunks import Shares, write_chunk
+from anifacediff_core.lab.training.shard_format import Segment, find_shards, read_shard
+from anifacediff_core.lab.training.shard_pictures import decode_picture
+from anifacediff_core.lab.training.shards import ShardSource
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.scale import Scale
-from anifacediff_core.training import prepare as module
-from anifacediff_core.training import shard_chunks
-from anifacediff_core.training.avatar_shards import AvatarRecipe, prepare_avatars
-from anifacediff_core.training.clips import Clip, Recipe, find_clips
-from anifacediff_core.training.data import NormalsNoise
-from anifacediff_core.training.prepare import Encoders, prepare
-from anifacediff_core.training.shard_chunks import Shares, write_chunk
-from anifacediff_core.training.shard_format import Segment, find_shards, read_shard
-from anifacediff_core.training.shard_pictures import decode_picture
-from anifacediff_core.training.shards import ShardSource
 from anifacediff_core.video import VideoWriter, read_frames, write_image
 from anifacediff_core.weights import faces
 from anifacediff_core.weights.faces import load_head
@@ -458,7 +458,7 @@ def _record(shard: Path) -> Path:
 def test_several_processes_prepare_each_clip_once(copies: Callable[..., Path], tmp_path: Path) -> None:
     script = tmp_path / "go.py"
     script.write_text(
-        "from anifacediff_core.cli import main\n"
+        "from anifacediff_core.lab.cli import main\n"
         "if __name__ == '__main__':\n"
         f"    raise SystemExit(main({[*COMMAND[3:], '--processes', '2']!r} + "
         f"['--videos', {str(copies(*names(5)))!r}, '--out', {str(tmp_path / 'out')!r}]))\n"
@@ -504,7 +504,7 @@ def test_an_avatar_in_a_shard_wears_its_own_shape(tmp_path: Path) -> None:
     (segment,) = segments(tmp_path)
     head = HeadModel.bundled()
     assert segment.parameters.shape.abs().max() > 0
-    from anifacediff_core.avatars.identity import Identity
+    from anifacediff_core.lab.avatars.identity import Identity
 
     identity = Identity.random(1, torch.Generator().manual_seed(0), head)
     expected = Studio(head).render(identity, segment.parameters, 64)

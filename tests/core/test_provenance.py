@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
@@ -13,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import anifacediff_core
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
-from anifacediff_core.provenance.container import copy_declared
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.jobs import Reenacting, ReenactJob
+from anifacediff_core.provenance.container import SOURCE_TYPE, STATEMENT, copy_declared
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.mark import draw_pattern, mark
 from anifacediff_core.provenance.pattern import draw_tile, identifier_of, message_of, read_message
 from anifacediff_core.video import VideoWriter, frame_pace, probe, read_frames, read_image, write_image
+from anifacediff_core.weights.checkpoint import bundled_checkpoint
 from harness.videos import steady, write_driver
 
 EXAMPLES = Path(anifacediff_core.__file__).parent / "assets" / "examples"
@@ -255,3 +258,59 @@ def test_copying_leaves_out_no_frame(tmp_path: Path, frames: int) -> None:
     for before, after in zip(read_frames(given), read_frames(out), strict=True):
         assert torch.equal(before, after)
     assert shown(out) == pytest.approx(shown(given), abs=1e-3)
+
+
+# ---- headless results
+
+JOB = {
+    "source": str(EXAMPLES / "source.png"),
+    "driving": str(EXAMPLES / "driving.mp4"),
+    "steps": 1,
+    "cfg": 1.0,
+}
+
+
+def fields_of(file: Path) -> dict[str, str]:
+    with av.open(str(file)) as opened:
+        return dict(opened.metadata)
+
+
+def test_what_is_reenacted_without_a_host_says_so_also_when_it_was_interrupted(tmp_path: Path) -> None:
+    def stops(name: str) -> Any:
+        def progress(done: int, total: int) -> None:
+            if name == "frames" and done >= 4:
+                raise KeyboardInterrupt
+
+        return progress
+
+    said: list[str] = []
+    whole, broken, partial = (tmp_path / name for name in ("whole.mp4", "broken.mp4", "broken.partial.mp4"))
+    settings: dict[str, Any] = {**JOB, "size": 128, "max_frames": 6, "segment": 3, "overlap": 1}
+    work = Reenacting(bundled_checkpoint(), "cpu", say=said.append)
+    work.reenact(ReenactJob(**settings, out=str(whole)))
+    work.bars = stops
+    with pytest.raises(KeyboardInterrupt):
+        work.reenact(ReenactJob(**settings, out=str(broken)))
+    for file in (whole, partial):
+        assert fields_of(file)["comment"] == STATEMENT and SOURCE_TYPE.encode() in file.read_bytes()
+        assert detect(frame[None] for frame in read_frames(file)).identifier == 0
+    work.bars = lambda name: None
+    work.reenact(ReenactJob(**settings, out=str(broken)))
+    assert broken.read_bytes() == whole.read_bytes() and sorted(tmp_path.iterdir()) == [broken, whole]
+    assert probe(whole).has_audio and not any("mark" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("options", "declared"), [(["--no-mark", "--size", "128"], False), (["--size", "64"], True)]
+)
+def test_the_mark_can_be_left_out_and_small_results_have_the_metadata_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], declared: bool
+) -> None:
+    out = tmp_path / "out.mp4"
+    files = ["--source", JOB["source"], "--driving", JOB["driving"], "--out", str(out), "--max-frames", "2"]
+    assert main(["reenact", *map(str, files), *options, "--steps", "1", "--cfg", "1", "--device", "cpu"]) == 0
+    assert ("A mark needs 128 pixels" in capsys.readouterr().out) == declared
+    assert (
+        (fields_of(out).get("comment") == STATEMENT) == declared == (SOURCE_TYPE.encode() in out.read_bytes())
+    )
+    assert declared or not detect(frame[None] for frame in read_frames(out)).found

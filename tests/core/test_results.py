@@ -21,14 +21,17 @@ pytest.importorskip("onnxruntime", reason="the extra eval is not installed")
 pytest.importorskip("onnx", reason="the extra dev is not installed")
 pytest.importorskip("cv2", reason="there is no OpenCV")
 
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation import results
-from anifacediff_core.evaluation.faces import FaceReader, face_distances, five_points
-from anifacediff_core.evaluation.generate import VARIANTS, Generator
-from anifacediff_core.evaluation.identity import Embedder
-from anifacediff_core.evaluation.metrics import flicker
-from anifacediff_core.evaluation.pairs import (
+from anifacediff_core.head.flame import NAME as FLAME
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.evaluation import pairs as pairs_module
+from anifacediff_core.lab.evaluation import results
+from anifacediff_core.lab.evaluation.faces import FaceReader, face_distances, five_points
+from anifacediff_core.lab.evaluation.generate import VARIANTS, Generator
+from anifacediff_core.lab.evaluation.identity import Embedder
+from anifacediff_core.lab.evaluation.pairs import (
     CROSS,
     SAME,
     Pair,
@@ -39,12 +42,10 @@ from anifacediff_core.evaluation.pairs import (
     read_pairs,
     write_pairs,
 )
-from anifacediff_core.evaluation.results import METHOD_FILE, Method, Networks, measure
-from anifacediff_core.evaluation.steadiness import Flicker, WarpingError, warped_difference
-from anifacediff_core.evaluation.tables import results_markdown
-from anifacediff_core.head.flame import NAME as FLAME
-from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, Networks, measure
+from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingError, warped_difference
+from anifacediff_core.lab.evaluation.tables import results_markdown
+from anifacediff_core.lab.metrics import flicker
 from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.video import VideoWriter, read_image, write_image
 from harness import files, flame
@@ -412,14 +413,15 @@ def test_frames_are_never_held_all_at_once(
             most = max(most, len(alive))
             yield frame
 
-    monkeypatch.setattr(results, "clip_frames", stream)
+    for module in (results, pairs_module):
+        monkeypatch.setattr(module, "clip_frames", stream)
     monkeypatch.setattr(results, "one_frame", lambda clip, index: torch.zeros(3, 16, 16))
     (tmp_path / "ours" / "p").mkdir(parents=True)
     report, _ = measure(
         [Method.of("ours", tmp_path / "ours")], pairs, Networks(MeanColors()), reference=[Path("unused")]
     )
     assert report["methods"]["ours"]["protocols"][SAME]["frames"] == 200
-    assert most <= 2 * results.AT_ONCE + 2  # a stack, the one before it, and their last frames
+    assert most <= 2 * pairs_module.AT_ONCE + 2  # a stack, the one before it, and their last frames
 
 
 # ---- tables
@@ -508,7 +510,7 @@ def test_variants_switch_alignment_and_adapter(
         neutral = FaceParameters.neutral(total or 1, "bundled", 2, 2)
         return SimpleNamespace(parameters=replace(neutral, shape=neutral.shape + ("source" in what)))
 
-    monkeypatch.setattr("anifacediff_core.evaluation.generate.capture", read)
+    monkeypatch.setattr("anifacediff_core.lab.evaluation.generate.capture", read)
     pipeline, variant = Recorder(), VARIANTS[name]
     generator = Generator(pipeline, None, SamplingSettings(size=32, expression_scale=0.7), pictures=True)  # type: ignore[arg-type]
     pairs = draw_pairs(videos, (SAME, CROSS), count=1)

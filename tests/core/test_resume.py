@@ -20,15 +20,15 @@ from accelerate import Accelerator
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from anifacediff_core.avatars.studio import Studio
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.training import distribution, engine, launch, states
-from anifacediff_core.training.data import Pool, PoolPlan
-from anifacediff_core.training.journal import Journal
-from anifacediff_core.training.phases import run_phase
-from anifacediff_core.training.settings import read_experiment
-from anifacediff_core.training.task import Loop, TrainingError, load_weights
+from anifacediff_core.lab.avatars.studio import Studio
+from anifacediff_core.lab.training import distribution, engine, launch, states
+from anifacediff_core.lab.training.data import Pool, PoolPlan
+from anifacediff_core.lab.training.journal import Journal
+from anifacediff_core.lab.training.phases import run_phase
+from anifacediff_core.lab.training.settings import read_experiment
+from anifacediff_core.lab.training.task import Loop, TrainingError, load_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

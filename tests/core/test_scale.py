@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import torch.nn.functional as F
 
-from anifacediff_core.cli import main
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab import jobs as module
+from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.jobs import ReenactJob, read_jobs, run_jobs
+from anifacediff_core.lab.scale import Scale, run
+from anifacediff_core.lab.training.shard_format import read_shard
 from anifacediff_core.network.model import AniFaceDiff
-from anifacediff_core.sampling import jobs as module
-from anifacediff_core.sampling.jobs import ReenactJob, read_jobs, run_jobs
-from anifacediff_core.scale import Scale, run
-from anifacediff_core.training.shard_format import read_shard
 from anifacediff_core.video import VideoWriter, probe, read_frames
 from harness import workers
 
@@ -60,10 +60,13 @@ def test_jobs_run_here_one_after_the_other(tmp_path: Path) -> None:
 PROCESSES = """
 from harness import workers
 from anifacediff_core.errors import InputError
-from anifacediff_core.scale import Scale, run
+from anifacediff_core.lab.scale import Scale, run
 work = [{"number": n, "out": f"%s/{n}"} for n in range(6)]
 results = list(run(workers.Writes, work, Scale(processes=2)))
 assert sorted(result["number"] for result in results) == list(range(6)), results
+left = run(workers.Sleeps, work, Scale(processes=2))
+assert next(left)["number"] == 0
+left.close()
 for make in (workers.Refuses, workers.CannotBegin, workers.Dies):
     try:
         list(run(make, work, Scale(processes=2)))
@@ -80,6 +83,7 @@ ENDED = (
 
 @pytest.mark.slow
 def test_processes_share_jobs_and_their_refusals_arrive_as_sentences(tmp_path: Path) -> None:
+    """Who leaves before the last result does not wait for it."""
     ended = in_own_python(PROCESSES % tmp_path)
     assert ended.stdout.splitlines() == [
         "job 1 is wrong; give another.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -280,12 +280,12 @@ def test_a_second_run_in_this_process_is_refused(run: Run) -> None:
 
 
 def test_where_files_cannot_be_locked_nobody_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some network shares say of every file that it is locked."""
+    """As on some network shares."""
 
-    def locked(*_: Any, **__: Any) -> Any:
-        raise sqlite3.OperationalError("database is locked")
+    def unknown(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
-    monkeypatch.setattr(sqlite3, "connect", locked)
+    monkeypatch.setattr(FileLock, "acquire", unknown)
     assert run(Made()) == FRAMES
     assert [path.name for path in run.out.parent.iterdir()] == ["out.mp4"]
 
@@ -630,6 +630,17 @@ def test_finished_frames_fade_into_new_ones() -> None:
 def test_noise_of_a_segment_is_that_of_its_frames(shared: float) -> None:
     long = initial_noise(9, 4, 8, 8, seed=3, shared=shared)
     assert torch.equal(initial_noise(4, 4, 8, 8, seed=3, shared=shared, first=5), long[5:])
+
+
+def test_a_later_segment_begins_with_the_noise_of_its_frames() -> None:
+    """Without temporal modules frames know nothing of each other but their place in the noise."""
+    network = randomize(AniFaceDiff(narrow_config(2), motion=False), 0)
+    single = Pipeline(network, randomize(AutoEncoder(), 1), HeadModel.bundled())
+    portrait = torch.rand(1, 3, 32, 32)
+    conditioning, later = (single.conditioning(portrait, moving(1), moving(6)[first:]) for first in (0, 3))
+    settings: dict[str, Any] = {"steps": 2, "cfg": 1.0, "window": 6, "overlap": 0, "shared_noise": 0.5}
+    whole, part = single.sample(conditioning, **settings), single.sample(later, **settings, first=3)
+    torch.testing.assert_close(part, whole[3:], atol=1e-4, rtol=1e-3)
 
 
 @pytest.fixture(scope="module")

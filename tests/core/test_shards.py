@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.regions import emphasis
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.training.data import NormalsNoise, Pairs
-from anifacediff_core.training.shard_format import ShardWriter, find_shards, read_shard
-from anifacediff_core.training.shard_reader import mixed
-from anifacediff_core.training.shards import ShardSource, spots
+from anifacediff_core.head.regions import emphasis
+from anifacediff_core.lab.training.data import NormalsNoise, Pairs
+from anifacediff_core.lab.training.shard_format import ShardWriter, find_shards, read_shard
+from anifacediff_core.lab.training.shard_reader import mixed
+from anifacediff_core.lab.training.shards import ShardSource, spots
 from harness.shards import SIZE, make_segment, told, write_set
 
 PLAIN = NormalsNoise(weakened=0, blurred=0)
@@ -253,7 +253,7 @@ def test_the_list_of_shards_changes_nothing_but_the_way_back(head: HeadModel, vi
 def test_going_on_opens_only_shards_that_are_still_needed(
     head: HeadModel, videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anifacediff_core.training import shard_reader as module
+    from anifacediff_core.lab.training import shard_reader as module
 
     data = source(videos, head, buffer=2)
     for _ in range(10):
@@ -479,7 +479,7 @@ def test_a_segment_cannot_fill_the_memory(
     head: HeadModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_set(tmp_path, [[make_segment(head, 0)]])
-    monkeypatch.setattr("anifacediff_core.training.shard_format.LARGEST_SEGMENT", 1000)
+    monkeypatch.setattr("anifacediff_core.lab.training.shard_format.LARGEST_SEGMENT", 1000)
     with pytest.raises(InputError, match="too large to be a segment"):
         first_draw(str(tmp_path), head)
 

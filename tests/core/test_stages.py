@@ -11,21 +11,21 @@ import torch
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.model import AniFaceDiff
-from anifacediff_core.sampling.schedule import NoiseSchedule, make_sigmas
-from anifacediff_core.training.data import NormalsNoise, Pairs
-from anifacediff_core.training.phases import PHASES, run_phase
-from anifacediff_core.training.reenactment import (
+from anifacediff_core.lab.training.data import NormalsNoise, Pairs
+from anifacediff_core.lab.training.phases import PHASES, run_phase
+from anifacediff_core.lab.training.reenactment import (
     DenoisingSettings,
     DenoisingTask,
     clean_of,
     snr_weight,
     target_of,
 )
-from anifacediff_core.training.settings import build, read_experiment
-from anifacediff_core.training.stages import Preview, ShardSettings
-from anifacediff_core.training.task import Loop, load_weights
+from anifacediff_core.lab.training.settings import build, read_experiment
+from anifacediff_core.lab.training.stages import Preview, ShardSettings
+from anifacediff_core.lab.training.task import Loop, load_weights
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.sampling.schedule import NoiseSchedule, make_sigmas
 from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
 from harness.weights import narrow_config
 
@@ -54,7 +54,7 @@ phases:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with shards, a starting checkpoint, and a run of both stages."""
-    from anifacediff_core.cli import main
+    from anifacediff_core.lab.cli import main
 
     folder = tmp_path_factory.mktemp("stages")
     shards = ["avatars", "shards", "--out", str(folder / "shards"), "--count", "3", "--frames", "5"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from anifacediff_core.avatars.styles import FAMILIES, StyleShares, degrade, stylize, stylize_rows
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.avatars.styles import FAMILIES, StyleShares, degrade, stylize, stylize_rows
 
 STYLED = [name for name in FAMILIES if name != "plain"]
 

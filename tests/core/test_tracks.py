@@ -1,33 +1,23 @@
-"""Motion tracks move like a person, and the voice belongs to the lips."""
+"""Motion tracks move like a person."""
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from anifacediff_core.avatars.poses import PITCH, ROLL, YAW
-from anifacediff_core.avatars.speech import speech_audio
-from anifacediff_core.avatars.tracks import (
-    Performance,
-    minimum_jerk,
-    perform,
-    random_frames,
-    random_tracks,
-    steps,
-    track,
-)
 from anifacediff_core.capture.detector import face_square
 from anifacediff_core.capture.tracker import portrait_square
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
+from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
+from anifacediff_core.lab.avatars.curves import minimum_jerk, steps
+from anifacediff_core.lab.avatars.poses import PITCH, ROLL, YAW
+from anifacediff_core.lab.avatars.tracks import Performance, perform, random_frames, random_tracks, track
 
 FPS = 24.0
 
@@ -187,47 +177,3 @@ def test_other_heads_are_refused(head):
     other.expression_names = [f"expression {i}" for i in range(52)]
     with pytest.raises(InputError, match="no ARKit expressions"):
         track(4, FPS, torch.Generator(), other)
-
-
-# ---- voice
-
-
-@pytest.fixture(scope="module")
-def spoken(head) -> tuple[Performance, np.ndarray]:
-    performance = perform(1, 144, FPS, torch.Generator().manual_seed(11), head, talking=1.0, moods=0.0)
-    return performance, speech_audio(performance, head, rate=24000)
-
-
-def test_voice_is_as_long_as_the_clip_and_does_not_clip(spoken):
-    _, sound = spoken
-    assert sound.dtype == np.float32 and len(sound) == 144 * 1000
-    assert 0.2 < np.abs(sound).max() < 0.95 and abs(sound.mean()) < 0.01
-    assert np.abs(sound[:50]).max() < 0.04 and np.abs(sound[-50:]).max() < 0.04
-
-
-def test_voice_follows_the_lips(head, spoken):
-    performance, sound = spoken
-    loudness = np.sqrt((sound.reshape(144, -1) ** 2).mean(1))
-    jaw = performance.params.expression[:, head.expression_names.index("jawOpen")].numpy()
-    shifted = [np.corrcoef(loudness[8 + lag : 136 + lag], jaw[8:136])[0, 1] for lag in range(-5, 6)]
-    assert shifted[5] > 0.4 and abs(int(np.argmax(shifted)) - 5) <= 1
-
-
-def test_silence_is_silent(head):
-    silent = perform(1, 48, FPS, torch.Generator().manual_seed(5), head, talking=0.0, moods=0.0)
-    assert np.abs(speech_audio(silent, head, rate=8000)).max() < 1e-3
-
-
-def test_pitch_is_heard(spoken, head):
-    performance, _ = spoken
-
-    def fundamental(pitch: float) -> float:
-        sound = speech_audio(performance, head, rate=16000, pitch=pitch)
-        loudest = int(np.argmax(np.convolve(sound**2, np.ones(2048), mode="valid")))
-        part = sound[loudest : loudest + 2048] * np.hanning(2048)
-        correlation = np.correlate(part, part, mode="full")[2047:]
-        low = int(16000 / 450)
-        return 16000 / (low + int(np.argmax(correlation[low : int(16000 / 80)])))
-
-    assert math.isclose(fundamental(120.0), 120, rel_tol=0.3)
-    assert math.isclose(fundamental(220.0), 220, rel_tol=0.3)

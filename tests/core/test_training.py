@@ -15,20 +15,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from anifacediff_core.avatars.poses import random_frames
-from anifacediff_core.avatars.studio import Studio
-from anifacediff_core.avatars.styles import StyleShares
 from anifacediff_core.capture import detector as detection
 from anifacediff_core.capture.detector import face_square
 from anifacediff_core.errors import InputError
-from anifacediff_core.evaluation.avatars import Protocol
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import draw_normals, render_normals
-from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.training import distribution, engine
-from anifacediff_core.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
-from anifacediff_core.training.capture import (
+from anifacediff_core.lab.avatars.poses import random_frames
+from anifacediff_core.lab.avatars.studio import Studio
+from anifacediff_core.lab.avatars.styles import StyleShares
+from anifacediff_core.lab.evaluation.protocol import Protocol
+from anifacediff_core.lab.training import distribution, engine
+from anifacediff_core.lab.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
+from anifacediff_core.lab.training.capture import (
     CaptureSettings,
     Spoil,
     detector_error,
@@ -36,13 +34,15 @@ from anifacediff_core.training.capture import (
     jpeg,
     spoil,
 )
-from anifacediff_core.training.data import Pool, PoolPlan, weaken_expression
-from anifacediff_core.training.journal import Journal
-from anifacediff_core.training.phase import network_config
-from anifacediff_core.training.phases import PHASES, run_phase
-from anifacediff_core.training.reenactment import DenoisingSettings, diffuse, mixed_noise
-from anifacediff_core.training.settings import build, read_experiment
-from anifacediff_core.training.task import Loop, TrainingError, load_weights
+from anifacediff_core.lab.training.data import Pool, PoolPlan, weaken_expression
+from anifacediff_core.lab.training.journal import Journal
+from anifacediff_core.lab.training.phase import network_config
+from anifacediff_core.lab.training.phases import PHASES, run_phase
+from anifacediff_core.lab.training.reenactment import DenoisingSettings, diffuse, mixed_noise
+from anifacediff_core.lab.training.settings import build, read_experiment
+from anifacediff_core.lab.training.task import Loop, TrainingError, load_weights
+from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.weights.checkpoint import PARTS, load_checkpoint
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -202,6 +202,9 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
     ("override", "message"),
     [
         ("phases.stage1.loop.steps=many", "stage1.loop.steps is 'many'; it must be a whole number"),
+        ("phases.stage1.loop.steps=true", "stage1.loop.steps is True; it must be a whole number"),
+        ("phases.stage1.loop.learning_rate=true", "stage1.loop.learning_rate is True; it must be a number"),
+        ("phases.stage1.loop.cuda_graph=1", "stage1.loop.cuda_graph is 1; it must be true or false"),
         ("phases.stage1.loop.learning_rate=[1]", "learning_rate is .1.; it must be a number"),
         ("phases.stage1.loop.betas=[0.9]", "betas is .*; it must be a list of 2, each a number"),
         ("phases.stage1.loop=5", "stage1.loop is 5; it must hold settings"),

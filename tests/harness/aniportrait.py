@@ -32,10 +32,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anifacediff_core.capture.geometry import FaceGeometry
+from anifacediff_core.network.attention import install_processors
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.landmark_guider import LandmarkGuider
-from anifacediff_core.network.model import install_processors, make_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet, trim_reference
 from anifacediff_core.sampling.schedule import TERMINAL_ALPHA
 from harness.layouts import fold
 from harness.magicportrait import motion_names, random_vae, take, to_pil

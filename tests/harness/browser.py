@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 
 import install
+from anifacediff_core.lab import client, environment
 
 PLAYWRIGHT = "1.64.1"
 HARNESS = Path(__file__).parent
@@ -41,7 +42,7 @@ def chromium() -> str | None:
 
 def driver_folder() -> Path:
     """A folder with playwright-core, outside the repository; made on first use."""
-    folder = install.cache_folder() / f"playwright-core-{PLAYWRIGHT}"
+    folder = environment.cache_folder() / f"playwright-core-{PLAYWRIGHT}"
     if (folder / "node_modules" / "playwright-core").is_dir():
         return folder
     npm = shutil.which("npm")
@@ -66,7 +67,7 @@ def driver_folder() -> Path:
 
 
 def load_workflows(
-    server: install.Server,
+    server: client.Server,
     driver: Path,
     names: list[str],
     screenshots: Path,
@@ -90,7 +91,7 @@ def load_workflows(
     return {name: Page(**{**page, "screenshot": Path(page["screenshot"])}) for name, page in pages.items()}
 
 
-def drive(script: str, server: install.Server, driver: Path, task: dict[str, Any], timeout: float) -> Any:
+def drive(script: str, server: client.Server, driver: Path, task: dict[str, Any], timeout: float) -> Any:
     """What a driver of this folder prints last, for a task to which the server and the browser are added."""
     task = {"address": f"http://{server.address}", "chromium": chromium(), **task}
     with FileLock(driver / "one.lock"):  # processes that test side by side would slow each other's pages down

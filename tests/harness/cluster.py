@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from anifacediff_core.lab.training import prepare as module
+from anifacediff_core.lab.training import shard_chunks
+from anifacediff_core.lab.training.prepare import Preparer
 from anifacediff_core.storage import replacing
-from anifacediff_core.training import prepare as module
-from anifacediff_core.training import shard_chunks
-from anifacediff_core.training.prepare import Preparer
 
 WAIT = 90.0  # seconds for the doomed node to get so far
 FATAL = 5  # the doomed node is killed during the first chunk with shards from this one on
@@ -75,7 +75,7 @@ def main(commands: list[list[str]], out: Path) -> None:
     """
     from ray.cluster_utils import Cluster
 
-    from anifacediff_core.cli import main as command
+    from anifacediff_core.lab.cli import main as command
 
     module.Preparer = Marked  # type: ignore[misc]
     memory = 80_000_000

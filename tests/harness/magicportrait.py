@@ -22,10 +22,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from anifacediff_core.network.attention import install_processors
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.guidance import GuidanceEncoders, make_guidance_encoder
-from anifacediff_core.network.model import install_processors, make_unet, trim_reference
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet, trim_reference
 from harness.magicportrait_head import Face, draw, on_path
 from harness.weights import randomize
 

@@ -14,14 +14,17 @@ from typing import Any
 import av
 
 import install
+from anifacediff_core.lab import client
 from anifacediff_core.video import VideoWriter, probe, read_frames
 
 ROOT = install.ROOT
+EXAMPLES = ROOT / "anifacediff_core" / "assets" / "examples"
+API_GRAPHS = ROOT / "workflows" / "api"
 
 
-def start(comfyui: Path, extension: Path = ROOT) -> AbstractContextManager[install.Server]:
+def start(comfyui: Path, extension: Path = ROOT) -> AbstractContextManager[client.Server]:
     """ComfyUI on the CPU with the extension and otherwise empty folders."""
-    return install.running_server(comfyui, sys.executable, cpu=True, extension=extension)
+    return client.running_server(comfyui, sys.executable, cpu=True, extension=extension)
 
 
 def shorten(video: Path, target: Path, frames: int) -> None:
@@ -42,7 +45,13 @@ def read_workflow(name: str) -> dict[str, Any]:
     return workflow
 
 
-def saved_files(server: install.Server, run: install.Run) -> list[Path]:
+def load_graph(name: str) -> dict[str, Any]:
+    """A shipped workflow in the form that the host's API takes."""
+    graph: dict[str, Any] = json.loads((API_GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
+    return graph
+
+
+def saved_files(server: client.Server, run: client.Run) -> list[Path]:
     """The files that a run saved; they live as long as the server."""
     folders = {"output": server.base / "output", "temp": server.base / "temp", "input": server.base / "input"}
     return [folders[file["type"]] / file.get("subfolder", "") / file["filename"] for file in run.files()]

@@ -13,13 +13,13 @@ from torch import Tensor
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
-from anifacediff_core.training.shard_format import (
+from anifacediff_core.lab.training.shard_format import (
     Segment,
     SegmentInfo,
     ShardWriter,
     write_manifest,
 )
-from anifacediff_core.training.shard_pictures import encode_picture
+from anifacediff_core.lab.training.shard_pictures import encode_picture
 
 SIZE = 32
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ class Refuses(Writes):
 class CannotBegin(Writes):
     def __init__(self) -> None:
         raise InputError("the weights are gone; give others.")
+
+
+class Sleeps(Writes):
+    """Takes an hour for all jobs but the first."""
+
+    def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
+        time.sleep(3600 if job["number"] else 0)
+        return super().__call__(job)
 
 
 class Dies(Writes):

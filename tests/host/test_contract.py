@@ -339,7 +339,7 @@ def model(host: SimpleNamespace) -> Any:
     """A MODEL of random weights."""
     from test_native import configs
 
-    from anifacediff_core.network.model import make_unet
+    from anifacediff_core.network.unet import make_unet
 
     config = configs()["tiny"]
     return host.model.load_model(randomize(make_unet(config), 1).state_dict(), config)

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import install
 from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.head.camera import project, to_pixels
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab import client
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.importers.flame import load_flame
 from harness.extension import Extension
@@ -262,7 +262,7 @@ LINKED = {"deca": "linked_deca_model.tar", "flame": "linked_generic_model.pkl"}
 
 
 @pytest.fixture(scope="module")
-def queue(running_comfyui: install.Server, files: Path) -> Iterator[install.Server]:
+def queue(running_comfyui: client.Server, files: Path) -> Iterator[client.Server]:
     """A running ComfyUI that has the files as well."""
     links = []
     for folder, name in (("deca", "deca_model.tar"), ("flame", "generic_model.pkl")):
@@ -292,10 +292,10 @@ def graph(**files: str) -> dict[str, Any]:
     }
 
 
-def test_the_host_runs_it(queue: install.Server) -> None:
-    install.run_prompt(queue, graph(**LINKED)).check()
+def test_the_host_runs_it(queue: client.Server) -> None:
+    client.run_prompt(queue, graph(**LINKED)).check()
 
 
-def test_the_host_tells_what_is_missing_before_the_run(queue: install.Server) -> None:
-    run = install.run_prompt(queue, graph(**(LINKED | {"flame": "flame2023.pkl"})))
+def test_the_host_tells_what_is_missing_before_the_run(queue: client.Server) -> None:
+    run = client.run_prompt(queue, graph(**(LINKED | {"flame": "flame2023.pkl"})))
     assert run.node_errors and "'flame2023.pkl' is not there: download generic_model.pkl" in run.message()

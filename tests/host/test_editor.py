@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from anifacediff_core.head import rotation
+from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.motion import look_along
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from harness.extension import Extension

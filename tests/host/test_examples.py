@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-import install
-from harness.server import workflow_names
+from anifacediff_core.lab import client
+from harness.server import EXAMPLES, load_graph, workflow_names
 
 NAMES = [
     "anifacediff_driving.mp4",
@@ -28,7 +28,7 @@ def input_folder(host: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.Monk
     """An empty input folder of the host, and examples of our own that a test may change."""
     folder = tmp_path / "input"
     monkeypatch.setattr(host.examples.folder_paths, "input_directory", str(folder))
-    shutil.copytree(install.EXAMPLES, tmp_path / "assets" / "examples")
+    shutil.copytree(EXAMPLES, tmp_path / "assets" / "examples")
     monkeypatch.setattr(host.examples, "ASSETS", tmp_path / "assets")
     return folder
 
@@ -41,7 +41,7 @@ def test_they_come_into_an_empty_folder_once(host: SimpleNamespace, input_folder
     host.examples.bring_examples()
     assert shown_files(input_folder) == NAMES
     for name in NAMES:
-        example = install.EXAMPLES / name.removeprefix("anifacediff_")
+        example = EXAMPLES / name.removeprefix("anifacediff_")
         assert (input_folder / name).read_bytes() == example.read_bytes()
     before = {file: file.stat() for file in input_folder.iterdir()}
     host.examples.bring_examples()
@@ -102,7 +102,7 @@ def test_what_is_no_file_stays(host: SimpleNamespace, input_folder: Path, tmp_pa
     else:
         path.symlink_to(elsewhere)
         if kind == "link":
-            shutil.copyfile(install.EXAMPLES / "source.png", elsewhere)
+            shutil.copyfile(EXAMPLES / "source.png", elsewhere)
     before = path.lstat()
     host.examples.bring_examples()
     (host.examples.ASSETS / "examples" / "source.png").write_bytes(b"a later version")
@@ -141,9 +141,9 @@ def test_the_rest_comes_where_one_cannot_be_written(
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: install.Server, name: str) -> None:
-    known = install.request(running_comfyui.address, "/object_info")
-    for node in install.load_graph(name).values():
+def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: client.Server, name: str) -> None:
+    known = client.request(running_comfyui.address, "/object_info")
+    for node in load_graph(name).values():
         widget = {"LoadImage": "image", "LoadVideo": "file"}.get(node["class_type"])
         if widget is not None:
             kind, options = known[node["class_type"]]["input"]["required"][widget]

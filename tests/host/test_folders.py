@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import make_image_encoder, make_pose_encoder
-from anifacediff_core.network.model import make_unet
 from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.unet import make_unet
 from anifacediff_core.weights.checkpoint import save_checkpoint
 from harness import aniportrait, layouts, magicportrait
 from harness.extension import Extension

@@ -45,7 +45,7 @@ def config(request: pytest.FixtureRequest, host: SimpleNamespace):
 
 @pytest.fixture
 def unet(config) -> nn.Module:
-    from anifacediff_core.network.model import make_unet
+    from anifacediff_core.network.unet import make_unet
 
     return randomize(make_unet(config), 0).eval()
 
@@ -79,7 +79,7 @@ def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
     from anifacediff_core.network.config import NetworkConfig
-    from anifacediff_core.network.model import make_unet
+    from anifacediff_core.network.unet import make_unet
 
     with torch.device("meta"):
         weights = make_unet(NetworkConfig.full()).state_dict()
@@ -97,7 +97,7 @@ def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "epsilon"])
 def test_prediction_is_native(host: SimpleNamespace, comfy: ModuleType, prediction: str) -> None:
-    from anifacediff_core.network.model import make_unet
+    from anifacediff_core.network.unet import make_unet
 
     config = replace(configs()["tiny"], prediction=prediction, zero_terminal_snr=prediction == "v_prediction")
     model = host.model.load_model(make_unet(config).state_dict(), config)
@@ -120,7 +120,7 @@ def test_half_precision(host: SimpleNamespace, unet: nn.Module, config, dtype: t
 @pytest.mark.parametrize("damage", ["missing", "unknown", "misshapen", "foreign"])
 def test_damaged_unet_is_refused(host: SimpleNamespace, damage: str) -> None:
     from anifacediff_core.errors import InputError
-    from anifacediff_core.network.model import make_unet
+    from anifacediff_core.network.unet import make_unet
 
     config = configs()["tiny"]
     weights = make_unet(config).state_dict()

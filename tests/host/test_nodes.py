@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-import install
 from anifacediff_core.capture import mediapipe
 from anifacediff_core.capture.arkit import from_face_landmarks
 from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait
@@ -26,6 +25,7 @@ from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab import client
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
@@ -727,7 +727,7 @@ def test_cancelled_runs_leave_everything_usable(
 
 
 @pytest.fixture(scope="module")
-def queue(running_comfyui: install.Server) -> install.Server:
+def queue(running_comfyui: client.Server) -> client.Server:
     """A running ComfyUI with the checkpoint of random weights, and odd pictures in its input folder."""
     folder = running_comfyui.base / "models" / "anifacediff"
     folder.mkdir(parents=True, exist_ok=True)
@@ -762,28 +762,28 @@ def capturing(image: str, checkpoint: str = "random.safetensors") -> dict[str, A
         (capturing("no_face.png", "truncated.safetensors"), "AniFaceDiffLoader"),
     ],
 )
-def test_the_host_shows_one_sentence(queue: install.Server, graph: dict[str, Any], culprit: str) -> None:
-    run = install.run_prompt(queue, graph)
+def test_the_host_shows_one_sentence(queue: client.Server, graph: dict[str, Any], culprit: str) -> None:
+    run = client.run_prompt(queue, graph)
     assert run.error is not None and run.error["node_type"] == culprit
     assert one_sentence(run.error["exception_message"].strip())
 
 
-def test_the_host_serves_help_pages(queue: install.Server) -> None:
+def test_the_host_serves_help_pages(queue: client.Server) -> None:
     for page in (ROOT / "web" / "docs").glob("*.md"):
-        served = install.request(queue.address, f"/extensions/ComfyUI-AniFaceDiff/docs/{page.name}")
+        served = client.request(queue.address, f"/extensions/ComfyUI-AniFaceDiff/docs/{page.name}")
         assert served == page.read_bytes()
 
 
-def test_the_host_refuses_absent_files(queue: install.Server) -> None:
+def test_the_host_refuses_absent_files(queue: client.Server) -> None:
     graph = {
         "1": node("AniFaceDiffLoadFaceParameters", file="../neutral.safetensors"),
         "2": node("AniFaceDiffSaveFaceParameters", parameters=["1", 0], filename_prefix="x"),
     }
-    run = install.run_prompt(queue, graph)
+    run = client.run_prompt(queue, graph)
     assert run.node_errors and "leads out of the folder" in run.message()
 
 
-def test_the_host_shows_progress(queue: install.Server) -> None:
+def test_the_host_shows_progress(queue: client.Server) -> None:
     graph = {
         "1": node("AniFaceDiffLoadFaceParameters", file="neutral.safetensors"),
         "2": node("AniFaceDiffRenderNormals", parameters=["1", 0], size=SIZE, head="bundled"),
@@ -795,5 +795,5 @@ def test_the_host_shows_progress(queue: install.Server) -> None:
         if key == "2" and total:
             seen.append((done, total))
 
-    install.run_prompt(queue, graph, watch).check()
+    client.run_prompt(queue, graph, watch).check()
     assert seen == sorted(seen) and seen[-1] == (20, 20)

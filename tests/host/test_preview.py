@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-import install
 from anifacediff_core.video import read_image
 from harness.extension import Extension
+from harness.server import EXAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def bundled(extension: Extension) -> dict[str, object]:
 def test_a_preview_looks_like_its_picture(comfy: ModuleType, bundled: dict) -> None:
     import latent_preview
 
-    picture = read_image(install.EXAMPLES / "scene.jpg")[..., 120:376, 380:636].movedim(1, -1)
+    picture = read_image(EXAMPLES / "scene.jpg")[..., 120:376, 380:636].movedim(1, -1)
     model, latents = bundled["model"].model, bundled["vae"].encode(picture)
     previewer = latent_preview.Latent2RGBPreviewer(
         model.latent_format.latent_rgb_factors, model.latent_format.latent_rgb_factors_bias

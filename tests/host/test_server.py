@@ -1,4 +1,4 @@
-"""The client in install.py against a real ComfyUI: what the demo and the tests rely on."""
+"""The client of the demo and the tests against a real ComfyUI: what the demo and the tests rely on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-import install
+from anifacediff_core.lab import client
 from harness import server
 
 
@@ -23,15 +23,15 @@ def invert_graph(image: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def picture(running_comfyui: install.Server, tmp_path: Path) -> str:
+def picture(running_comfyui: client.Server, tmp_path: Path) -> str:
     file = tmp_path / "orange.png"
     Image.new("RGB", (32, 32), (255, 0, 0)).save(file)
-    return install.upload(running_comfyui.address, file)
+    return client.upload(running_comfyui.address, file)
 
 
-def test_a_graph_runs_and_its_file_comes_back(running_comfyui: install.Server, picture: str) -> None:
+def test_a_graph_runs_and_its_file_comes_back(running_comfyui: client.Server, picture: str) -> None:
     seen: list[str] = []
-    run = install.run_prompt(running_comfyui, invert_graph(picture), lambda node, *_: seen.append(node))
+    run = client.run_prompt(running_comfyui, invert_graph(picture), lambda node, *_: seen.append(node))
     run.check()
     (file,) = server.saved_files(running_comfyui, run)
     with Image.open(file) as image:
@@ -39,34 +39,34 @@ def test_a_graph_runs_and_its_file_comes_back(running_comfyui: install.Server, p
     assert seen[-1] == "3" and set(run.seconds) <= {"1", "2", "3"}
 
 
-def test_validation_errors_are_told(running_comfyui: install.Server) -> None:
-    run = install.run_prompt(running_comfyui, invert_graph("absent.png"))
+def test_validation_errors_are_told(running_comfyui: client.Server) -> None:
+    run = client.run_prompt(running_comfyui, invert_graph("absent.png"))
     assert set(run.node_errors) == {"1"}
-    with pytest.raises(install.HostError, match="absent.png"):
+    with pytest.raises(client.HostError, match="absent.png"):
         run.check()
 
 
-def test_one_valid_output_does_not_hide_an_invalid_one(running_comfyui: install.Server, picture: str) -> None:
+def test_one_valid_output_does_not_hide_an_invalid_one(running_comfyui: client.Server, picture: str) -> None:
     graph = invert_graph(picture)
     graph |= {f"1{key}": node for key, node in invert_graph("absent.png").items()}
     graph["12"]["inputs"]["image"], graph["13"]["inputs"]["images"] = ["11", 0], ["12", 0]
-    run = install.run_prompt(running_comfyui, graph)
+    run = client.run_prompt(running_comfyui, graph)
     assert run.files() and set(run.node_errors) == {"11"}
 
 
-def test_unknown_nodes_are_told(running_comfyui: install.Server) -> None:
-    run = install.run_prompt(running_comfyui, {"1": {"class_type": "NoSuchNode", "inputs": {}}})
+def test_unknown_nodes_are_told(running_comfyui: client.Server) -> None:
+    run = client.run_prompt(running_comfyui, {"1": {"class_type": "NoSuchNode", "inputs": {}}})
     assert "NoSuchNode" in run.message()
 
 
-def test_errors_of_a_run_are_told(running_comfyui: install.Server, picture: str) -> None:
+def test_errors_of_a_run_are_told(running_comfyui: client.Server, picture: str) -> None:
     (running_comfyui.base / "input" / picture).write_bytes(b"not a picture")
-    run = install.run_prompt(running_comfyui, invert_graph(picture))
+    run = client.run_prompt(running_comfyui, invert_graph(picture))
     assert run.error is not None and run.error["node_type"] == "LoadImage"
     assert run.message().startswith("LoadImage: ")
 
 
-def test_an_exception_in_progress_interrupts_the_host(running_comfyui: install.Server, picture: str) -> None:
+def test_an_exception_in_progress_interrupts_the_host(running_comfyui: client.Server, picture: str) -> None:
     graph = invert_graph(picture)
     # Long enough to be interrupted, whatever the machine.
     graph["2"] = {"class_type": "ImageScale", "inputs": {
@@ -78,12 +78,12 @@ def test_an_exception_in_progress_interrupts_the_host(running_comfyui: install.S
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        install.run_prompt(running_comfyui, graph, stop)
+        client.run_prompt(running_comfyui, graph, stop)
     deadline = time.monotonic() + 60
-    while install.request(running_comfyui.address, "/queue")["queue_running"]:
+    while client.request(running_comfyui.address, "/queue")["queue_running"]:
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    (history,) = install.request(running_comfyui.address, "/history?max_items=1").values()
+    (history,) = client.request(running_comfyui.address, "/history?max_items=1").values()
     assert history["status"]["status_str"] == "error"
     assert not any("3" in output for output in history["outputs"])
 
@@ -96,7 +96,7 @@ def test_a_host_that_dies_is_told(comfyui: Path) -> None:
     }
     with server.start(comfyui) as doomed:
         threading.Timer(0.3, doomed.process.kill).start()
-        with pytest.raises(install.HostError, match="ComfyUI stopped during the run"):
-            install.run_prompt(doomed, graph)
+        with pytest.raises(client.HostError, match="ComfyUI stopped during the run"):
+            client.run_prompt(doomed, graph)
         base = doomed.base
     assert not base.exists()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import install
+from anifacediff_core.lab import client
 from anifacediff_core.weights.checkpoint import bundled_checkpoint, load_checkpoint
 from harness import files, graphs, server
 from harness.server import workflow_names
@@ -46,25 +47,25 @@ SIZED = (
 
 
 @pytest.fixture(scope="module")
-def host_with_files(running_comfyui: install.Server) -> install.Server:
+def host_with_files(running_comfyui: client.Server) -> client.Server:
     """With a file of every kind that a workflow may need, and a short driving video."""
     files.write_all(running_comfyui.base / "models")
     driving = running_comfyui.base / "input" / "short.mp4"
-    server.shorten(install.EXAMPLES / "driving.mp4", driving, FRAMES)
+    server.shorten(server.EXAMPLES / "driving.mp4", driving, FRAMES)
     return running_comfyui
 
 
 def shortened(name: str, graph: dict[str, Any]) -> dict[str, Any]:
     """Few frames, steps and pixels, in two windows, and the choices made."""
-    assert install.set_inputs(graph, "LoadVideo", "file", "short.mp4") >= 1
-    samplers = [install.set_inputs(graph, kind, "steps", STEPS) for kind in SAMPLERS]
+    assert client.set_inputs(graph, "LoadVideo", "file", "short.mp4") >= 1
+    samplers = [client.set_inputs(graph, kind, "steps", STEPS) for kind in SAMPLERS]
     assert sum(samplers) == 1
-    windows = [install.set_inputs(graph, kind, "window", WINDOW) for kind in WINDOWED]
-    assert sum(windows) == sum(install.set_inputs(graph, kind, "overlap", OVERLAP) for kind in WINDOWED) > 0
+    windows = [client.set_inputs(graph, kind, "window", WINDOW) for kind in WINDOWED]
+    assert sum(windows) == sum(client.set_inputs(graph, kind, "overlap", OVERLAP) for kind in WINDOWED) > 0
     for (kind, widget), value in CHOICES.get(name, {}).items():
-        assert install.set_inputs(graph, kind, widget, value) == 1
+        assert client.set_inputs(graph, kind, widget, value) == 1
     for kind in SIZED:
-        install.set_inputs(graph, kind, "size", SIZE)
+        client.set_inputs(graph, kind, "size", SIZE)
     return without_mediapipe(graph)
 
 
@@ -82,9 +83,9 @@ def without_mediapipe(graph: dict[str, Any]) -> dict[str, Any]:
     return graph
 
 
-def run_to_video(host: install.Server, graph: dict[str, Any]) -> Path:
+def run_to_video(host: client.Server, graph: dict[str, Any]) -> Path:
     """Run a graph; the video that it saved, which has to keep the driver's time."""
-    run = install.run_prompt(host, graph).check()
+    run = client.run_prompt(host, graph).check()
     videos = [file for file in server.saved_files(host, run) if file.suffix == ".mp4"]
     assert videos
     drivers = [node["inputs"]["file"] for node in graph.values() if node["class_type"] == "LoadVideo"]
@@ -102,7 +103,7 @@ def run_to_video(host: install.Server, graph: dict[str, Any]) -> Path:
 def test_every_workflow_has_an_api_graph_and_a_thumbnail() -> None:
     names = set(workflow_names())
     assert {"first_reenactment", *OPTIONAL, *CHOICES, *PLAIN} == names
-    assert {file.stem for file in install.API_GRAPHS.glob("*.json")} == names
+    assert {file.stem for file in server.API_GRAPHS.glob("*.json")} == names
     assert {file.stem for file in (install.ROOT / "workflows").glob("*.jpg")} == names
 
 
@@ -112,15 +113,15 @@ def test_workflow_and_api_graph_hold_the_same_nodes(name: str) -> None:
     active = [
         node for node in workflow["nodes"] if node.get("mode", 0) == 0 and node["type"] not in graphs.VIRTUAL
     ]
-    graph = install.load_graph(name)
+    graph = server.load_graph(name)
     assert Counter(node["type"] for node in active) == Counter(node["class_type"] for node in graph.values())
     assert graphs.bypassed(workflow) == OPTIONAL.get(name, [])
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_workflow_and_api_graph_say_the_same(running_comfyui: install.Server, name: str) -> None:
-    known = install.request(running_comfyui.address, "/object_info")
-    graph, committed = graphs.to_api(server.read_workflow(name), known), install.load_graph(name)
+def test_workflow_and_api_graph_say_the_same(running_comfyui: client.Server, name: str) -> None:
+    known = client.request(running_comfyui.address, "/object_info")
+    graph, committed = graphs.to_api(server.read_workflow(name), known), server.load_graph(name)
     assert graphs.without_news(graph, committed, known) == committed
 
 
@@ -146,7 +147,7 @@ def test_nothing_overlaps(name: str) -> None:
 @pytest.mark.parametrize("name", workflow_names())
 def test_what_is_saved_is_marked(name: str) -> None:
     """Whatever becomes a file has passed through the mark, right before it."""
-    graph = install.load_graph(name)
+    graph = server.load_graph(name)
     assert not [node for node in graph.values() if node["class_type"] in ("SaveVideo", "SaveWEBM")]
     made = [node for node in graph.values() if node["class_type"] == "CreateVideo"]
     for node in made:
@@ -159,7 +160,7 @@ def test_what_is_saved_is_marked(name: str) -> None:
 @pytest.mark.parametrize("name", ["first_reenactment", *OPTIONAL, *PLAIN])
 def test_the_bundled_checkpoint_is_sampled_as_it_wants_to_be(name: str) -> None:
     wanted = load_checkpoint(bundled_checkpoint()).sampling
-    graph = install.load_graph(name)
+    graph = server.load_graph(name)
     (sampler,) = [node["inputs"] for node in graph.values() if node["class_type"] in SAMPLERS]
     found = [sampler[key] for key in ("steps", "cfg", "sampler_name", "scheduler")]
     assert found == [wanted.steps, wanted.cfg, wanted.sampler, wanted.scheduler]
@@ -167,7 +168,7 @@ def test_the_bundled_checkpoint_is_sampled_as_it_wants_to_be(name: str) -> None:
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_times_and_sound_are_those_of_the_video_that_gives_the_rate(name: str) -> None:
-    graph = install.load_graph(name)
+    graph = server.load_graph(name)
     for saving in (node for node in graph.values() if node["class_type"] == "AniFaceDiffSaveVideo"):
         made = graph[saving["inputs"]["video"][0]]["inputs"]
         frames = graph[made["fps"][0]]
@@ -180,10 +181,10 @@ def test_times_and_sound_are_those_of_the_video_that_gives_the_rate(name: str) -
 # --- What the host says of it --------------------------------------------------------------------
 
 
-def test_the_extension_loads(running_comfyui: install.Server) -> None:
+def test_the_extension_loads(running_comfyui: client.Server) -> None:
     log = running_comfyui.log.read_text(encoding="utf-8", errors="replace")
     assert "(IMPORT FAILED)" not in log, log[:8000]  # core files that fail are named without the parentheses
-    nodes = install.request(running_comfyui.address, "/object_info")
+    nodes = client.request(running_comfyui.address, "/object_info")
     assert any(is_ours(node) for node in nodes.values())
 
 
@@ -192,8 +193,8 @@ def is_ours(node: dict) -> bool:
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_only_core_nodes_and_ours(running_comfyui: install.Server, name: str) -> None:
-    nodes = install.request(running_comfyui.address, "/object_info")
+def test_only_core_nodes_and_ours(running_comfyui: client.Server, name: str) -> None:
+    nodes = client.request(running_comfyui.address, "/object_info")
     for node in server.read_workflow(name)["nodes"]:
         if node["type"] not in graphs.VIRTUAL:
             known = nodes[node["type"]]
@@ -201,32 +202,32 @@ def test_only_core_nodes_and_ours(running_comfyui: install.Server, name: str) ->
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_the_host_lists_the_workflow_as_a_template(running_comfyui: install.Server, name: str) -> None:
-    templates = install.request(running_comfyui.address, "/workflow_templates")
+def test_the_host_lists_the_workflow_as_a_template(running_comfyui: client.Server, name: str) -> None:
+    templates = client.request(running_comfyui.address, "/workflow_templates")
     assert name in templates["ComfyUI-AniFaceDiff"]
     path = f"/api/workflow_templates/ComfyUI-AniFaceDiff/{name}"
-    assert install.request(running_comfyui.address, f"{path}.json")["nodes"]
-    assert install.request(running_comfyui.address, f"{path}.jpg")[:2] == b"\xff\xd8"
+    assert client.request(running_comfyui.address, f"{path}.json")["nodes"]
+    assert client.request(running_comfyui.address, f"{path}.jpg")[:2] == b"\xff\xd8"
 
 
 # --- Running it ----------------------------------------------------------------------------------
 
 
-def test_the_first_workflow_runs_as_it_is(running_comfyui: install.Server) -> None:
-    run_to_video(running_comfyui, install.load_graph("first_reenactment"))
+def test_the_first_workflow_runs_as_it_is(running_comfyui: client.Server) -> None:
+    run_to_video(running_comfyui, server.load_graph("first_reenactment"))
 
 
-def test_missing_files_are_named(running_comfyui: install.Server) -> None:
-    graph = install.load_graph("full_size_with_deca")
-    install.set_inputs(graph, "AniFaceDiffLoadDECA", "deca", "absent.tar")
-    told = install.run_prompt(running_comfyui, graph).message()
+def test_missing_files_are_named(running_comfyui: client.Server) -> None:
+    graph = server.load_graph("full_size_with_deca")
+    client.set_inputs(graph, "AniFaceDiffLoadDECA", "deca", "absent.tar")
+    told = client.run_prompt(running_comfyui, graph).message()
     assert "deca_model.tar" in told and "models/deca" in told
 
 
 @pytest.fixture(scope="module")
-def run_as_shipped(host_with_files: install.Server) -> Callable[[str], Path]:
+def run_as_shipped(host_with_files: client.Server) -> Callable[[str], Path]:
     """Run a workflow with what is switched off staying off, once."""
-    return cache(lambda name: run_to_video(host_with_files, shortened(name, install.load_graph(name))))
+    return cache(lambda name: run_to_video(host_with_files, shortened(name, server.load_graph(name))))
 
 
 @pytest.mark.parametrize("name", [*OPTIONAL, *CHOICES, *PLAIN])
@@ -239,9 +240,9 @@ def test_a_workflow_runs_without_what_is_switched_off(
 
 @pytest.mark.parametrize("name", OPTIONAL)
 def test_a_workflow_runs_with_everything_switched_on(
-    host_with_files: install.Server, run_as_shipped: Callable[[str], Path], name: str
+    host_with_files: client.Server, run_as_shipped: Callable[[str], Path], name: str
 ) -> None:
-    known = install.request(host_with_files.address, "/object_info")
+    known = client.request(host_with_files.address, "/object_info")
     whole = graphs.switch_on(server.read_workflow(name))
     graph = shortened(name, graphs.to_api(whole, known))
     assert set(OPTIONAL[name]) <= {node["class_type"] for node in graph.values()}

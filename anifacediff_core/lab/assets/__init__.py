@@ -1,0 +1,1 @@
+"""Builds the files that are shipped, and holds those that only the lab needs."""

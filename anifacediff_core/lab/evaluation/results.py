@@ -1,0 +1,450 @@
+"""Measuring the results of any method: FID, CSIM, APD, AED and flicker over a list of pairs (paper 4.1).
+
+Frames are streamed, so memory does not grow with the length or number of videos. A result that is missing,
+broken or of another length than its driving video is listed with the reason and the rest goes on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anifacediff_core.claims import parse_json, shown
+from anifacediff_core.errors import InputError
+from anifacediff_core.progress import Progress
+from anifacediff_core.video import VIDEO_ENDINGS
+
+from .faces import FaceReader, ReadFaces, face_distances
+from .frechet import Features, RunningGaussian, frechet_distance
+from .identity import FIXED, POINTS, Embedder, cut_points, cut_portrait
+from .pairs import PROTOCOLS, SAME, Pair, batches, clip_frames, count_frames, driving_frames, one_frame
+from .steadiness import Flicker, WarpingError, has_opencv
+
+METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
+LEAST_SIDE = 12  # pixels that OpenCV's optical flow needs
+SHEET_SIDE = 160
+METRICS = ("fid", "csim", "apd", "aed", "pose_bundled", "expression_bundled", "flicker", "warping")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks that measure, as far as the user named their files.
+
+    Attributes:
+        inception: for FID.
+        embedder: for CSIM.
+        crop: which part of a picture CSIM looks at: "points" or "fixed".
+        readers: of faces: DECA for APD and AED, the bundled encoder for distances of its own.
+    """
+
+    inception: Features | None = None
+    embedder: Embedder | None = None
+    crop: str = FIXED
+    readers: tuple[FaceReader, ...] = ()
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What measures each metric, for the report."""
+        told = {}
+        if self.inception is not None:
+            told["fid"] = self.inception.name
+        if self.embedder is not None:
+            crop = "five points" if self.crop == POINTS else "fixed part of the portrait"
+            told["csim"] = f"{self.embedder.name}, {crop}"
+        for reader in self.readers:
+            told["apd, aed" if reader.is_deca else "pose, expression"] = reader.name
+        return told
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """Why a metric of the paper is not measured at all."""
+        told = {}
+        if self.inception is None:
+            told["fid"] = "no Inception file"
+        if self.embedder is None:
+            told["csim"] = "no ArcFace file"
+        if not any(reader.is_deca for reader in self.readers):
+            told |= dict.fromkeys(("apd", "aed"), "no DECA file")
+        if not has_opencv():
+            told["warping"] = "no OpenCV"
+        return told
+
+    @property
+    def aligner(self) -> FaceReader | None:
+        """Who tells the five points, when CSIM is to look at them."""
+        if self.embedder is None or self.crop != POINTS:
+            return None
+        if not self.readers:
+            raise InputError("CSIM by five points needs DECA or the bundled encoder to find them; name one.")
+        return self.readers[0]
+
+
+@dataclass
+class Tally:
+    """What a method has shown in one protocol so far."""
+
+    gaussian: RunningGaussian = field(default_factory=RunningGaussian)
+    clips: dict[str, dict[str, float]] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    results: int = 0
+    frames: int = 0
+    without_face: dict[str, int] = field(default_factory=dict)
+
+    def add(self, pair: str, metric: str, values: Tensor) -> None:
+        """Values of single frames; their mean over all frames of all pairs is the metric."""
+        self.sums[metric] = self.sums.get(metric, 0.0) + float(values.double().sum())
+        self.counts[metric] = self.counts.get(metric, 0) + len(values)
+        if len(values):
+            self.clips.setdefault(pair, {})[metric] = float(values.double().mean())
+
+    def add_clip(self, pair: str, metric: str, value: float) -> None:
+        """A value of a whole clip; their mean over the pairs is the metric."""
+        if math.isfinite(value):
+            self.clips.setdefault(pair, {})[metric] = value
+            self.sums[metric] = self.sums.get(metric, 0.0) + value
+            self.counts[metric] = self.counts.get(metric, 0) + 1
+
+    def mean(self, metric: str) -> float | None:
+        return self.sums[metric] / self.counts[metric] if self.counts.get(metric) else None
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is the same for all methods about a pair, read once."""
+
+    frames: int
+    size: tuple[int, int]
+    faces: tuple[ReadFaces, ...]
+
+
+class Truth:
+    """Sources and driving videos: what the networks see in them, kept for the next method.
+
+    Kept are parameters and embeddings, never pictures.
+    """
+
+    def __init__(self, networks: Networks) -> None:
+        self.networks = networks
+        self._known: dict[tuple[str, int, int], Known] = {}
+        self._embeddings: dict[tuple[str, int], Tensor] = {}
+
+    def driving(self, pair: Pair) -> Known:
+        key = (pair.driving, pair.first, pair.frames)
+        if key not in self._known:
+            count, size = count_frames(Path(pair.driving), pair.first, pair.frames)
+            faces = tuple(
+                reader(driving_frames(pair), "the driving video", count) for reader in self.networks.readers
+            )
+            self._known[key] = Known(count, size, faces)
+        return self._known[key]
+
+    def source_embedding(self, pair: Pair) -> Tensor:
+        """(1, features)."""
+        assert self.networks.embedder is not None
+        key = (pair.source, pair.source_frame)
+        if key not in self._embeddings:
+            picture = one_frame(Path(pair.source), pair.source_frame)[None]
+            aligner = self.networks.aligner
+            if aligner is None:
+                face = cut_portrait(picture)
+            else:
+                seen = aligner(picture, "the source picture", 1)
+                if not seen.parameters.valid.all():
+                    raise InputError(f"No face was found in the source {Path(pair.source).name}.")
+                face = cut_points(picture, seen.points)
+            self._embeddings[key] = self.networks.embedder(face)
+        return self._embeddings[key]
+
+
+def find_result(folder: Path, pair: str) -> Path:
+    """A pair's result: a video, or a folder of pictures."""
+    for ending in sorted(VIDEO_ENDINGS, key=lambda e: e != ".mp4"):
+        if (folder / (pair + ending)).is_file():
+            return folder / (pair + ending)
+    if (folder / pair).is_dir():
+        return folder / pair
+    raise InputError("there is no result of this name")
+
+
+# ---- measuring
+
+
+@dataclass(frozen=True)
+class Method:
+    """A folder of results.
+
+    Attributes:
+        fsa, adapter: whether facial shape alignment and expression adapter were on; None where nobody says.
+        protocols: those that it was run on; empty for all.
+        checkpoint: that it was run with, where that is known: its variants belong to one table.
+    """
+
+    name: str
+    folder: Path
+    fsa: bool | None = None
+    adapter: bool | None = None
+    protocols: tuple[str, ...] = ()
+    checkpoint: str = ""
+
+    @classmethod
+    def of(cls, name: str, folder: Path) -> Method:
+        if not folder.is_dir():
+            raise InputError(f"There is no folder {folder} with the results of {name}.")
+        try:
+            told = parse_json((folder / METHOD_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return cls(name, folder)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{folder / METHOD_FILE} could not be read ({shown(error)}); remove it."
+            ) from error
+        told = told if isinstance(told, dict) else {}
+        flags = [told.get(key) if isinstance(told.get(key), bool) else None for key in ("fsa", "adapter")]
+        protocols = told.get("protocols")
+        known = tuple(str(p) for p in protocols) if isinstance(protocols, list) else ()
+        return cls(name, folder, flags[0], flags[1], known, str(told.get("checkpoint", "")))
+
+
+@dataclass
+class Measured:
+    """A method's tallies by protocol, what went wrong by pair, and small pictures for the contact sheet."""
+
+    method: Method
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+def measure_method(
+    method: Method,
+    pairs: list[Pair],
+    networks: Networks,
+    truth: Truth,
+    *,
+    sheet_pairs: int = 8,
+    progress: Progress | None = None,
+) -> Measured:
+    """Measure one folder of results.
+
+    Args:
+        truth: kept between methods.
+        sheet_pairs: of how many pairs to keep a picture.
+        progress: called with pairs (done, total).
+    """
+    measured = Measured(method)
+    wanted = [pair for pair in pairs if not method.protocols or pair.protocol in method.protocols]
+    for index, pair in enumerate(wanted):
+        tally = measured.tallies.setdefault(pair.protocol, Tally())
+        try:
+            clip = find_result(method.folder, pair.pair)
+            known = truth.driving(pair)
+            count, size = count_frames(clip)
+            if max(size) < LEAST_SIDE:
+                raise InputError(f"its frames have only {size[1]}x{size[0]} pixels")
+            if count != known.frames:
+                raise InputError(f"it has {count} frames where {known.frames} drive")
+            _measure_pair(clip, pair, known, size, networks, truth, tally)
+        except InputError as error:
+            measured.problems[pair.pair] = str(error)
+        else:
+            if len(measured.pictures) < sheet_pairs:
+                measured.pictures[pair.pair] = small(one_frame(clip, count // 2))
+        if progress is not None:
+            progress(index + 1, len(wanted))
+    return measured
+
+
+def _measure_pair(
+    clip: Path,
+    pair: Pair,
+    known: Known,
+    size: tuple[int, int],
+    networks: Networks,
+    truth: Truth,
+    tally: Tally,
+) -> None:
+    """Measure one result; a failure leaves the tally as it was, as far as reading can fail."""
+    source = truth.source_embedding(pair) if networks.embedder is not None else None
+    faces = tuple(reader(clip_frames(clip), "the result", known.frames) for reader in networks.readers)
+    for reader, found, driving in zip(networks.readers, faces, known.faces, strict=True):
+        distances = face_distances(found.parameters, driving.parameters, reader.is_deca)
+        names = ("apd", "aed") if reader.is_deca else ("pose_bundled", "expression_bundled")
+        tally.add(pair.pair, names[0], distances.pose)
+        tally.add(pair.pair, names[1], distances.expression)
+        tally.add(pair.pair, f"rotation_{'deca' if reader.is_deca else 'bundled'}", distances.rotation)
+        tally.without_face[reader.name] = tally.without_face.get(reader.name, 0) + distances.missing
+    flicker = Flicker() if pair.protocol == SAME else None
+    warping = WarpingError() if has_opencv() else None
+    true_frames = driving_frames(pair) if flicker is not None else None
+    similarities: list[Tensor] = []
+    done = 0
+    for frames in batches(clip_frames(clip)):
+        if networks.inception is not None:
+            tally.gaussian.update(networks.inception(frames))
+        if networks.embedder is not None and source is not None:
+            part = faces[0][done : done + len(frames)] if networks.aligner is not None else None
+            similarities.append(_similarity(frames, part, source, networks.embedder))
+        for frame in frames:
+            if flicker is not None and true_frames is not None:
+                flicker.update(frame, next(true_frames))
+            if warping is not None:
+                warping.update(frame)
+        done += len(frames)
+    tally.results += 1
+    tally.frames += done
+    if similarities:
+        values = torch.cat(similarities)
+        tally.add(pair.pair, "csim", values)
+        if networks.aligner is not None:
+            name = "the alignment of CSIM"
+            tally.without_face[name] = tally.without_face.get(name, 0) + done - len(values)
+    if flicker is not None:
+        tally.add_clip(pair.pair, "flicker", flicker.value)
+    if warping is not None:
+        tally.add_clip(pair.pair, "warping", warping.value)
+
+
+def _similarity(frames: Tensor, faces: ReadFaces | None, source: Tensor, embed: Embedder) -> Tensor:
+    """Cosine similarity of each frame with the source (frames with a face,)."""
+    if faces is None:
+        return (embed(cut_portrait(frames)) * source).sum(1)
+    seen = faces.parameters.valid
+    if not seen.any():
+        return source.new_zeros(0)
+    return (embed(cut_points(frames[seen], faces.points[seen])) * source).sum(1)
+
+
+def reference_features(
+    clips: list[Path], inception: Features, every: int = 1, progress: Progress | None = None
+) -> RunningGaussian:
+    """Features of the real videos that FID compares with, every so many frames.
+
+    Raises:
+        InputError: one of them cannot be read: the reference has to be whole.
+    """
+    found = RunningGaussian()
+    for index, clip in enumerate(clips):
+        for frames in batches(islice(clip_frames(clip), 0, None, every)):
+            found.update(inception(frames))
+        if progress is not None:
+            progress(index + 1, len(clips))
+    return found
+
+
+def measure(
+    methods: list[Method],
+    pairs: list[Pair],
+    networks: Networks,
+    *,
+    reference: list[Path] | None = None,
+    every: int = 1,
+    sheet_pairs: int = 8,
+    bar: Callable[[str], Progress] | None = None,
+) -> tuple[dict[str, Any], Tensor | None]:
+    """Measure all methods.
+
+    Args:
+        reference: real videos for FID; those that the pairs name when None.
+        every: take every so many frames of the reference.
+        bar: makes a progress callback of a text.
+
+    Returns:
+        the report, and the contact sheet (3, height, width), None where there is nothing to show.
+    """
+    bar = bar or (lambda text: lambda done, total: None)
+    networks.aligner  # noqa: B018 - refuse early what cannot be aligned
+    real, clips = None, reference or named_clips(pairs)
+    if networks.inception is not None:
+        real = reference_features(clips, networks.inception, every, bar("reference"))
+    truth = Truth(networks)
+    found = [
+        measure_method(method, pairs, networks, truth, sheet_pairs=sheet_pairs, progress=bar(method.name))
+        for method in methods
+    ]
+    report: dict[str, Any] = {
+        "networks": networks.names,
+        "missing": networks.missing,
+        "pairs": {p: count for p in PROTOCOLS if (count := sum(pair.protocol == p for pair in pairs))},
+        "reference": {
+            "videos": len(clips),
+            "frames": real.count if real is not None else None,
+            "chosen": "named by the user" if reference else "all videos of the list of pairs",
+        },
+        "methods": {item.method.name: _summary(item, networks, real) for item in found},
+    }
+    return report, _sheet(found, pairs, sheet_pairs)
+
+
+def named_clips(pairs: list[Pair]) -> list[Path]:
+    """Every video that a list names, once."""
+    return sorted({Path(name) for pair in pairs for name in (pair.source, pair.driving)})
+
+
+def _summary(measured: Measured, networks: Networks, real: RunningGaussian | None) -> dict[str, Any]:
+    method = measured.method
+    told: dict[str, Any] = {"fsa": method.fsa, "adapter": method.adapter, "checkpoint": method.checkpoint}
+    told["protocols"] = {}
+    for protocol, tally in measured.tallies.items():
+        values: dict[str, float | None] = {
+            metric: tally.mean(metric) for metric in METRICS if metric != "fid"
+        }
+        extra = {name: tally.mean(name) for name in tally.sums if name not in METRICS}
+        if real is not None:
+            distance = frechet_distance(tally.gaussian, real)
+            values["fid"] = distance if math.isfinite(distance) else None
+        told["protocols"][protocol] = {
+            "results": tally.results,
+            "frames": tally.frames,
+            "frames_without_face": tally.without_face,
+            **values,
+            **extra,
+            "pairs": tally.clips,
+        }
+    told["problems"] = measured.problems
+    return told
+
+
+# ---- contact sheet
+
+
+def small(picture: Tensor, side: int = SHEET_SIDE) -> Tensor:
+    """(3, height, width) fitted into (3, side, side), on white."""
+    height, width = picture.shape[-2:]
+    scale = side / max(height, width)
+    size = (max(round(height * scale), 1), max(round(width * scale), 1))
+    fitted = F.interpolate(picture[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+    sheet = torch.ones(3, side, side)
+    top, left = (side - size[0]) // 2, (side - size[1]) // 2
+    sheet[:, top : top + size[0], left : left + size[1]] = fitted.clamp(0, 1)
+    return sheet
+
+
+def _sheet(found: list[Measured], pairs: list[Pair], rows: int) -> Tensor | None:
+    """Source, driving frame, and each method's frame at the same time; gray where there is none."""
+    from anifacediff_core.video import contact_sheet
+
+    shown = [pair for pair in pairs if any(pair.pair in item.pictures for item in found)][:rows]
+    if not shown:
+        return None
+    gray = torch.full((3, SHEET_SIDE, SHEET_SIDE), 0.5)
+    sources, driving = [], []
+    for pair in shown:
+        try:
+            sources.append(small(one_frame(Path(pair.source), pair.source_frame)))
+        except InputError:  # without CSIM nobody has needed it, and what was measured must not be lost
+            sources.append(gray)
+        count, _ = count_frames(Path(pair.driving), pair.first, pair.frames)
+        driving.append(small(one_frame(Path(pair.driving), pair.first + count // 2)))
+    columns = [torch.stack(sources), torch.stack(driving)]
+    for item in found:
+        columns.append(torch.stack([item.pictures.get(pair.pair, gray) for pair in shown]))
+    return contact_sheet(columns)

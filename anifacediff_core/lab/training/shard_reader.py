@@ -1,0 +1,280 @@
+"""What the loader's workers do for `ShardSource`: read shards, pick frames, mix them, make batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from anifacediff_core.errors import InputError
+from anifacediff_core.head.alignment import align
+from anifacediff_core.head.parameters import FaceParameters
+
+from .shard_format import Segment, Shard, read_shard, usable_frames
+from .shard_pictures import decode_picture
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that decides which batches a process gets; travels to its workers.
+
+    Attributes:
+        lanes: the shards of each worker.
+        frames: 1 for pairs of frames, else consecutive frames of a clip.
+        rows: pairs or clips in a batch.
+        size, head: what every segment must have.
+        normals: whether to take the stored normals.
+        split: other segments are passed over; None takes all.
+        visits: how often a segment is picked from in an epoch.
+        buffer: picks that are mixed.
+    """
+
+    lanes: tuple[tuple[Shard, ...], ...]
+    frames: int
+    rows: int
+    size: int
+    head: str
+    normals: bool
+    split: str | None
+    seed: int
+    rank: int
+    visits: int
+    buffer: int
+
+    def usable(self, counts: tuple[int, int, int]) -> bool:
+        """Whether a segment with these counts (`shard_format.usable_frames`) can be picked from."""
+        _, valid, run = counts
+        return valid >= 2 and run >= self.frames
+
+
+class Place(NamedTuple):
+    """How far a worker is: the epoch, and the picks that it has given in it."""
+
+    epoch: int
+    picks: int
+
+
+class Pick(NamedTuple):
+    """A source and the frames that it shall move like, still encoded."""
+
+    what: str
+    source: bytes
+    driving: list[bytes]
+    normals: list[bytes]
+    parameters: FaceParameters
+
+
+class Batch(NamedTuple):
+    """What a worker hands over.
+
+    Attributes:
+        sources: (S, 3, size, size) uint8.
+        driving: (R, 3, size, size) uint8.
+        normals: (R, 3, size, size) uint8, or none.
+        shape, expression, pose, camera: (R, ...) of the driving frames; the shape is the source's.
+        lane: whose batch it is.
+        epoch, picks: the worker's place after it.
+    """
+
+    sources: Tensor
+    driving: Tensor
+    normals: Tensor
+    shape: Tensor
+    expression: Tensor
+    pose: Tensor
+    camera: Tensor
+    lane: int
+    epoch: int
+    picks: int
+
+
+class Refusal(NamedTuple):
+    """An `InputError` on its way from a worker, which would otherwise arrive with a traceback in its text."""
+
+    sentence: str
+
+
+class Lanes(IterableDataset):  # type: ignore[type-arg]
+    """Endless batches; the workers take turns, beginning with the one whose turn it was."""
+
+    def __init__(self, reading: Reading, places: tuple[Place, ...], batches: int) -> None:
+        self.reading, self.places, self.batches = reading, places, batches
+
+    def __iter__(self) -> Iterator[Batch | Refusal]:
+        worker = get_worker_info()
+        lane = (self.batches + (worker.id if worker else 0)) % len(self.places)
+        try:
+            yield from read_batches(self.reading, lane, self.places[lane])
+        except InputError as error:
+            yield Refusal(str(error))
+
+
+def read_batches(reading: Reading, lane: int, place: Place) -> Iterator[Batch]:
+    epoch, skipped = place
+    waiting: list[Pick] = []
+    while True:
+        picks = skipped
+        for pick in _epoch(reading, lane, epoch, skipped):
+            waiting.append(pick)
+            picks += 1
+            if len(waiting) == reading.rows:
+                yield _collate(reading, waiting, lane, Place(epoch, picks))
+                waiting = []
+        if not picks:
+            raise InputError(
+                f"No segment of {len(reading.lanes[lane])} shards, {reading.lanes[lane][0].url} first, has "
+                f"{max(reading.frames, 2)} usable frames of the split {reading.split}; use other shards or "
+                "fewer frames."
+            )
+        epoch, skipped = epoch + 1, 0
+
+
+def _epoch(reading: Reading, lane: int, epoch: int, skipped: int) -> Iterator[Pick]:
+    """The picks of an epoch in their order, without the first `skipped`."""
+    random = np.random.default_rng([reading.seed, reading.rank, lane, epoch])
+    shards = [reading.lanes[lane][index] for index in random.permutation(len(reading.lanes[lane]))]
+    if any(shard.segments is None for shard in shards):
+        everything = (pick for _, pick in _picks(reading, shards, epoch))
+        yield from islice(mixed(everything, reading.buffer, random), skipped, None)
+        return
+    names = (
+        (number, index, visit)
+        for number, shard in enumerate(shards)
+        for index, counts in enumerate(shard.segments or ())
+        if reading.usable(counts)
+        for visit in range(reading.visits)
+    )
+    order = list(islice(mixed(names, reading.buffer, random), skipped, None))
+    yield from _fetch(reading, shards, epoch, order)
+
+
+Name = tuple[int, int, int]  # shard, segment, visit
+
+
+def _fetch(reading: Reading, shards: list[Shard], epoch: int, order: list[Name]) -> Iterator[Pick]:
+    """The named picks in their order; shards of which none is wanted are not opened."""
+    wanted = set(order)
+    shard_of = {name[0] for name in order}
+    stream = _picks(reading, [shard if n in shard_of else None for n, shard in enumerate(shards)], epoch)
+    held: dict[Name, Pick] = {}
+    for name in order:
+        while name not in held:
+            found, pick = next(stream, (None, None))
+            if found is None or pick is None:
+                raise InputError(
+                    f"The shard {shards[name[0]].url} holds other segments than its shards.json says; "
+                    "prepare it again."
+                )
+            if found in wanted:
+                held[found] = pick
+        yield held.pop(name)
+
+
+def _picks(reading: Reading, shards: Sequence[Shard | None], epoch: int) -> Iterator[tuple[Name, Pick]]:
+    """All picks of an epoch as they lie in the shards."""
+    for number, shard in enumerate(shards):
+        if shard is None:
+            continue
+        for index, segment in enumerate(read_shard(shard.url)):
+            if reading.split not in (None, segment.info.split):
+                continue
+            if not reading.usable(usable_frames(segment.parameters.valid)):
+                continue
+            for visit in range(reading.visits):
+                yield (number, index, visit), pick(reading, segment, epoch, visit)
+
+
+def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
+    """Choose a source and driving frames, only valid ones, by seed, epoch, segment and visit alone."""
+    what = f"{segment.key} ({segment.info.clip})"
+    if (segment.info.size, segment.info.head) != (reading.size, reading.head):
+        raise InputError(
+            f"{what} has {segment.info.size}² pixels and the head '{segment.info.head}', the other segments "
+            f"{reading.size}² and '{reading.head}'; prepare all of them alike."
+        )
+    if reading.normals and not segment.normals:
+        raise InputError(f"{what} has no stored normals; prepare it with them, or let them be rendered.")
+    random = np.random.default_rng(stable_seed(segment.key, reading.seed, epoch, visit))
+    valid = torch.nonzero(segment.parameters.valid).flatten().numpy()
+    if reading.frames == 1:
+        source, first = random.choice(valid, 2, replace=False).tolist()
+    else:
+        runs = np.convolve(segment.parameters.valid.numpy(), np.ones(reading.frames, int), "valid")
+        first = int(random.choice(np.flatnonzero(runs == reading.frames)))
+        source = int(random.choice(valid))
+    driving = slice(first, first + reading.frames)
+    parameters = segment.parameters[driving]
+    return Pick(
+        what,
+        segment.pictures[source],
+        list(segment.pictures[driving]),
+        list(segment.normals[driving]) if reading.normals else [],
+        align(segment.parameters[source], parameters),
+    )
+
+
+def _collate(reading: Reading, picks: list[Pick], lane: int, place: Place) -> Batch:
+    def decoded(parts: Iterable[tuple[bytes, str]]) -> Tensor:
+        pictures = [decode_picture(data, reading.size, what) for data, what in parts]
+        return torch.stack(pictures) if pictures else torch.empty(0, dtype=torch.uint8)
+
+    params = FaceParameters.concatenate([pick.parameters for pick in picks])
+    return Batch(
+        decoded((pick.source, pick.what) for pick in picks),
+        decoded((data, pick.what) for pick in picks for data in pick.driving),
+        decoded((data, pick.what) for pick in picks for data in pick.normals),
+        params.shape,
+        params.expression,
+        params.pose,
+        params.camera,
+        lane,
+        *place,
+    )
+
+
+def mixed(items: Iterable[T], size: int, random: np.random.Generator) -> Iterator[T]:
+    """The items in another order; no more than `size` of them are held back."""
+    held: list[T] = []
+    for item in items:
+        if len(held) < size:
+            held.append(item)
+            continue
+        place = int(random.integers(size))
+        yield held[place]
+        held[place] = item
+    for place in random.permutation(len(held)):
+        yield held[place]
+
+
+def deal(
+    shards: tuple[Shard, ...], frames: int, rank: int, world: int, workers: int
+) -> tuple[tuple[Shard, ...], ...]:
+    """The shards of each worker of a process. Shards that are known to hold nothing usable are left out."""
+
+    def usable(shard: Shard) -> bool:
+        return shard.segments is None or any(v >= 2 and run >= frames for _, v, run in shard.segments)
+
+    useful = [shard for shard in shards if usable(shard)]
+    if not useful:
+        raise InputError(f"No shard holds {max(frames, 2)} usable frames of a clip; use fewer frames.")
+    if len(useful) < world:
+        raise InputError(
+            f"There are {len(useful)} shards for {world} processes, and each needs one of its own; prepare "
+            "the videos into more and smaller shards, or use fewer processes."
+        )
+    own = useful[rank::world]
+    lanes = min(max(workers, 1), len(own))
+    return tuple(tuple(own[lane::lanes]) for lane in range(lanes))
+
+
+def stable_seed(*parts: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")
