@@ -65,6 +65,9 @@ def times_of(stamps: list[Stamp], rate: int, what: str) -> Tensor:
             f"The timecode of {what} counts up to frame {int(whole.amax())}, too many for {rate} frames a "
             "second: choose auto for timecode_fps, or check the first column."
         )
+    even = None if rate else _every_line(seconds, whole)
+    if even is not None:
+        return even
     counted = rate or _counted(seconds, whole, what)
     frames = _with_parts(seconds, frames, counted)
     number = counted * seconds + frames
@@ -73,6 +76,56 @@ def times_of(stamps: list[Stamp], rate: int, what: str) -> Tensor:
         minutes = seconds // 60
         return (number - dropped * (minutes - minutes // 10)) / (counted * 1000 / 1001)
     return (_evened(number, counted) if torch.equal(frames, whole) else number) / counted
+
+
+def _every_line(seconds: Tensor, whole: Tensor) -> Tensor | None:
+    """Times (lines,) of a recording without a missing line at a rate that is no whole number, such as 12.5:
+    its seconds have now 12 and now 13 lines. None if it is another.
+    """
+    steps, same = whole.diff(), seconds.diff() == 0
+    turned = same & (steps < 0)  # some write the last number of a second as the first
+    if (
+        (seconds.diff() < 0).any()
+        or float(turned.float().mean()) > 1 - MOST
+        or (steps[same & ~turned] != 1).any()
+    ):
+        return None
+    line = torch.arange(len(seconds), dtype=torch.float64)
+    second, counts = seconds.unique(return_counts=True)
+    second, first = second - second[0], counts.cumsum(0) - counts + whole[0]
+    first[0] = 0
+    full = first.diff()
+    if not len(full) or (second.diff() != 1).any() or full.amax() - full.amin() > 1:
+        return None
+    usual = (
+        max(int(full.amax()), int(whole.amax()) + 1) in RATES
+        if len(full) == 1
+        else full.amax() == full.amin()
+    )
+    if usual and not turned.any():
+        return None
+    rate = _slope(second, first, bool(seconds[0] == 0 and whole[0] <= 1), float(whole.amax()))
+    return seconds[0] + line / rate
+
+
+def _slope(second: Tensor, first: Tensor, zero: bool, least: float) -> float:
+    """Lines a second, of the number (seconds,) of the first line in each; above `least`.
+
+    Args:
+        zero: the clock started with the recording, so that each first line is up to one after its second.
+    """
+    if zero:
+        rate = float((second * (first - 0.5))[1:].sum() / second.square().sum())
+    else:
+        second = second - second.mean()
+        rate = float((second * first).sum() / second.square().sum())
+    for part in (2, 4, 5, 10):  # the simplest that agrees with all seconds
+        simple = round(rate * part) / part
+        off = first - simple * second
+        agrees = off.amax() - off.amin() < 1 - 1e-6 and (not zero or off.amin() > -1e-6)
+        if agrees and simple % 1 and simple > least:
+            return simple
+    return rate
 
 
 def _counted(seconds: Tensor, whole: Tensor, what: str) -> int:
@@ -125,7 +178,8 @@ def _with_parts(seconds: Tensor, frames: Tensor, counted: int) -> Tensor:
     part = frames - whole
     if counted == 1000 or not part.any():
         return whole
-    if float(((counted * part - whole).abs() <= 1).float().mean()) > MOST and float(part.max()) > 0.5:
+    of_a_second = (whole + 0.5).sum() / part.sum() * part - 0.5
+    if float(((of_a_second - whole).abs() <= 1).float().mean()) > MOST and float(part.max()) > 0.5:
         return counted * part
     order = (counted * seconds + whole).argsort(stable=True)
     steps, parts = (counted * seconds + whole)[order].diff(), part[order]

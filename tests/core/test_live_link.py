@@ -117,6 +117,11 @@ def thousandths(i: int, fps: float) -> str:
     return f"00:00:{int(i / fps):02}:{int(ms * fps / 1000 + 1e-9):02}.{int(ms):03}"
 
 
+def turned_over(i: int, fps: float) -> str:
+    """Rounded frames, of which the last is written as the next second's first."""
+    return f"00:00:{int(i / fps):02}:{round(i / fps % 1 * fps - 1e-6) % round(fps):02}"
+
+
 def milliseconds(i: int, fps: float) -> str:
     return f"00:00:{int(i / fps):02}:{int(i / fps % 1 * 1000):02}"
 
@@ -147,6 +152,22 @@ def test_any_rate_is_told_from_all_lines(
     path = write(wave(stamp, fps, seconds))
     assert len(load_live_link(path, head)) == pytest.approx(30 * seconds, abs=4)
     assert error(path, head) < 0.03
+
+
+@pytest.mark.parametrize("stamp", [line_counter, thousandths, turned_over, milliseconds, clock])
+@pytest.mark.parametrize("fps", [12.5, 17.3, 33.3])
+@pytest.mark.parametrize("seconds", [1.5, 5, 30])
+def test_rates_that_are_no_whole_numbers(
+    head: HeadModel, write: Callable, stamp: Callable, fps: float, seconds: float
+) -> None:
+    path = write(wave(stamp, fps, seconds))
+    assert len(load_live_link(path, head)) == pytest.approx(30 * (int(fps * seconds) - 1) / fps, abs=1.5)
+    assert error(path, head) < 0.03
+
+
+def test_such_a_rate_in_the_middle_of_a_day(head: HeadModel, write: Callable) -> None:
+    lines = [(f"11:59:5{int(i / 12.5 + 0.3)}:{int((i / 12.5 + 0.3) % 1 * 12.5):02}", {}) for i in range(110)]
+    assert len(load_live_link(write(lines), head, Fraction(100))) == pytest.approx(109 * 8, abs=8)
 
 
 def test_a_line_counter_is_no_part_of_a_frame(head: HeadModel, write: Callable) -> None:
