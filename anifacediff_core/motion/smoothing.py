@@ -36,7 +36,7 @@ ORDER = 5  # of the differences that show the noise
 # Below these nobody sees a movement: radians, logarithm of the scale, half pictures, expression.
 LEAST_TURN, LEAST_ZOOM, LEAST_SHIFT, LEAST_EXPRESSION = 3e-4, 5e-4, 5e-4, 5e-3
 # No reading trembles more than this many times as much: what does moves, as in frames that lie far apart.
-MOST_HEAD, MOST_EXPRESSION, MOST_COEFFICIENT = 60.0, 8.0, 30.0
+MOST_HEAD, MOST_EXPRESSION, MOST_COEFFICIENT = 25.0, 4.0, 30.0
 
 
 def tremble(values: Tensor, least: float) -> Tensor:

@@ -253,7 +253,7 @@ def test_smoothing_parameters_calms_the_head_but_keeps_blinks(head):
     params = moving_head(head, 48)
     blink = head.expression_names.index("eyeBlinkLeft")
     params.expression[20:24, blink] = torch.tensor([0.5, 1.0, 0.7, 0.2])
-    noise = torch.randn(48, 3, generator=torch.Generator().manual_seed(0)) * 0.02
+    noise = torch.randn(48, 3, generator=torch.Generator().manual_seed(0)) * 0.006
     noisy = replace(
         params, pose=torch.cat([params.pose[:, :3], params.pose[:, 3:6] + noise, params.pose[:, 6:]], 1)
     )

@@ -48,12 +48,11 @@ def widen(identity: Identity, share: float, generator: torch.Generator, head: He
     """Give about `share` of the avatars a look far from the gallery's; the others stay as they are."""
     dice = Dice(len(identity), generator, identity.device)
     wide = dice.chance(share).float()
+    identity = _lit(dice, _made_up(dice, identity, wide), wide)
     return replace(
         identity,
         shape=identity.shape * (1 + wide * dice.chance(0.6) * dice.uniform(0, WIDER))[:, None],
         rest=_rest(dice, head.expression_names) * wide[:, None],
-        **_made_up(dice, identity, wide),
-        **_lit(dice, identity, wide),
         texture=_texture(dice, wide),
         clutter=_clutter(dice, wide),
     )
@@ -121,7 +120,7 @@ def _rest(dice: Dice, names: list[str]) -> Tensor:
     return rest
 
 
-def _made_up(dice: Dice, identity: Identity, wide: Tensor) -> dict[str, object]:
+def _made_up(dice: Dice, identity: Identity, wide: Tensor) -> Identity:
     """Skin, brows, eyes and mouth from bare to painted."""
     skin, hair, eyes, glasses = identity.skin, identity.face_hair, identity.eyes, identity.accessories
     on = wide[:, None]
@@ -135,32 +134,33 @@ def _made_up(dice: Dice, identity: Identity, wide: Tensor) -> dict[str, object]:
     def scaled(values: Tensor, low: float, high: float) -> Tensor:
         return values * torch.lerp(torch.ones_like(wide), dice.uniform(low, high), wide)
 
-    return {
-        "skin": replace(
+    return replace(
+        identity,
+        skin=replace(
             skin,
             lips=lips,
             lip_strength=scaled(skin.lip_strength, 0.1, 1.1).clamp(0, 1),
             blush=scaled(skin.blush, 0, 1.1).clamp(0, 1),
             lash=scaled(skin.lash, 0.2, 1.0),
         ),
-        "face_hair": replace(
+        face_hair=replace(
             hair,
             brow=brow,
             brow_thickness=scaled(hair.brow_thickness, 0.5, 1.3),
             brow_tilt=hair.brow_tilt + wide * dice.uniform(-0.08, 0.08),
         ),
-        "eyes": replace(
+        eyes=replace(
             eyes,
             iris=torch.lerp(eyes.iris, eyes.iris * dice.uniform(0.2, 0.6, 1), dark),
             radius=scaled(eyes.radius, 0.8, 1.15),
             pupil=scaled(eyes.pupil, 0.6, 1.5),
         ),
-        "accessories": replace(glasses, frame_thickness=scaled(glasses.frame_thickness, 0.35, 1.3)),
-        "mouth": Mouth(torch.lerp(torch.ones_like(tooth), tooth, on), dice.uniform(0, 0.5) * wide),
-    }
+        accessories=replace(glasses, frame_thickness=scaled(glasses.frame_thickness, 0.35, 1.3)),
+        mouth=Mouth(torch.lerp(torch.ones_like(tooth), tooth, on), dice.uniform(0, 0.5) * wide),
+    )
 
 
-def _lit(dice: Dice, identity: Identity, wide: Tensor) -> dict[str, object]:
+def _lit(dice: Dice, identity: Identity, wide: Tensor) -> Identity:
     """Light from anywhere in front, hard or soft, of any color; flat drawings stay among them."""
     light = identity.light
     across, up = dice.uniform(-1.4, 1.4), dice.uniform(-0.3, 1.2)
@@ -172,8 +172,9 @@ def _lit(dice: Dice, identity: Identity, wide: Tensor) -> dict[str, object]:
     def blend(first: Tensor, second: Tensor) -> Tensor:
         return torch.lerp(first, second, wide.view(-1, *[1] * (first.dim() - 1)))
 
-    return {
-        "light": replace(
+    return replace(
+        identity,
+        light=replace(
             light,
             key=torch.where(wide[:, None] > 0, key, light.key),
             key_color=blend(light.key_color, color * (0.25 + 1.0 * balance)),
@@ -184,8 +185,8 @@ def _lit(dice: Dice, identity: Identity, wide: Tensor) -> dict[str, object]:
             toon=light.toon * (1 - photographic),
             outline=light.outline * (1 - photographic),
             catch=blend(light.catch, dice.uniform(-0.4, 1.2).clamp(0, 1)),
-        )
-    }
+        ),
+    )
 
 
 def _texture(dice: Dice, wide: Tensor) -> Texture:
