@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.progress import Progress
@@ -17,6 +17,8 @@ from ..scale import Scale
 
 if TYPE_CHECKING:
     import torch
+
+Style = Literal["plain", "graded", "convolved", "painted", "posterized", "drawn", "filtered"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def gallery(
     rendering: Rendering,
     rows: Annotated[Positive, "of the sheet"] = 4,
     columns: Annotated[Positive, "of the sheet"] = 6,
+    variety: Annotated[float, "share of the avatars that look unlike the others, as in training"] = 0.0,
+    style: Annotated[Style, "of the pictures, of each avatar another one of the family"] = "plain",
 ) -> None:
     """A sheet of different avatars."""
     import torch
@@ -55,10 +59,17 @@ def gallery(
     from anifacediff_core.video import write_image
 
     from ..avatars.poses import random_frames
+    from ..avatars.styles import stylize
+    from ..avatars.variety import wander, widen
 
     studio, head, identities, generator = rendering.begin(rows * columns)
     params = random_frames(len(identities), generator, head)
+    if variety:
+        identities = widen(identities, variety, generator, head)
+        params = replace(wander(params, 1, variety, generator, head), shape=identities.shape)
     pictures = torch.cat(list(_render(studio, identities, params, rendering.size, bar("avatars"))))
+    own = torch.Generator(pictures.device).manual_seed(rendering.seed)
+    pictures = stylize(pictures[:, None], style, own)[:, 0]
     write_image(out, rearrange(pictures, "(y x) c h w -> c (y h) (x w)", x=columns))
 
 

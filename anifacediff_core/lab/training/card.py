@@ -13,8 +13,9 @@ from anifacediff_core.weights.checkpoint import load_checkpoint
 from ..evaluation.ablation import markdown
 
 LIMITS = """\
-- It knows stylized avatars of this project's studio only; portraits that look different are out of its reach.
-- Heads turned by more than about 30 degrees to the side or 15 degrees up or down were not in its data.
+- It has seen rendered avatars only, of many looks. Photographs, paintings and drawings keep their person, but
+  are softer than avatars: skin, teeth, irises and wisps of hair smear, and what the source hides is guessed.
+- Heads turned by more than about 60 degrees to the side or 30 degrees up or down were not in its data.
 - 256 x 256 pixels; thin structures (frames of glasses, lashes, single strands) soften.
 - It imitates faces: use it on characters and people who agreed, and say that a video is made."""
 
