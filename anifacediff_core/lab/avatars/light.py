@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .identity import BACKDROPS, DISCS, WAVES, Backdrop, Clutter, Light
+from .identity import BACKDROPS, DISCS, Backdrop, Light
+from .material import WAVES, Clutter
 from .mesh import mix, smoothstep
 from .paint import Surface
 

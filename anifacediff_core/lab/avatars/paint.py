@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import palettes
-from .identity import COLLARS, HAIR_STYLES, HATS, Accessories, Body, Eyes, FaceHair, Hair, Mouth, Skin
+from .identity import COLLARS, HAIR_STYLES, HATS, Accessories, Body, Eyes, FaceHair, Hair, Skin
+from .material import Mouth
 from .mesh import mix, smoothstep
 
 CHART_ORIGIN = (0.0, 0.125, 0.05)  # meters, of the head's chart

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .identity import WAVES, Texture
+from .material import WAVES, Texture
 from .mesh import mix, smoothstep
 from .paint import Surface
 

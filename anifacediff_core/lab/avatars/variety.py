@@ -16,7 +16,8 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 
 from .batch import Dice
-from .identity import LEAVES, WAVES, Clutter, Identity, Mouth, Texture
+from .identity import Identity
+from .material import LEAVES, WAVES, Clutter, Mouth, Texture
 from .poses import SCALE
 from .texture import directions
 
