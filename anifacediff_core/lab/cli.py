@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate pairs": evaluate.pairs,
     "evaluate run": evaluate.run,
     "evaluate results": evaluate.results,
+    "evaluate clips": evaluate.clips,
     "evaluate forgery": evaluate.forgery,
     "train": train.train,
     "prepare": train.prepare,

@@ -306,6 +306,7 @@ def test_the_truth_as_a_result_is_perfect(videos: Path, tmp_path: Path) -> None:
     networks = Networks(MeanColors(), embedder)
     report, _ = measure([method], pairs, networks, reference=find_clips(tmp_path / "truth"))
     found = report["methods"]["truth"]["protocols"][SAME]
+    assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
     assert found["csim"] == pytest.approx(1, abs=1e-6)
     assert found["fid"] == pytest.approx(0, abs=1e-9)
     assert found["warping"] == pytest.approx(0, abs=1e-9)
@@ -609,6 +610,27 @@ def test_avatars_from_the_list_to_the_report(
     text = (tmp_path / "report" / "report.md").read_text()
     assert "pose (bundled encoder)" in text and "no DECA file" in text and "Table 2" in text
     assert read_image(tmp_path / "report" / "sheet.jpg").shape[-1] == 5 * results.SHEET_SIDE
+
+
+def test_a_folder_of_clips_in_one_command(
+    avatars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "clips"
+    command = ["evaluate", "clips", "--videos", str(avatars), "--out", str(out), "--device", "cpu"]
+    assert main([*command, "--size", "64", "--bundled-encoder"]) == 0
+    assert "| AniFaceDiff full |" in capsys.readouterr().out
+    report = json.loads((out / "report.json").read_text())
+    assert report["pairs"] == {SAME: 2, CROSS: 2}
+    protocols = report["methods"]["AniFaceDiff full"]["protocols"]
+    for pair, measured in protocols[SAME]["pairs"].items():
+        made = torch.stack(list(clip_frames(out / "results" / "full" / pair)))
+        listed = next(each for each in read_pairs(out / "pairs.csv") if each.pair == pair)
+        true = torch.stack(list(clip_frames(Path(listed.driving), 1)))
+        true = torch.nn.functional.interpolate(true, (64, 64), mode="bicubic", antialias=True).clamp(0, 1)
+        expected = -10 * (made - true).square().mean((1, 2, 3)).log10()
+        assert measured["psnr"] == pytest.approx(float(expected.mean()), abs=1e-3)
+        assert 15 < measured["psnr"] < 40 and measured["flicker"] > 0
+    assert protocols[CROSS]["psnr"] is None and protocols[CROSS]["pose_bundled"] > 0
 
 
 def test_apd_and_aed_are_measured_by_decas_own_file(avatars: Path, tmp_path: Path) -> None:

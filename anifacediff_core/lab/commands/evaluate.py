@@ -1,12 +1,12 @@
-"""The commands `evaluate pairs`, `run`, `results` and `forgery`. What they need is imported when they run."""
+"""The commands of `evaluate` on videos. What they need is imported when they run."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
@@ -14,8 +14,53 @@ from anifacediff_core.storage import replacing
 
 from ..options import Checkpoint, Device, File, Positive, Sampling, bar, checkpoint_or_bundled
 
+if TYPE_CHECKING:
+    from ..evaluation.results import Networks
+
 Pairs = Annotated[Path, "list that evaluate pairs wrote"]
 Color = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """The files of the networks that measure, and how they are used."""
+
+    inception: Annotated[Path | None, "for FID: pt_inception-2015-12-05-6726825d.pth"] = None
+    arcface: Annotated[Path | None, "for CSIM: model_ir_se50.pth, or an ONNX file"] = None
+    deca: Annotated[File, "deca_model.tar, for APD and AED"] = None
+    flame: Annotated[File, "FLAME's generic_model.pkl, for APD and AED"] = None
+    bundled_encoder: Annotated[
+        bool, "also distances by the checkpoint's own face encoder, which knows avatars"
+    ] = False
+    identity_crop: Annotated[
+        Literal["points", "fixed"] | None,
+        "what CSIM sees: the face aligned by five points, or a fixed part of portraits; "
+        "points where DECA or the bundled encoder is there",
+    ] = None
+    reference: Annotated[Path | None, "folder of real videos for FID; those of the list when left out"] = None
+    every: Annotated[Positive, "take every so many reference frames"] = 1
+    sheet_rows: Annotated[Positive, "pairs on the contact sheet"] = 8
+
+    def networks(self, checkpoint: Path, device: Any) -> Networks:
+        """The networks whose files are named, on a device."""
+        from ..evaluation.faces import FaceReader
+        from ..evaluation.frechet import Inception
+        from ..evaluation.identity import FIXED, POINTS, Embedder
+        from ..evaluation.results import Networks
+
+        if (self.deca is None) != (self.flame is None):
+            raise InputError("DECA and FLAME belong together: name both, with --deca and --flame.")
+        readers = []
+        if self.deca and self.flame:
+            readers.append(FaceReader.deca(self.deca, self.flame, checkpoint, device))
+        if self.bundled_encoder:
+            readers.append(FaceReader.bundled(checkpoint, device))
+        return Networks(
+            inception=Inception.load(self.inception, device) if self.inception else None,
+            embedder=Embedder.load(self.arcface, device) if self.arcface else None,
+            crop=self.identity_crop or (POINTS if readers else FIXED),
+            readers=tuple(readers),
+        )
 
 
 def pairs(
@@ -89,62 +134,65 @@ def results(
         {"metavar": "[NAME=]FOLDER"},
     ],
     out: Annotated[Path, "folder for report.json, report.md and sheet.jpg"],
-    inception: Annotated[Path | None, "for FID: pt_inception-2015-12-05-6726825d.pth"] = None,
-    arcface: Annotated[Path | None, "for CSIM: model_ir_se50.pth, or an ONNX file"] = None,
-    deca: Annotated[File, "deca_model.tar, for APD and AED"] = None,
-    flame: Annotated[File, "FLAME's generic_model.pkl, for APD and AED"] = None,
-    bundled_encoder: Annotated[
-        bool, "also distances by the checkpoint's own face encoder, which knows avatars"
-    ] = False,
-    identity_crop: Annotated[
-        Literal["points", "fixed"] | None,
-        "what CSIM sees: the face aligned by five points, or a fixed part of portraits; "
-        "points where DECA or the bundled encoder is there",
-    ] = None,
-    reference: Annotated[
-        Path | None, "folder of real videos for FID; those of the list when left out"
-    ] = None,
-    every: Annotated[Positive, "take every so many reference frames"] = 1,
-    sheet_rows: Annotated[Positive, "pairs on the contact sheet"] = 8,
+    measuring: Measuring,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
 ) -> None:
     """Measure folders of results of any methods."""
     from anifacediff_core.video import write_image
 
-    from ..evaluation.faces import FaceReader
-    from ..evaluation.frechet import Inception
-    from ..evaluation.identity import FIXED, POINTS, Embedder
     from ..evaluation.pairs import find_clips, read_pairs
-    from ..evaluation.results import Method, Networks, measure
+    from ..evaluation.results import Method, measure
     from ..evaluation.tables import results_markdown
 
     listed = read_pairs(pairs)
     folders = _unique([found for text in results for found in _method_folders(*_named(text))])
     methods = [Method.of(name, folder) for name, folder in folders.items()]
-    real = find_clips(reference) if reference is not None else None
+    real = find_clips(measuring.reference) if measuring.reference is not None else None
     if real is not None and not real:
-        raise InputError(f"The folder {reference} holds no videos; name one with real ones.")
-    if (deca is None) != (flame is None):
-        raise InputError("DECA and FLAME belong together: name both, with --deca and --flame.")
-    where, path = pick_device(device), checkpoint_or_bundled(checkpoint)
-    readers = [FaceReader.deca(deca, flame, path, where)] if deca and flame else []
-    if bundled_encoder:
-        readers.append(FaceReader.bundled(path, where))
-    networks = Networks(
-        inception=Inception.load(inception, where) if inception else None,
-        embedder=Embedder.load(arcface, where) if arcface else None,
-        crop=identity_crop or (POINTS if readers else FIXED),
-        readers=tuple(readers),
-    )
+        raise InputError(f"The folder {measuring.reference} holds no videos; name one with real ones.")
+    networks = measuring.networks(checkpoint_or_bundled(checkpoint), pick_device(device))
     report, sheet = measure(
-        methods, listed, networks, reference=real, every=every, sheet_pairs=sheet_rows, bar=bar
+        methods,
+        listed,
+        networks,
+        reference=real,
+        every=measuring.every,
+        sheet_pairs=measuring.sheet_rows,
+        bar=bar,
     )
     text = results_markdown(report)
     _write_report(out, "report", report, text)
     if sheet is not None:
         write_image(out / "sheet.jpg", sheet)
     print(text)
+
+
+def clips(
+    videos: Annotated[Path, "folder with square portraits: videos, or folders of frames"],
+    out: Annotated[Path, "folder for pairs.csv, the results and the report"],
+    sampling: Sampling,
+    measuring: Measuring,
+    protocol: Annotated[Literal["same", "cross", "both"], "same or cross identity"] = "both",
+    count: Annotated[Positive, "pairs of each protocol at most"] = 100,
+    frames: Annotated[int, "driving frames at most; 0 for all"] = 0,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Reenact a folder of clips and measure it: PSNR, SSIM, flicker, and what your networks see."""
+    listed, made = out / "pairs.csv", out / "results"
+    pairs(videos, listed, protocol, count, frames=frames)
+    run(
+        listed,
+        made,
+        sampling,
+        png=True,
+        checkpoint=checkpoint,
+        deca=measuring.deca,
+        flame=measuring.flame,
+        device=device,
+    )
+    results(listed, [f"AniFaceDiff={made}"], out, measuring, checkpoint, device)
 
 
 def forgery(

@@ -22,6 +22,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.progress import Progress
 from anifacediff_core.video import VIDEO_ENDINGS
 
+from ..metrics import psnr, ssim
 from .faces import FaceReader, ReadFaces, face_distances
 from .frechet import Features, RunningGaussian, frechet_distance
 from .identity import FIXED, POINTS, Embedder, cut_points, cut_portrait
@@ -31,7 +32,18 @@ from .steadiness import Flicker, WarpingError, has_opencv
 METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
 LEAST_SIDE = 12  # pixels that OpenCV's optical flow needs
 SHEET_SIDE = 160
-METRICS = ("fid", "csim", "apd", "aed", "pose_bundled", "expression_bundled", "flicker", "warping")
+METRICS = (
+    "psnr",
+    "ssim",
+    "fid",
+    "csim",
+    "apd",
+    "aed",
+    "pose_bundled",
+    "expression_bundled",
+    "flicker",
+    "warping",
+)
 
 
 @dataclass(frozen=True)
@@ -284,7 +296,8 @@ def _measure_pair(
         tally.without_face[reader.name] = tally.without_face.get(reader.name, 0) + distances.missing
     flicker = Flicker() if pair.protocol == SAME else None
     warping = WarpingError() if has_opencv() else None
-    true_frames = driving_frames(pair) if flicker is not None else None
+    true_frames = driving_frames(pair)
+    nearness: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     similarities: list[Tensor] = []
     done = 0
     for frames in batches(clip_frames(clip)):
@@ -293,10 +306,15 @@ def _measure_pair(
         if networks.embedder is not None and source is not None:
             part = faces[0][done : done + len(frames)] if networks.aligner is not None else None
             similarities.append(_similarity(frames, part, source, networks.embedder))
-        for frame in frames:
-            if flicker is not None and true_frames is not None:
-                flicker.update(frame, next(true_frames))
-            if warping is not None:
+        if flicker is not None:
+            true = torch.stack(list(islice(true_frames, len(frames))))
+            for frame, other in zip(frames, true, strict=True):
+                flicker.update(frame, other)
+            fitted = _fitted(true, frames.shape[-2:])
+            nearness["psnr"].append(psnr(frames, fitted))
+            nearness["ssim"].append(ssim(frames, fitted))
+        if warping is not None:
+            for frame in frames:
                 warping.update(frame)
         done += len(frames)
     tally.results += 1
@@ -308,9 +326,18 @@ def _measure_pair(
             name = "the alignment of CSIM"
             tally.without_face[name] = tally.without_face.get(name, 0) + done - len(values)
     if flicker is not None:
+        for metric, parts in nearness.items():
+            tally.add(pair.pair, metric, torch.cat(parts))
         tally.add_clip(pair.pair, "flicker", flicker.value)
     if warping is not None:
         tally.add_clip(pair.pair, "warping", warping.value)
+
+
+def _fitted(frames: Tensor, size: torch.Size) -> Tensor:
+    """True frames in the size of the results."""
+    if frames.shape[-2:] == size:
+        return frames
+    return F.interpolate(frames, tuple(size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _similarity(frames: Tensor, faces: ReadFaces | None, source: Tensor, embed: Embedder) -> Tensor:

@@ -9,6 +9,8 @@ from .pairs import CROSS, PROTOCOLS, SAME
 TITLES = {SAME: "Same-identity reconstruction", CROSS: "Cross-identity reenactment"}
 # Title, digits, factor, and whether more is better: None where it is neither.
 COLUMNS: dict[str, tuple[str, int, float, bool | None]] = {
+    "psnr": ("PSNR↑", 2, 1, True),
+    "ssim": ("SSIM↑", 3, 1, True),
     "fid": ("FID↓", 2, 1, False),
     "csim": ("CSIM↑", 3, 1, True),
     "apd": ("APD↓", 4, 1, False),
