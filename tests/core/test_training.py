@@ -35,10 +35,10 @@ from anifacediff_core.lab.training.capture import (
     spoil,
 )
 from anifacediff_core.lab.training.data import Pool, PoolPlan, weaken_expression
-from anifacediff_core.lab.training.journal import Journal
 from anifacediff_core.lab.training.phase import network_config
 from anifacediff_core.lab.training.phases import PHASES, run_phase
 from anifacediff_core.lab.training.reenactment import DenoisingSettings, diffuse, mixed_noise
+from anifacediff_core.lab.training.run_logger import RunLogger
 from anifacediff_core.lab.training.settings import build, read_experiment
 from anifacediff_core.lab.training.task import Loop, TrainingError, load_weights
 from anifacediff_core.network.autoencoder import AutoEncoder
@@ -116,7 +116,7 @@ class Line:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.drawn = state["drawn"]
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         self.sampled.append(fraction)
         return {"weight": float(self.module.weight.detach())}
 
@@ -124,7 +124,7 @@ class Line:
 def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
     settings = Loop(learning_rate=0.1, lr_warmup_steps=5, mixed_precision="no", **loop)
     accelerator = distribution.make_accelerator(settings, seed=0)
-    engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
+    engine.run(task, settings, accelerator, folder, RunLogger(folder, accelerator))
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 

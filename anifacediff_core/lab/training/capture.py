@@ -418,7 +418,7 @@ class CaptureTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pool.load_state_dict(state)
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         params = self.held_out.params
         squares = face_square(self.head, params)
         crops = sample_squares(self.held_out.images.float().div(255), squares, CROP)

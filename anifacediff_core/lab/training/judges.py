@@ -228,7 +228,7 @@ class JudgesTask:
     """Identity and motion judge side by side; see `task.Task`.
 
     Attributes:
-        measures: what the last `sample` found.
+        measures: what the last `validate` found.
     """
 
     name = "judges"
@@ -313,7 +313,7 @@ class JudgesTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pool.load_state_dict(state)
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         judges = Judges(self.identity, self.motion, self.settings.side)
         pool = self.held_out
         opinions = [judges.opinion(part.float().div(255)) for part in pool.images.split(256)]
@@ -334,16 +334,16 @@ def train_judges(phase: Phase) -> None:
     settings = build(JudgesSettings, phase.settings.get("settings"), "judges.settings")
     seed = TRAINING_SEED + int(phase.experiment["seed"]) * 1000 + phase.accelerator.process_index
     plan = phase.plan()
-    began = phase.journal.elapsed()
+    began = phase.logger.elapsed()
     pool = FamilyPool(phase.studio, phase.head, plan, seed)
     pool.fill()
-    rate = len(pool) / max(phase.journal.elapsed() - began, 1e-6)
-    phase.journal(phase.name, "pool", frames=len(pool), frames_per_second=rate)
+    rate = len(pool) / max(phase.logger.elapsed() - began, 1e-6)
+    phase.logger(phase.name, "pool", frames=len(pool), frames_per_second=rate)
     few = replace(plan, identities=min(HELD_OUT_AVATARS, plan.identities))
     held_out = FamilyPool(phase.studio, phase.head, few, HELD_OUT_SEED)
     held_out.fill()
     task = JudgesTask(phase.head, pool, held_out, settings)
-    run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+    run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
     if phase.accelerator.is_main_process:
         path = phase.folder / f"{task.name}.safetensors"
         judging.save_judges(path, load_weights(path), provenance(task, phase.experiment))

@@ -23,7 +23,7 @@ from .task import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
 STAGE2_PARTS = ("motion",)
-Sampler = Callable[[Path, float], dict[str, float]]
+Validator = Callable[[Path, float], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -158,14 +158,14 @@ class DenoisingTask:
         source: PairSource,
         alphas: Tensor,
         settings: DenoisingSettings,
-        sampler: Sampler,
+        validator: Validator,
         *,
         stage: int,
         decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.decode = decode
         self.name = f"stage{stage}"
-        self.model, self.source, self.settings, self.sampler = model, source, settings, sampler
+        self.model, self.source, self.settings, self.validator = model, source, settings, validator
         self.alphas = alphas
         self.stage = stage
         model.gradient_checkpointing = settings.gradient_checkpointing
@@ -296,8 +296,8 @@ class DenoisingTask:
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
-        return self.sampler(path, fraction)
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
+        return self.validator(path, fraction)
 
     def state_dict(self) -> dict[str, Any]:
         return self.source.state_dict()

@@ -111,7 +111,7 @@ class Task(Protocol):
         """What a snapshot file holds. Called with the averaged weights in place."""
         ...
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         """Write a picture, return measures. Called on the main process with the averaged weights."""
         ...
 
