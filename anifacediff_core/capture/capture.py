@@ -279,7 +279,7 @@ def crop_portrait(
     for start in range(0, len(numbers), count):
         part = rgb(frames[numbers[start : start + count]].float())
         where = squares[start : start + count]
-        result[start : start + count] = sample(part, where, size, "bicubic").clamp(0, 1)
+        result[start : start + count] = crop_resize(part, where, size, "bicubic").clamp(0, 1)
         if progress is not None:
             progress(start + len(part), len(numbers))
     return result
@@ -397,7 +397,7 @@ def _all_frames(
 
 def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParameters:
     """Read crops at ``squares`` (frames, 3); the camera is that of the whole picture."""
-    reading = models.encoder.read(sample(frames, squares, CROP))
+    reading = models.encoder.read(crop_resize(frames, squares, CROP))
     neutral = models.head.neutral(len(frames))
     pose = torch.cat([neutral.pose[:, :3], reading.neck.to(neutral.pose), neutral.pose[:, 6:]], dim=1)
     # A camera behind the head has no meaning, whatever an untrained network says.
@@ -406,7 +406,7 @@ def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParam
     return replace(neutral, shape=reading.shape, expression=reading.expression, pose=pose, camera=camera)
 
 
-def sample(
+def crop_resize(
     frames: Tensor, squares: Tensor, size: int, mode: str = "bilinear", outside: str = "border"
 ) -> Tensor:
     """Cut squares (frames, 3) out of frames, scaled to ``size``².

@@ -17,7 +17,7 @@ from ..head.flame import SHAPES
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
-from .capture import moved, sample
+from .capture import crop_resize, moved
 from .deca import CROP, DecaEncoder
 from .detector import SQUARE_SCALE, Detection
 from .locate import LANDMARKS_GROWTH, FacesAtHand, FindsFaces
@@ -107,7 +107,7 @@ class FlameModels:
 
 def cut(frames: Tensor, squares: Tensor) -> Tensor:
     """Crops (faces, 3, 224, 224) at squares (faces, 3)."""
-    return sample(frames, squares, CROP, outside="zeros")
+    return crop_resize(frames, squares, CROP, outside="zeros")
 
 
 def deca_squares(faces: list[Detection], longer: int) -> Tensor:

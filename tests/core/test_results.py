@@ -43,7 +43,7 @@ from anifacediff_core.lab.evaluation.pairs import (
     write_pairs,
 )
 from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, Networks, measure
-from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingError, warped_difference
+from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingMetric, warped_difference
 from anifacediff_core.lab.evaluation.tables import results_markdown
 from anifacediff_core.lab.metrics import flicker
 from anifacediff_core.sampling.settings import SamplingSettings
@@ -267,7 +267,7 @@ def test_motion_is_no_warping_error_but_flicker_is() -> None:
     picture = torch.nn.functional.interpolate(noise(1, 3, 12), (96, 96), mode="bicubic").clamp(0.1, 0.9)[0]
 
     def error(frames: Iterator[Tensor]) -> float:
-        found = WarpingError()
+        found = WarpingMetric()
         for frame in frames:
             found.update(frame)
         return found.value

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anifacediff_core.capture.capture import sample
+from anifacediff_core.capture.capture import crop_resize
 from anifacediff_core.capture.detector import SQUARE_SCALE
 from anifacediff_core.capture.locate import LANDMARKS_GROWTH, FindsFaces
 from anifacediff_core.errors import InputError
@@ -146,7 +146,7 @@ class Detector:
     def _cut(self, frames: Tensor, squares: Tensor) -> Tensor:
         height, width = self.model.size or (self.preprocessing.size,) * 2
         if self.preprocessing.margin is not None:
-            frames = sample(frames, squares, max(height, width), outside="zeros")
+            frames = crop_resize(frames, squares, max(height, width), outside="zeros")
         if frames.shape[-2:] != (height, width):
             frames = F.interpolate(
                 frames, (height, width), mode="bilinear", antialias=True, align_corners=False

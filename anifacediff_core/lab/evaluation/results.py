@@ -26,7 +26,7 @@ from .faces import FaceReader, ReadFaces, face_distances
 from .frechet import Features, RunningGaussian, frechet_distance
 from .identity import FIXED, POINTS, Embedder, cut_points, cut_portrait
 from .pairs import PROTOCOLS, SAME, Pair, batches, clip_frames, count_frames, driving_frames, one_frame
-from .steadiness import Flicker, WarpingError, has_opencv
+from .steadiness import Flicker, WarpingMetric, has_opencv
 
 METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
 LEAST_SIDE = 12  # pixels that OpenCV's optical flow needs
@@ -283,7 +283,7 @@ def _measure_pair(
         tally.add(pair.pair, f"rotation_{'deca' if reader.is_deca else 'bundled'}", distances.rotation)
         tally.without_face[reader.name] = tally.without_face.get(reader.name, 0) + distances.missing
     flicker = Flicker() if pair.protocol == SAME else None
-    warping = WarpingError() if has_opencv() else None
+    warping = WarpingMetric() if has_opencv() else None
     true_frames = driving_frames(pair) if flicker is not None else None
     similarities: list[Tensor] = []
     done = 0
