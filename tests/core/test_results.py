@@ -42,7 +42,7 @@ from anifacediff_core.lab.evaluation.pairs import (
     read_pairs,
     write_pairs,
 )
-from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, Networks, measure
+from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, MetricModels, measure
 from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingMetric, warped_difference
 from anifacediff_core.lab.evaluation.tables import results_markdown
 from anifacediff_core.lab.metrics import flicker
@@ -283,9 +283,9 @@ def test_motion_is_no_warping_error_but_flicker_is() -> None:
 
 
 @pytest.fixture
-def networks(tmp_path: Path) -> Networks:
+def networks(tmp_path: Path) -> MetricModels:
     path = write_onnx(tmp_path / "arcface.onnx", np.random.default_rng(0).normal(size=(3, 8)), side=112)
-    return Networks(inception=MeanColors(), embedder=Embedder.load(path))
+    return MetricModels(inception=MeanColors(), embedder=Embedder.load(path))
 
 
 def copy_truth(pairs: list[Pair], folder: Path) -> Method:
@@ -303,7 +303,7 @@ def test_the_truth_as_a_result_is_perfect(videos: Path, tmp_path: Path) -> None:
     pairs = draw_pairs(videos, (SAME,), count=4)
     method = copy_truth(pairs, tmp_path / "truth")
     embedder = Embedder.load(write_onnx(tmp_path / "net.onnx", np.eye(3), side=112))
-    networks = Networks(MeanColors(), embedder)
+    networks = MetricModels(MeanColors(), embedder)
     report, _ = measure([method], pairs, networks, reference=find_clips(tmp_path / "truth"))
     found = report["methods"]["truth"]["protocols"][SAME]
     assert found["csim"] == pytest.approx(1, abs=1e-6)
@@ -314,7 +314,7 @@ def test_the_truth_as_a_result_is_perfect(videos: Path, tmp_path: Path) -> None:
 
 
 def test_moving_truth_has_flicker_one_and_no_distance(
-    videos: Path, tmp_path: Path, networks: Networks
+    videos: Path, tmp_path: Path, networks: MetricModels
 ) -> None:
     pairs = draw_pairs(videos, (SAME,), count=4)
     methods = [copy_truth(pairs, tmp_path / "truth"), copy_truth(pairs, tmp_path / "still")]
@@ -336,7 +336,7 @@ def test_csim_is_the_mean_cosine_with_the_source_over_all_frames(tmp_path: Path)
     shown = torch.stack([red, green, (red + green) - 0.5]).view(3, 3, 1, 1).expand(3, 3, 16, 16)
     write_clip(tmp_path / "ours" / pairs[0].pair, shown)
     embedder = Embedder.load(write_onnx(tmp_path / "net.onnx", np.eye(3), side=112))
-    report, _ = measure([Method.of("ours", tmp_path / "ours")], pairs, Networks(embedder=embedder))
+    report, _ = measure([Method.of("ours", tmp_path / "ours")], pairs, MetricModels(embedder=embedder))
     # 128/255 is not quite 0.5, and with it every other color of the files
     x, y = 1.0, 2 * 128 / 255 - 1
     colors = np.array([[x, y, y], [y, x, y], [x, x, y]])
@@ -348,7 +348,7 @@ def test_csim_is_the_mean_cosine_with_the_source_over_all_frames(tmp_path: Path)
 
 def test_missing_networks_are_said_in_the_cells(videos: Path, tmp_path: Path) -> None:
     pairs = draw_pairs(videos, (SAME, CROSS), count=2)
-    report, _ = measure([copy_truth(pairs, tmp_path / "fomm")], pairs, Networks())
+    report, _ = measure([copy_truth(pairs, tmp_path / "fomm")], pairs, MetricModels())
     for protocol in (SAME, CROSS):
         found = report["methods"]["fomm"]["protocols"][protocol]
         assert all(found.get(metric) is None for metric in ("fid", "csim", "apd", "aed"))
@@ -358,7 +358,7 @@ def test_missing_networks_are_said_in_the_cells(videos: Path, tmp_path: Path) ->
 
 
 def test_bad_results_are_listed_and_the_rest_is_measured(
-    videos: Path, tmp_path: Path, networks: Networks
+    videos: Path, tmp_path: Path, networks: MetricModels
 ) -> None:
     pairs = draw_pairs(videos, (SAME,), count=4)
     method = copy_truth(pairs, tmp_path / "ours")
@@ -390,7 +390,7 @@ def test_a_damaged_video_does_not_stop_the_others(videos: Path, tmp_path: Path) 
             video.write(noise(11, 0))
     whole = (folder / f"{pairs[0].pair}.mp4").read_bytes()
     (folder / f"{pairs[0].pair}.mp4").write_bytes(whole[: len(whole) // 2])
-    report, _ = measure([Method.of("ours", folder)], pairs, Networks())
+    report, _ = measure([Method.of("ours", folder)], pairs, MetricModels())
     assert list(report["methods"]["ours"]["problems"]) == [pairs[0].pair]
     assert report["methods"]["ours"]["protocols"][SAME]["results"] == 1
 
@@ -418,7 +418,7 @@ def test_frames_are_never_held_all_at_once(
     monkeypatch.setattr(results, "one_frame", lambda clip, index: torch.zeros(3, 16, 16))
     (tmp_path / "ours" / "p").mkdir(parents=True)
     report, _ = measure(
-        [Method.of("ours", tmp_path / "ours")], pairs, Networks(MeanColors()), reference=[Path("unused")]
+        [Method.of("ours", tmp_path / "ours")], pairs, MetricModels(MeanColors()), reference=[Path("unused")]
     )
     assert report["methods"]["ours"]["protocols"][SAME]["frames"] == 200
     assert most <= 2 * pairs_module.AT_ONCE + 2  # a stack, the one before it, and their last frames
@@ -521,7 +521,7 @@ def test_variants_switch_alignment_and_adapter(
     assert pipeline.calls == ([(0.0, scale), cross] if variant.fsa else [cross])
     method = Method.of(name, tmp_path / "out")
     assert (method.fsa, method.adapter, method.protocols) == (variant.fsa, variant.adapter, variant.protocols)
-    report, _ = measure([method], pairs, Networks())
+    report, _ = measure([method], pairs, MetricModels())
     assert report["methods"][name]["problems"] == {}
 
 
@@ -549,7 +549,7 @@ def test_a_source_that_nobody_needs_does_not_cost_the_report(videos: Path, tmp_p
     (pair,) = draw_pairs(videos, (CROSS,), count=1)
     shutil.copytree(pair.driving, tmp_path / "results" / pair.pair)
     gone = replace(pair, source=str(tmp_path / "gone.png"))
-    report, sheet = measure([Method.of("copy", tmp_path / "results")], [gone], Networks())
+    report, sheet = measure([Method.of("copy", tmp_path / "results")], [gone], MetricModels())
     assert report["methods"]["copy"]["protocols"][CROSS]["results"] == 1
     assert sheet is not None and float(sheet[:, :, :160].std()) == 0
 
@@ -616,7 +616,7 @@ def test_apd_and_aed_are_measured_by_decas_own_file(avatars: Path, tmp_path: Pat
     flame.write_pickle(tmp_path / "generic_model.pkl", flame.make_fields())
     pairs = [replace(pair, frames=2) for pair in draw_pairs(avatars, (SAME,), count=1)]
     reader = FaceReader.deca(tmp_path / "deca_model.tar", tmp_path / "generic_model.pkl", files.BUNDLED)
-    report, _ = measure([copy_truth(pairs, tmp_path / "truth")], pairs, Networks(readers=(reader,)))
+    report, _ = measure([copy_truth(pairs, tmp_path / "truth")], pairs, MetricModels(readers=(reader,)))
     found = report["methods"]["truth"]["protocols"][SAME]
     assert found["frames_without_face"] == {"DECA (deca_model.tar)": 0}
     assert found["apd"] == pytest.approx(0, abs=1e-6) and found["aed"] == pytest.approx(0, abs=1e-6)

@@ -116,7 +116,7 @@ def results(
     from ..evaluation.frechet import Inception
     from ..evaluation.identity import FIXED, POINTS, Embedder
     from ..evaluation.pairs import find_clips, read_pairs
-    from ..evaluation.results import Method, Networks, measure
+    from ..evaluation.results import Method, MetricModels, measure
     from ..evaluation.tables import results_markdown
 
     listed = read_pairs(pairs)
@@ -131,14 +131,14 @@ def results(
     readers = [FaceReader.deca(deca, flame, path, where)] if deca and flame else []
     if bundled_encoder:
         readers.append(FaceReader.bundled(path, where))
-    networks = Networks(
+    models = MetricModels(
         inception=Inception.load(inception, where) if inception else None,
         embedder=Embedder.load(arcface, where) if arcface else None,
         crop=identity_crop or (POINTS if readers else FIXED),
         readers=tuple(readers),
     )
     report, sheet = measure(
-        methods, listed, networks, reference=real, every=every, sheet_pairs=sheet_rows, bar=bar
+        methods, listed, models, reference=real, every=every, sheet_pairs=sheet_rows, bar=bar
     )
     text = results_markdown(report)
     _write_report(out, "report", report, text)

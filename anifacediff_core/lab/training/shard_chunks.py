@@ -30,7 +30,7 @@ ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's any mor
 
 
 @dataclass(frozen=True)
-class Shares:
+class SplitRatios:
     """How identities are divided, as fractions of all."""
 
     train: float = 0.9
@@ -149,7 +149,7 @@ def finish(folder: Path, names: Iterable[str], **about: Any) -> list[dict[str, A
     return skipped
 
 
-def sweep(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove what workers that were killed have left unfinished a while ago."""
     patterns = (".*.tar.*", ".*.json.*", ".*.jsonl.*", "*/.*.json.*", "*/.*.safetensors.*")
     for path in (path for pattern in patterns for path in folder.glob(pattern)):

@@ -370,9 +370,9 @@ def _members(url: str, what: str) -> Iterator[tuple[str, bytes]]:
     except InputError:
         raise
     except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        told = shown(" ".join(str(error).split()), 200)
+        reason = shown(" ".join(str(error).split()), 200)
         raise InputError(
-            f"{what[:1].upper()}{what[1:]} is missing or damaged ({told}); check it or prepare it again."
+            f"{what[:1].upper()}{what[1:]} is missing or damaged ({reason}); check it or prepare it again."
         ) from error
 
 

@@ -35,7 +35,7 @@ class Reading:
         normals: whether to take the stored normals.
         split: other segments are passed over; None takes all.
         visits: how often a segment is picked from in an epoch.
-        buffer: picks that are mixed.
+        buffer: samples that are mixed.
     """
 
     lanes: tuple[tuple[Shard, ...], ...]
@@ -56,14 +56,14 @@ class Reading:
         return valid >= 2 and run >= self.frames
 
 
-class Place(NamedTuple):
-    """How far a worker is: the epoch, and the picks that it has given in it."""
+class LoaderState(NamedTuple):
+    """How far a worker is: the epoch, and the samples that it has given in it."""
 
     epoch: int
-    picks: int
+    samples: int
 
 
-class Pick(NamedTuple):
+class Sample(NamedTuple):
     """A source and the frames that it shall move like, still encoded."""
 
     what: str
@@ -82,7 +82,7 @@ class Batch(NamedTuple):
         normals: (R, 3, size, size) uint8, or none.
         shape, expression, pose, camera: (R, ...) of the driving frames; the shape is the source's.
         lane: whose batch it is.
-        epoch, picks: the worker's place after it.
+        epoch, samples: the worker's state after it.
     """
 
     sources: Tensor
@@ -94,10 +94,10 @@ class Batch(NamedTuple):
     camera: Tensor
     lane: int
     epoch: int
-    picks: int
+    samples: int
 
 
-class Refusal(NamedTuple):
+class WorkerError(NamedTuple):
     """An `InputError` on its way from a worker, which would otherwise arrive with a traceback in its text."""
 
     sentence: str
@@ -106,30 +106,30 @@ class Refusal(NamedTuple):
 class Lanes(IterableDataset):  # type: ignore[type-arg]
     """Endless batches; the workers take turns, beginning with the one whose turn it was."""
 
-    def __init__(self, reading: Reading, places: tuple[Place, ...], batches: int) -> None:
+    def __init__(self, reading: Reading, places: tuple[LoaderState, ...], batches: int) -> None:
         self.reading, self.places, self.batches = reading, places, batches
 
-    def __iter__(self) -> Iterator[Batch | Refusal]:
+    def __iter__(self) -> Iterator[Batch | WorkerError]:
         worker = get_worker_info()
         lane = (self.batches + (worker.id if worker else 0)) % len(self.places)
         try:
             yield from read_batches(self.reading, lane, self.places[lane])
         except InputError as error:
-            yield Refusal(str(error))
+            yield WorkerError(str(error))
 
 
-def read_batches(reading: Reading, lane: int, place: Place) -> Iterator[Batch]:
+def read_batches(reading: Reading, lane: int, place: LoaderState) -> Iterator[Batch]:
     epoch, skipped = place
-    waiting: list[Pick] = []
+    waiting: list[Sample] = []
     while True:
-        picks = skipped
-        for pick in _epoch(reading, lane, epoch, skipped):
-            waiting.append(pick)
-            picks += 1
+        samples = skipped
+        for sample in _epoch(reading, lane, epoch, skipped):
+            waiting.append(sample)
+            samples += 1
             if len(waiting) == reading.rows:
-                yield _collate(reading, waiting, lane, Place(epoch, picks))
+                yield _collate(reading, waiting, lane, LoaderState(epoch, samples))
                 waiting = []
-        if not picks:
+        if not samples:
             raise InputError(
                 f"No segment of {len(reading.lanes[lane])} shards, {reading.lanes[lane][0].url} first, has "
                 f"{max(reading.frames, 2)} usable frames of the split {reading.split}; use other shards or "
@@ -138,12 +138,12 @@ def read_batches(reading: Reading, lane: int, place: Place) -> Iterator[Batch]:
         epoch, skipped = epoch + 1, 0
 
 
-def _epoch(reading: Reading, lane: int, epoch: int, skipped: int) -> Iterator[Pick]:
-    """The picks of an epoch in their order, without the first `skipped`."""
+def _epoch(reading: Reading, lane: int, epoch: int, skipped: int) -> Iterator[Sample]:
+    """The samples of an epoch in their order, without the first `skipped`."""
     random = np.random.default_rng([reading.seed, reading.rank, lane, epoch])
     shards = [reading.lanes[lane][index] for index in random.permutation(len(reading.lanes[lane]))]
     if any(shard.segments is None for shard in shards):
-        everything = (pick for _, pick in _picks(reading, shards, epoch))
+        everything = (sample for _, sample in _samples(reading, shards, epoch))
         yield from islice(mixed(everything, reading.buffer, random), skipped, None)
         return
     names = (
@@ -160,27 +160,27 @@ def _epoch(reading: Reading, lane: int, epoch: int, skipped: int) -> Iterator[Pi
 Name = tuple[int, int, int]  # shard, segment, visit
 
 
-def _fetch(reading: Reading, shards: list[Shard], epoch: int, order: list[Name]) -> Iterator[Pick]:
-    """The named picks in their order; shards of which none is wanted are not opened."""
+def _fetch(reading: Reading, shards: list[Shard], epoch: int, order: list[Name]) -> Iterator[Sample]:
+    """The named samples in their order; shards of which none is wanted are not opened."""
     wanted = set(order)
     shard_of = {name[0] for name in order}
-    stream = _picks(reading, [shard if n in shard_of else None for n, shard in enumerate(shards)], epoch)
-    held: dict[Name, Pick] = {}
+    stream = _samples(reading, [shard if n in shard_of else None for n, shard in enumerate(shards)], epoch)
+    held: dict[Name, Sample] = {}
     for name in order:
         while name not in held:
-            found, pick = next(stream, (None, None))
-            if found is None or pick is None:
+            found, sample = next(stream, (None, None))
+            if found is None or sample is None:
                 raise InputError(
                     f"The shard {shards[name[0]].url} holds other segments than its shards.json says; "
                     "prepare it again."
                 )
             if found in wanted:
-                held[found] = pick
+                held[found] = sample
         yield held.pop(name)
 
 
-def _picks(reading: Reading, shards: Sequence[Shard | None], epoch: int) -> Iterator[tuple[Name, Pick]]:
-    """All picks of an epoch as they lie in the shards."""
+def _samples(reading: Reading, shards: Sequence[Shard | None], epoch: int) -> Iterator[tuple[Name, Sample]]:
+    """All samples of an epoch as they lie in the shards."""
     for number, shard in enumerate(shards):
         if shard is None:
             continue
@@ -190,10 +190,10 @@ def _picks(reading: Reading, shards: Sequence[Shard | None], epoch: int) -> Iter
             if not reading.usable(usable_frames(segment.parameters.valid)):
                 continue
             for visit in range(reading.visits):
-                yield (number, index, visit), pick(reading, segment, epoch, visit)
+                yield (number, index, visit), draw_sample(reading, segment, epoch, visit)
 
 
-def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
+def draw_sample(reading: Reading, segment: Segment, epoch: int, visit: int) -> Sample:
     """Choose a source and driving frames, only valid ones, by seed, epoch, segment and visit alone."""
     what = f"{segment.key} ({segment.info.clip})"
     if (segment.info.size, segment.info.head) != (reading.size, reading.head):
@@ -213,7 +213,7 @@ def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
         source = int(random.choice(valid))
     driving = slice(first, first + reading.frames)
     parameters = segment.parameters[driving]
-    return Pick(
+    return Sample(
         what,
         segment.pictures[source],
         list(segment.pictures[driving]),
@@ -222,16 +222,16 @@ def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
     )
 
 
-def _collate(reading: Reading, picks: list[Pick], lane: int, place: Place) -> Batch:
+def _collate(reading: Reading, samples: list[Sample], lane: int, place: LoaderState) -> Batch:
     def decoded(parts: Iterable[tuple[bytes, str]]) -> Tensor:
         pictures = [decode_picture(data, reading.size, what) for data, what in parts]
         return torch.stack(pictures) if pictures else torch.empty(0, dtype=torch.uint8)
 
-    params = FaceParameters.concatenate([pick.parameters for pick in picks])
+    params = FaceParameters.concatenate([sample.parameters for sample in samples])
     return Batch(
-        decoded((pick.source, pick.what) for pick in picks),
-        decoded((data, pick.what) for pick in picks for data in pick.driving),
-        decoded((data, pick.what) for pick in picks for data in pick.normals),
+        decoded((sample.source, sample.what) for sample in samples),
+        decoded((data, sample.what) for sample in samples for data in sample.driving),
+        decoded((data, sample.what) for sample in samples for data in sample.normals),
         params.shape,
         params.expression,
         params.pose,

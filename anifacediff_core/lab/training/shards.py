@@ -3,8 +3,8 @@
 The shards of a set are dealt to the processes, and those of a process to its loader workers, once and for
 all, so nobody sees what another one sees. Every worker reads its shards in a new order each epoch, picks
 frames of every segment, and mixes what it picked in a buffer. Which frames are picked follows from the seed,
-the epoch and the segment alone, and the order from the seed, the epoch and the worker's place: where a worker
-is in its epoch says what comes next. That place travels with each batch, so what workers have read ahead
+the epoch and the segment alone, and the order from the seed, the epoch and the worker's state: where a worker
+is in its epoch says what comes next. That state travels with each batch, so what workers have read ahead
 does not count. :mod:`.shard_format` says what a shard holds.
 """
 
@@ -30,7 +30,7 @@ from anifacediff_core.network.encoders import clip_preprocess
 
 from .data import NormalsNoise, Pairs, weaken_expression
 from .shard_format import find_shards, read_shard
-from .shard_reader import Batch, Lanes, Place, Reading, Refusal, deal, read_batches, stable_seed
+from .shard_reader import Batch, Lanes, LoaderState, Reading, WorkerError, deal, read_batches, stable_seed
 
 FACE_REGIONS = ("left_eye", "right_eye", "lips", "head_skin")  # what `face_spots` needs of a head
 NOWHERE = -1e6  # pixels; a disk of this radius covers nothing
@@ -134,8 +134,8 @@ class ShardSource:
         self.workers = min(workers, len(lanes))
         self.world = world
         self.batches = 0
-        self._places = [Place(0, 0) for _ in lanes]
-        self._iterator: Iterator[Batch | Refusal] | None = None
+        self._places = [LoaderState(0, 0) for _ in lanes]
+        self._iterator: Iterator[Batch | WorkerError] | None = None
 
     # ---- drawing
 
@@ -163,11 +163,11 @@ class ShardSource:
                 "A process that reads shards was ended from outside, perhaps for want of memory; use fewer "
                 "workers or a smaller buffer."
             ) from error
-        if isinstance(batch, Refusal):
+        if isinstance(batch, WorkerError):
             self._iterator = None
             raise InputError(batch.sentence)
         pairs = self._encode(batch)
-        self._places[batch.lane] = Place(batch.epoch, batch.picks)
+        self._places[batch.lane] = LoaderState(batch.epoch, batch.samples)
         self.batches += 1
         return pairs
 
@@ -176,7 +176,7 @@ class ShardSource:
         """The first batch with its pictures in [0, 1], sources (S, 3, size, size) and driving frames
         (R, 3, size, size); it counts as not drawn.
         """
-        batch = next(read_batches(self.reading, 0, Place(0, 0)))
+        batch = next(read_batches(self.reading, 0, LoaderState(0, 0)))
         return self._pixels(batch.sources), self._pixels(batch.driving), self._encode(batch)
 
     @property
@@ -207,7 +207,7 @@ class ShardSource:
                     "go on with the same, or start anew."
                 )
         self.batches = int(state["batches"])
-        self._places = [Place(int(epoch), int(picks)) for epoch, picks in state["places"]]
+        self._places = [LoaderState(int(epoch), int(samples)) for epoch, samples in state["places"]]
         self._iterator = None
 
     def close(self) -> None:
@@ -228,7 +228,7 @@ class ShardSource:
             "shards": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
         }
 
-    def _load(self) -> Iterator[Batch | Refusal]:
+    def _load(self) -> Iterator[Batch | WorkerError]:
         on_cuda = self.head.template.device.type == "cuda"
         loader = DataLoader(
             Lanes(self.reading, tuple(self._places), self.batches),
