@@ -39,7 +39,7 @@ DTYPE_NAMES = {
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; one that is there already stays whole until the new one is complete."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(stored, temporary, metadata)
 
 
@@ -73,7 +73,7 @@ def write_tensor_stream(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     missing = set(layout)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         start = file.tell()
         for name, tensor in tensors:
@@ -88,7 +88,7 @@ def write_tensor_stream(
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[str]:
+def atomic_write(path: Path) -> Iterator[str]:
     """The name of a file beside `path` that takes its place at the end, safe from a loss of power; on failure
     it is removed. Its name is short, however long that of `path` is.
     """
@@ -179,7 +179,7 @@ def require_writable(path: Path) -> None:
 
 
 @contextmanager
-def sole(path: Path, otherwise: str) -> Iterator[None]:
+def file_lock(path: Path, otherwise: str) -> Iterator[None]:
     """Hold a file that nobody else can hold meanwhile, in this process or another; it is removed at the end.
 
     The lock ends with the process, however that dies. Where the file system has no locks, there is none.

@@ -30,7 +30,7 @@ from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
 from anifacediff_core.sampling.settings import SamplingSettings
-from anifacediff_core.storage import beside, replacing, require_writable
+from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
@@ -360,5 +360,5 @@ def run_jobs(
 def _report(path: Path, failed: list[dict[str, Any]]) -> None:
     """Write what failed; that it cannot be written must not end the jobs."""
     if failed:
-        with suppress(*FAULTS), replacing(path) as temporary:
+        with suppress(*FAULTS), atomic_write(path) as temporary:
             Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in failed))

@@ -4,7 +4,7 @@ A *worker* is made once in each process and called with one job after the other;
 JSON can hold. On Ray this is a Ray Data pipeline with a pool of actors. When a node or a worker is lost, Ray
 runs its jobs again elsewhere, and also jobs that were done whose answer had not arrived yet. So a worker must
 bear being called twice with a job: it puts its result under a name that follows from the job, all at once
-(`storage.replacing`), and answers from what is there when it is called again. Then each result is there
+(`storage.atomic_write`), and answers from what is there when it is called again. Then each result is there
 exactly once, whatever happens, and Ray Data's "at least once" is all that is needed from it.
 """
 

@@ -17,7 +17,7 @@ from uuid import UUID
 from ..errors import InputError
 from ..media import open_media
 from ..sound import Sound, add_copy, fits_mp4, keep_sound, known_sounds
-from ..storage import replacing
+from ..storage import atomic_write
 from ..video import probe
 
 STATEMENT = "Synthetic media: a face reenactment made with AniFaceDiff."
@@ -58,7 +58,7 @@ def copy_declared(
     words = {"comment": STATEMENT, "description": STATEMENT, "digitalsourcetype": SOURCE_TYPE}
     fields = {**(metadata or {}), **words}
     try:
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             sound = source if probe(source).has_audio else None
             keep_sound(partial(_copy, source, temporary, fields), sound, say)
             with open(temporary, "ab") as file:

@@ -15,7 +15,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
@@ -102,7 +102,7 @@ class Pipeline:
         *,
         chunk: int = 16,
         progress: Progress | None = None,
-    ) -> Conditioning:
+    ) -> VideoConditioning:
         """Align, draw the normals and run all encoders, `chunk` frames at a time.
 
         Arguments:
@@ -134,7 +134,7 @@ class Pipeline:
     @torch.no_grad()
     def sample(
         self,
-        conditioning: Conditioning,
+        conditioning: VideoConditioning,
         *,
         steps: int | None = None,
         cfg: float | None = None,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.finite import require_finite
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
@@ -15,7 +15,7 @@ from anifacediff_core.sampling.windows import blend_finished, context_windows, f
 
 def sample(
     model: AniFaceDiff,
-    conditioning: Conditioning,
+    conditioning: VideoConditioning,
     noise: Tensor,
     *,
     steps: int,
@@ -55,11 +55,11 @@ def sample(
     store = device if alone else torch.device("cpu")
     whole = conditioning.window(windows[0], device, dtype) if alone else None
 
-    def predict(part: Conditioning, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
+    def predict(part: VideoConditioning, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
         """Guided estimate of the clean latents of one window, float32 on the device."""
         latents, sigma = latents.to(device), sigma.to(device)
         prediction = model.predict(
-            schedule.model_input(latents, sigma).to(
+            schedule.scale_model_input(latents, sigma).to(
                 dtype=dtype or latents.dtype, memory_format=torch.channels_last
             ),
             timestep.view(1).to(device),
@@ -71,10 +71,10 @@ def sample(
         if cfg != 1:
             conditional, unconditional = prediction.chunk(2)
             prediction = unconditional + cfg * (conditional - unconditional)
-        return schedule.denoised(prediction, latents, sigma)
+        return schedule.pred_original_sample(prediction, latents, sigma)
 
     timesteps, sigmas = schedule.trailing(steps)
-    latents = schedule.noisy(noise.to(store), sigmas[0].to(store))
+    latents = schedule.noise_scaling(noise.to(store), sigmas[0].to(store))
     for step, timestep in enumerate(timesteps):
         sigma = sigmas[step].to(store)
         denoised, total = torch.zeros_like(latents), latents.new_zeros(len(latents), 1, 1, 1)

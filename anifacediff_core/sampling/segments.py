@@ -44,7 +44,7 @@ from ..head.parameters import FORMAT as PARAMETERS
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..sound import keep_sound
-from ..storage import file_digest, replacing, sole, write_tensors
+from ..storage import atomic_write, file_digest, file_lock, write_tensors
 from ..video import VideoWriter, codec_parameters, frame_pace, join_videos, probe
 from .fingerprint import fingerprint
 
@@ -174,7 +174,7 @@ class Work:
             f"The video {folder.stem} is being made by another run: wait for it or choose another file name."
         )
         try:
-            with sole(folder / LOCK, busy):
+            with file_lock(folder / LOCK, busy):
                 work = cls(folder, partial, fingerprint, footage, say, finish)
                 work._prepare()
                 yield work
@@ -195,7 +195,7 @@ class Work:
         elif any(self.folder.glob("*.mp4")):
             self.say(f"The notes in {self.folder.name} are missing or damaged: starting anew.")
         self.clear(DRIVING)
-        with _told_of_full_disk(self.folder), replacing(self.folder / MANIFEST) as temporary:
+        with _told_of_full_disk(self.folder), atomic_write(self.folder / MANIFEST) as temporary:
             Path(temporary).write_text(json.dumps(self._manifest()))
 
     def parameters(
@@ -244,7 +244,7 @@ class Work:
                     before = self._carried(segment.number - 1) if segment.number else {}
                     assert before is not None
                     self._write(segment.number, *make(segment, before))
-                with replacing(out) as temporary:
+                with atomic_write(out) as temporary:
                     self._join(len(segments), Path(temporary))
         except BaseException:
             with suppress(Exception):  # what is to be told is why it stopped
@@ -267,7 +267,7 @@ class Work:
             done += 1
         if not done:
             return 0
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             return self._join(done, Path(temporary))
 
     def clear(self, *keep: str) -> None:
@@ -289,7 +289,7 @@ class Work:
     def _write(self, number: int, pictures: Iterable[Tensor], carried: Carried) -> None:
         path = self._video(number)
         rate = self.footage.rate
-        with replacing(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
+        with atomic_write(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
             for part in pictures:
                 video.write(part)
         digests = {"sha256": file_digest(path), "tensors": fingerprint(carried)}

@@ -38,7 +38,7 @@ from anifacediff_core.weights.layout import (
     reference_layout,
     unet_layout,
 )
-from anifacediff_core.weights.reading import Program, TensorInfo, open_tensors
+from anifacediff_core.weights.reading import TensorInfo, TorchScriptError, open_tensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".tar", ".pkl")
 MAX_DEPTH = 4  # folders inside folders
@@ -169,7 +169,7 @@ def read_folder(path: Path) -> Folder:
         name = str(file.relative_to(path))
         try:
             found.append(recognize_file(file))
-        except Program:
+        except TorchScriptError:
             passed[name] = "a TorchScript program: it is never run"
         except Unrecognized as reason:
             passed[name] = str(reason).removeprefix(f"{file.name} ").rstrip(".")

@@ -10,7 +10,7 @@ from typing import Any
 
 import folder_paths
 
-from anifacediff_core.storage import file_digest, replacing
+from anifacediff_core.storage import atomic_write, file_digest
 
 from .folders import ASSETS
 from .runtime import tell
@@ -38,7 +38,7 @@ def bring_examples() -> None:
             problems.append(error)
     try:
         if ours != before:
-            with replacing(folder / RECORD) as temporary:
+            with atomic_write(folder / RECORD) as temporary:
                 Path(temporary).write_text(json.dumps(ours), encoding="utf-8")
     except OSError as error:
         problems.append(error)
@@ -58,7 +58,7 @@ def _bring(example: Path, digest: str, path: Path, before: Any) -> bool:
     if there not in (None, digest, before):
         return False
     if there != digest:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             shutil.copyfile(example, temporary)
     return True
 

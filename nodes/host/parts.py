@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.attention import Conditions, install_processors
+from anifacediff_core.network.attention import AttentionInputs, install_processors
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder, pose_sample
 from anifacediff_core.network.encoders import encode_pose as encode_pictures
@@ -67,7 +67,7 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
     def record(unet: nn.Module, latents: Tensor, context: Tensor) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        run_unet(unet, latents, timesteps, context, conditions=Conditions(record=features))
+        run_unet(unet, latents, timesteps, context, conditions=AttentionInputs(record=features))
         return {name: tokens.cpu() for name, tokens in features.items()}
 
     context = embedding[:, None] if embedding.ndim == 2 else embedding

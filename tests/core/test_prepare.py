@@ -375,7 +375,7 @@ def test_a_worker_lost_between_shards_and_record_leaves_nothing_twice(
 ) -> None:
     root, out = copies(*names(3)), tmp_path / "out"
     seen = watch_captures(monkeypatch)
-    real = shard_chunks.replacing
+    real = shard_chunks.atomic_write
 
     def dies_at_the_record(path: Path) -> Any:
         if path.parent.name == "chunks":
@@ -383,7 +383,7 @@ def test_a_worker_lost_between_shards_and_record_leaves_nothing_twice(
         return real(path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(shard_chunks, "replacing", dies_at_the_record)
+        broken.setattr(shard_chunks, "atomic_write", dies_at_the_record)
         with pytest.raises(KeyboardInterrupt):
             prepare(root, out, ENCODERS, SMALL)
     assert len(list(out.glob("*.tar"))) == 1, "the shards of the first chunk are there, unlisted"

@@ -252,8 +252,8 @@ def test_a_second_run_is_refused(run: Run, whole: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from anifacediff_core.storage import sole
-with sole(Path(sys.argv[1]), "busy"):
+from anifacediff_core.storage import file_lock
+with file_lock(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     sys.stdin.read()
 """

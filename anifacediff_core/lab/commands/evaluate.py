@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from ..options import Checkpoint, Device, File, Positive, Sampling, bar, checkpoint_or_bundled
 
@@ -254,5 +254,5 @@ def _unique(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 def _write_report(folder: Path, name: str, report: dict[str, Any], text: str) -> None:
     for ending, content in (("json", json.dumps(report, indent=1, allow_nan=False)), ("md", text)):
-        with replacing(folder / f"{name}.{ending}") as temporary:
+        with atomic_write(folder / f"{name}.{ending}") as temporary:
             Path(temporary).write_text(content, encoding="utf-8")

@@ -22,7 +22,7 @@ from anifacediff_core.capture.detector import SQUARE_SCALE
 from anifacediff_core.capture.locate import LANDMARKS_GROWTH, FindsFaces
 from anifacediff_core.errors import InputError
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from .onnx_model import OnnxModel
 from .pairs import batches, clip_frames, count_frames, find_clips
@@ -353,7 +353,7 @@ def forgery_report(
 
 def write_scores(path: Path, scores: list[Score]) -> None:
     """Write scores as the CSV that `read_scores` reads."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(["video", "frame", "score", "label", "method"])
         table.writerows([s.video, s.frame, repr(s.score), s.label, s.method] for s in scores)

@@ -21,7 +21,7 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.settings import SamplingSettings
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import VideoWriter, probe, write_image
 
 from .pairs import CROSS, PROTOCOLS, Pair, count_frames, driving_frames, one_frame
@@ -106,7 +106,7 @@ class Generator:
         if not self.pictures:
             driving = Path(pair.driving)
             rate = probe(driving).rate if driving.is_file() else FALLBACK_RATE
-            with replacing(target) as temporary, VideoWriter(temporary, rate, crf=10) as video:
+            with atomic_write(target) as temporary, VideoWriter(temporary, rate, crf=10) as video:
                 for part in frames:
                     video.write(part)
             return
@@ -189,7 +189,7 @@ def _claim(
                 f"The folder {out} holds results of other settings or pairs; choose another one."
             )
         return
-    with replacing(file) as temporary:
+    with atomic_write(file) as temporary:
         Path(temporary).write_text(json.dumps(told, indent=1), encoding="utf-8")
 
 

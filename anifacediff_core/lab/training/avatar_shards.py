@@ -18,7 +18,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from ..avatars.identity import Identity
 from ..avatars.studio import Studio
@@ -128,7 +128,7 @@ def prepare_avatars(
     plan = read_plan(out)
     if plan is not None:
         require_same(out, plan["recipe"], asdict(config))
-    with replacing(out / PLAN) as temporary:
+    with atomic_write(out / PLAN) as temporary:
         Path(temporary).write_text(json.dumps({"recipe": asdict(config)}))
     remove_stale(out)
     chunks = _chunks(config)

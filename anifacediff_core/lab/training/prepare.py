@@ -31,7 +31,7 @@ from anifacediff_core.head.parameters import FORMAT as PARAMETERS
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import numbered_pictures, probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
@@ -112,7 +112,7 @@ def make_plan(root: Path, out: Path, config: PrepareConfig, encoders: str) -> di
     _add_chunks(
         plan["chunks"], [c for c in find_clips(root, config, out) if c.path not in known], config.chunk
     )
-    with replacing(out / PLAN) as temporary:
+    with atomic_write(out / PLAN) as temporary:
         Path(temporary).write_text(json.dumps(plan))
     return plan
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.regions import emphasis
-from anifacediff_core.network.model import AniFaceDiff, FixedRows
+from anifacediff_core.network.model import AniFaceDiff, GraphableForward
 
 from .data import NormalsNoise, Pairs, PairSource
 from .task import Tensors
@@ -171,7 +171,7 @@ class DenoisingTask:
         model.gradient_checkpointing = settings.gradient_checkpointing
         model.set_trainable((*STAGE1_PARTS, *settings.learn) if stage == 1 else STAGE2_PARTS)
         conditional, referred = settings.split()
-        self.module = FixedRows(model, conditional * source.frames, referred * source.frames)
+        self.module = GraphableForward(model, conditional * source.frames, referred * source.frames)
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         s, frames = self.settings, self.source.frames

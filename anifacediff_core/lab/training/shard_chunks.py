@@ -18,7 +18,7 @@ from typing import Any
 
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from .shard_format import SPLITS, Segment, ShardWriter, write_manifest
 
@@ -117,7 +117,7 @@ def write_chunk(
         if path.name not in written:  # of an earlier, lost attempt that got further
             path.unlink(missing_ok=True)
     record = {"name": name, "shards": entries, "skipped": list(skipped)}
-    with replacing(folder / RECORDS / f"{name}.json") as temporary:
+    with atomic_write(folder / RECORDS / f"{name}.json") as temporary:
         Path(temporary).write_text(json.dumps(record))
     return record
 
@@ -144,7 +144,7 @@ def finish(folder: Path, names: Iterable[str], **about: Any) -> list[dict[str, A
     records = [record for name in names if (record := done_chunk(folder, name)) is not None]
     write_manifest(folder, (entry for record in records for entry in record["shards"]), **about)
     skipped = [entry for record in records for entry in record["skipped"]]
-    with replacing(folder / SKIPPED) as temporary:
+    with atomic_write(folder / SKIPPED) as temporary:
         Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
     return skipped
 

@@ -38,7 +38,7 @@ from torch import Tensor
 from anifacediff_core.claims import parse_json, parse_rate, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from .shard_pictures import LARGEST_SIDE, PICTURES
 
@@ -163,7 +163,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self.path))
+            temporary = stack.enter_context(atomic_write(self.path))
             self._tar = stack.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
             self._stack = stack.pop_all()
         return self
@@ -220,7 +220,7 @@ def write_manifest(folder: Path, entries: Iterable[Mapping[str, Any]], **about: 
         about: size, head, normals.
     """
     shards = sorted(entries, key=lambda entry: entry["file"])
-    with replacing(folder / MANIFEST) as temporary:
+    with atomic_write(folder / MANIFEST) as temporary:
         text = json.dumps({"format": FORMAT, "version": VERSION, **about, "shards": shards})
         Path(temporary).write_text(text + "\n")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
-from anifacediff_core.network.temporal import Positions
+from anifacediff_core.network.temporal import PositionalEncoding
 from anifacediff_core.weights.importers.recognition import (
     Listing,
     Origin,
@@ -109,7 +109,7 @@ def _computed(shape: tuple[int, ...]) -> Origin:
 
 
 def _sines(shape: tuple[int, ...]) -> Tensor:
-    return Positions(channels=shape[2], longest=shape[1]).state_dict()["pe"]
+    return PositionalEncoding(channels=shape[2], longest=shape[1]).state_dict()["pe"]
 
 
 def _version(middle: bool, frames: int, told: bool) -> str:
