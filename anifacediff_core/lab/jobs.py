@@ -28,7 +28,15 @@ from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.provenance.mark import LEAST_SIDE, mark
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.sampling.segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
+from anifacediff_core.sampling.segments import (
+    SEGMENT,
+    ResumableVideo,
+    Segment,
+    SegmentFn,
+    SegmentState,
+    VideoTiming,
+    plan_segments,
+)
 from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
@@ -153,18 +161,18 @@ class Reenacting:
         picture = read_image(job.source)
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
-        footage = Footage.of(job.driving, job.max_frames)
+        timing = VideoTiming.of(job.driving, job.max_frames)
         portrait = crop_portrait(picture, source.square, job.size)
         if job.mark and job.size < LEAST_SIDE:
             self.say(f"A mark needs {LEAST_SIDE} pixels: only the metadata say that it is synthetic.")
-        with self._work(job, footage) as work:
-            decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
-            driving, note = work.parameters(decisive, partial(self._capture, job))
+        with self._work(job, timing) as work:
+            cache_key = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
+            driving, note = work.parameters(cache_key, partial(self._capture, job))
             self.say(note)
             bar = self.bars("frames")
             make = self._maker(job, portrait, source.parameters, driving, bar)
             frames = work.run(Path(job.out), plan_segments(len(driving), job.segment, job.overlap), make, bar)
-        self.say(f"{job.out}: {frames} frames at {float(footage.rate):g} frames a second.")
+        self.say(f"{job.out}: {frames} frames at {float(timing.rate):g} frames a second.")
         return frames
 
     def _maker(
@@ -174,8 +182,8 @@ class Reenacting:
         source: FaceParameters,
         driving: FaceParameters,
         bar: Progress | None,
-    ) -> Make:
-        def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+    ) -> SegmentFn:
+        def make(segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
             def within(done: int, total: int) -> None:
                 if bar is not None:
                     bar(segment.position(done, total), len(driving))
@@ -190,7 +198,7 @@ class Reenacting:
                 overlap=job.overlap,
                 expression_scale=job.expression_scale,
                 first=segment.start,
-                finished=carried.get("latents"),
+                finished=state.get("latents"),
                 progress=within,
             )
             written = segment.stop - segment.start
@@ -201,13 +209,13 @@ class Reenacting:
 
         return make
 
-    def _work(self, job: ReenactJob, footage: Footage) -> AbstractContextManager[Work]:
+    def _work(self, job: ReenactJob, timing: VideoTiming) -> AbstractContextManager[ResumableVideo]:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
-        decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
+        cache_key = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
-        return Work.begin(
-            folder, partial_video, decisive, footage, self.say, self._declare if job.mark else None
+        return ResumableVideo.begin(
+            folder, partial_video, cache_key, timing, self.say, self._declare if job.mark else None
         )
 
     def _declare(self, video: Path) -> None:
