@@ -46,9 +46,9 @@ def of_readings(faces: list[Detection], agreement: Tensor) -> Tensor:
 
 def _by_others(faces: list[Detection], own: Tensor) -> Tensor:
     """Where another detector or a landmarker tells how sure it is, that counts in place of the score."""
-    told = [face.sure for face in faces]
+    known = [face.sure for face in faces]
     return torch.stack(
-        [mine if it is None else mine.new_tensor(it) for it, mine in zip(told, own, strict=True)]
+        [mine if it is None else mine.new_tensor(it) for it, mine in zip(known, own, strict=True)]
     )
 
 

@@ -81,12 +81,12 @@ class FlameModels:
         return read, Appearance(found.texture, found.light)
 
     def remarks(self) -> list[str]:
-        told = []
+        notes = []
         if isinstance(self.detector, FacesAtHand) and self.detector.name:
-            told.append(f"Faces were found by {self.detector.name}.")
+            notes.append(f"Faces were found by {self.detector.name}.")
         if self.smirk is not None:
-            told.append("SMIRK's eyelids are left out, FLAME has none.")
-        return told
+            notes.append("SMIRK's eyelids are left out, FLAME has none.")
+        return notes
 
     def _parameters(
         self, shape: Tensor, expression: Tensor, turn: Tensor, jaw: Tensor, camera: Tensor, squares: Tensor
