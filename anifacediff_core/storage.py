@@ -51,7 +51,7 @@ def write_tensor_stream(
 ) -> None:
     """Write a safetensors file of which only one tensor at a time is in memory; otherwise as `write_tensors`.
 
-    Arguments:
+    Args:
         layout: shape and type of every tensor by its name: they make up the header, which comes first.
         tensors: all of these, in any order; each is converted to its type.
 
@@ -184,7 +184,7 @@ def file_lock(path: Path, otherwise: str) -> Iterator[None]:
 
     The lock ends with the process, however that dies. Where the file system has no locks, there is none.
 
-    Arguments:
+    Args:
         otherwise: what to say when somebody else holds it.
 
     Raises:

@@ -65,7 +65,7 @@ RANGES = {
 class ReenactJob:
     """Arguments: files, and settings as the command line has them.
 
-    Arguments:
+    Args:
         source: picture with one face.
         driving: video with one face.
         out: mp4 to write; rate and sound are the driver's.
@@ -112,7 +112,7 @@ def no_bars(text: str) -> Progress | None:
 class Reenacting:
     """Carries out jobs; a worker of `scale.run`.
 
-    Arguments:
+    Args:
         checkpoint: networks, face detector and encoder.
         device: a name, or "auto".
         faces: files of DECA, SMIRK and FLAME in place of the checkpoint's face detector and encoder, as
@@ -241,7 +241,7 @@ def read_jobs(
 ) -> list[ReenactJob]:
     """Jobs of a CSV file with a header line, or of JSON lines: source, driving, out, and settings if wanted.
 
-    Arguments:
+    Args:
         defaults: settings of jobs that do not have their own.
         refused: takes the number, the text and the error of every line that is no job; without it, the
             first of them raises.

@@ -50,7 +50,7 @@ class Scale:
 def run(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> Iterator[Job]:
     """Call workers with all jobs; the results come in any order.
 
-    Arguments:
+    Args:
         make: makes a worker in its process; a function or class of a module, or `functools.partial` of one.
 
     Raises:

@@ -43,7 +43,7 @@ def install_processors(unet: UNet2DConditionModel) -> None:
 def project_reference(unet: UNet2DConditionModel, features: dict[str, Tensor]) -> KeysValues:
     """Keys and values of the reference features, by the denoising UNet's own projections.
 
-    Arguments:
+    Args:
         features: of each transformer block, the ReferenceNet's tokens (sources, tokens, channels).
     """
     projected = {}
@@ -63,7 +63,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 class AttentionInputs:
     """What the processors need during one call of the UNet.
 
-    Arguments:
+    Args:
         conditional_rows: the first rows, which see reference and expression; the others see neither.
         reference: keys and values (sources, tokens, channels) by block; each source serves
             conditional_rows / sources consecutive rows.

@@ -15,7 +15,7 @@ class VideoConditioning:
 
     Of several such clips of equal length the frames come clip after clip.
 
-    Arguments:
+    Args:
         reference: of each transformer block, the ReferenceNet's tokens (clips, tokens, channels).
         context: what the cross-attention reads: embeddings of the source pictures (clips, 1,
             cross_attention_dim), or of texts (clips, tokens, cross_attention_dim).

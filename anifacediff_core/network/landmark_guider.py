@@ -37,7 +37,7 @@ Statistics = list[tuple[Tensor, Tensor]]  # mean and variance (C,) of what enter
 class LandmarkGuider(nn.Module):
     """Drawings (frames, 3, H, W) in [0, 1] → features (frames, C, H / 8, W / 8) and four smaller ones.
 
-    Arguments:
+    Args:
         block_out_channels: of the UNet; the last two are equal.
         norm_num_groups: of the attention's normalization.
     """
@@ -69,7 +69,7 @@ class LandmarkGuider(nn.Module):
     def forward(self, pictures: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
         """Features for `run_unet`, one more than the UNet has levels.
 
-        Arguments:
+        Args:
             pictures: (frames, 3, H, W) in [0, 1].
             statistics: of the video that the frames are from; by default those of the frames themselves.
         """

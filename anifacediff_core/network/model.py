@@ -32,7 +32,7 @@ PARTS = ("unet", "reference", "pose_encoder", "expression_adapter", "image_encod
 class AniFaceDiff(nn.Module):
     """Denoising UNet, ReferenceNet, pose encoder, expression adapter, image encoder and temporal modules.
 
-    Arguments:
+    Args:
         config: sizes.
         motion: whether to have temporal modules (stage 2 and inference on video).
     """
@@ -102,7 +102,7 @@ class AniFaceDiff(nn.Module):
     def encode_reference(self, latents: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Run the ReferenceNet at t = 0.
 
-        Arguments:
+        Args:
             latents: of the source pictures, (sources, 4, h, w), without noise.
             image: (sources, 1, cross_attention_dim).
 
@@ -153,7 +153,7 @@ class AniFaceDiff(nn.Module):
     ) -> VideoConditioning:
         """Everything that sampling needs, once per video.
 
-        Arguments:
+        Args:
             source_latent: (clips, 4, h, w), mostly of a single clip.
             source_pixels: CLIP-normalized sources (clips, 3, i, i).
             normals: aligned normals (clips * frames, 3, H, W), or parts of them in order; the pose features
@@ -182,7 +182,7 @@ class AniFaceDiff(nn.Module):
     ) -> Tensor:
         """Prediction for one window of one video, or of several clips.
 
-        Arguments:
+        Args:
             latents: (clips * frames, 4, h, w).
             timesteps: (1,).
             conditioning: of these frames, on this device.
@@ -238,7 +238,7 @@ class AniFaceDiff(nn.Module):
         they attend to themselves only, with a zero image embedding and no expression. All rows get the pose.
         Each condition can be dropped alone as well.
 
-        Arguments:
+        Args:
             noisy_latents: (R, 4, h, w).
             timesteps: (R,).
             source_latents: (S, 4, h, w).

@@ -80,7 +80,7 @@ def run_unet(
 ) -> Tensor:
     """One call of the UNet with the additions of the paper.
 
-    Arguments:
+    Args:
         latents: (rows, 4, h, w); rows are clips * frames, clip-major.
         timesteps: (rows,).
         context: (rows, tokens, cross_attention_dim).

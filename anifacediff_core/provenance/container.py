@@ -46,7 +46,7 @@ def copy_declared(
     """Copy a video into an mp4 that says what it is. Pictures and sound go over packet by packet, with their
     exact times; sound that mp4 cannot hold is encoded, and left out if that fails.
 
-    Arguments:
+    Args:
         metadata: more fields, as the workflow.
         say: told when the sound had to be left out.
 

@@ -36,7 +36,7 @@ def available() -> bool:
 def sign(video: Path, certificate: Path, private_key: Path) -> None:
     """Sign an mp4: who made it, with what, and that it is synthetic. Any later change then shows.
 
-    Arguments:
+    Args:
         certificate: PEM, the signer's first, then those that vouch for it.
         private_key: PEM without a password.
 

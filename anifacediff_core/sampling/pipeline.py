@@ -34,7 +34,7 @@ from anifacediff_core.weights.checkpoint import (
 class Pipeline:
     """Source picture and driving parameters → video.
 
-    Arguments:
+    Args:
         model: the network; without temporal modules it samples every frame for itself.
         autoencoder: between pictures and latents.
         head: the head model that draws the normals; the one that the network was trained on.
@@ -105,7 +105,7 @@ class Pipeline:
     ) -> VideoConditioning:
         """Align, draw the normals and run all encoders, `chunk` frames at a time.
 
-        Arguments:
+        Args:
             source: portrait square (1, 3, size, size) in [0, 1]; the side a multiple of 8.
             source_parameters: one frame, or as many as the driver has.
             driving_parameters: the driver's frames.
@@ -150,7 +150,7 @@ class Pipeline:
     ) -> Tensor:
         """Sample the latents of all frames of `conditioning`.
 
-        Arguments:
+        Args:
             steps: Euler steps at trailing time steps; by default as many as the weights want.
             cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
                 default as the weights want it.

@@ -33,7 +33,7 @@ def sample(
 ) -> Tensor:
     """Sample the latents of all frames of `conditioning`.
 
-    Arguments:
+    Args:
         noise: unit noise (clips * frames, 4, h, w), clip-major, anywhere.
         steps: Euler steps at trailing time steps.
         cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former.

@@ -44,7 +44,7 @@ def make_sigmas(zero_terminal_snr: bool, beta_schedule: str = "scaled_linear") -
 class NoiseSchedule:
     """The noise levels of a trained network and the meaning of its prediction.
 
-    Arguments:
+    Args:
         sigmas: (1000,) σ of every time step.
         prediction: "v_prediction" or "epsilon".
     """

@@ -57,7 +57,7 @@ def initial_noise(
 ) -> Tensor:
     """Unit noise (frames, channels, height, width) on the CPU.
 
-    Arguments:
+    Args:
         shared: share a of the variance that all frames have in common, √a common + √(1 - a) own: common noise
             calms the video, own noise is what other samplers start from.
         first: number of the first frame within its video.

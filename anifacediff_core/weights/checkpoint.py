@@ -37,7 +37,7 @@ PARTS = (*NETWORK_PARTS, "vae", "face_encoder", "face_detector", "deca", "smirk"
 class TensorStream:
     """A part's tensors that need not be in memory together.
 
-    Arguments:
+    Args:
         infos: shape and type of each by its name.
         read: yields each of them.
     """
@@ -64,7 +64,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; a file that is there already stays whole until the new one is complete.
 
-    Arguments:
+    Args:
         parts: state dict of each part, of those in `PARTS`.
         sampling: how the weights want to be sampled, if not as others of their size.
         dtype: floating-point weights are stored in this.
@@ -251,7 +251,7 @@ def _within(error: ConfigError) -> str:
 class Checkpoint:
     """An open checkpoint.
 
-    Arguments:
+    Args:
         path: the file.
         config: sizes of the network.
         head: name of the head model.

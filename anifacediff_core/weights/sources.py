@@ -74,7 +74,7 @@ Parts = dict[str, tuple[Recognition, ...]]  # a pose encoder for several picture
 class Folder:
     """What the files in a folder are.
 
-    Arguments:
+    Args:
         path: the folder.
         parts: the files that each part comes from.
         passed: why the other files are not used, by their names relative to the folder.
@@ -89,7 +89,7 @@ class Folder:
 class FolderCheckpoint(Checkpoint):
     """A folder of other projects' files as a checkpoint.
 
-    Arguments:
+    Args:
         folder: where each part comes from.
     """
 

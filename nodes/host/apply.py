@@ -66,7 +66,7 @@ def apply_anifacediff(
 ) -> ModelPatcher:
     """A clone of `model` that reenacts one video; the given MODEL stays as it is.
 
-    Arguments:
+    Args:
         reference: tokens of the ReferenceNet (1, tokens, channels) by the name of the transformer block.
         pose: features of the pose encoder, the first (frames, channels, height / 8, width / 8); further ones
             belong to what leaves each of the UNet's levels on its way down.

@@ -57,7 +57,7 @@ def load_motion(config: NetworkConfig, weights: Weights) -> ModelPatcher:
 def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor) -> dict[str, Tensor]:
     """Run the ReferenceNet once, at t = 0 (section 3.2).
 
-    Arguments:
+    Args:
         samples: the source's latent as in the host's LATENT, (1, 4, height / 8, width / 8).
         embedding: of the picture (1, D), or of a text (1, tokens, D).
 
@@ -100,7 +100,7 @@ def encode_pose(
 
     Works through `chunk` frames at a time, so that a long video never lies on the accelerator at once.
 
-    Arguments:
+    Args:
         pictures: (frames, 3 * pose inputs, height, width) in [0, 1], usually normals.
     """
     height, width = pictures.shape[-2:]

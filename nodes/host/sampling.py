@@ -54,7 +54,7 @@ def sample(
 ) -> dict:
     """Sample the video that is applied to `model`; returns the host's LATENT.
 
-    Arguments:
+    Args:
         latent: where to start from when `denoise` is below 1, of the video's size and length. Without it,
             sampling starts from an empty latent.
         window, overlap: frames sampled together, and shared by neighboring windows.

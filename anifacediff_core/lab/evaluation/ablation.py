@@ -44,7 +44,7 @@ SHOWN = ("frechet", "csim", "csim_truth", "apd", "aed", "psnr", "eyes", "flicker
 class Variant:
     """How the results of one line of the table are made.
 
-    Arguments:
+    Args:
         title: for people.
         generated: by the network; the others are what it is compared with.
         aligned: the normals have the source's shape (FSA); otherwise the driver's.

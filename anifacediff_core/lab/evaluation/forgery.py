@@ -327,7 +327,7 @@ def forgery_report(
 ) -> dict[str, Any]:
     """Rates of each detector on each method's fakes, and on all of them where there are several.
 
-    Arguments:
+    Args:
         detectors: scores by detector.
     """
     methods = list(

@@ -57,7 +57,7 @@ VARIANTS = {
 class Generator:
     """Reenacts pairs; driving videos are captured once for all variants.
 
-    Arguments:
+    Args:
         pipeline: the networks.
         models: that capture faces, for the same head.
         sampling: λ counts where the adapter is on.

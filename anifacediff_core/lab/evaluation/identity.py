@@ -77,7 +77,7 @@ class Unit(nn.Module):
 class Sizes:
     """Of an IR network, read off its tensors; `hidden` is 0 for one without squeeze and excitation.
 
-    Arguments:
+    Args:
         blocks: channels in, channels out and stride of each.
         scaled: whether the last normalization has weights of its own.
     """

@@ -23,7 +23,7 @@ from .task import Tensors
 class AutoencoderSettings:
     """What to optimize on which crops.
 
-    Arguments:
+    Args:
         rows: crops in a batch, of each process.
         crop: side of the crops in pixels.
         noise: deviation of noise on the latents, so that the decoder forgives small errors of the UNet.

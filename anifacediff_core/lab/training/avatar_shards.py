@@ -42,7 +42,7 @@ from .shard_pictures import encode_picture, require_pictures
 class AvatarShardsConfig:
     """What decides the content of the shards.
 
-    Arguments:
+    Args:
         count: avatars, each with one clip.
         frames: of each clip.
         fps: frame rate; about 1 gives frames that differ, for stage 1.
@@ -118,7 +118,7 @@ def prepare_avatars(
 ) -> int:
     """Write shards of avatars; call it again to go on after an interruption. Returns the number of shards.
 
-    Arguments:
+    Args:
         progress: called with chunks (done, total).
 
     Raises:

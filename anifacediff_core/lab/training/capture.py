@@ -38,7 +38,7 @@ OUTER_CORNERS = (36, 45)
 class Augmentation:
     """Strengths of the augmentation; shares are of the rows.
 
-    Arguments:
+    Args:
         color: greatest change of brightness, contrast, saturation and of each channel.
         gray: share without color.
         blur: share reduced and enlarged again, by up to `blur_factor`.
@@ -61,7 +61,7 @@ class Augmentation:
 class CaptureSettings:
     """Batches and weights of the losses.
 
-    Arguments:
+    Args:
         rows: crops for the encoder in a batch, of each process; the detector gets as many pictures.
         shift, scale: greatest jitter of the crop, in parts of its side.
         shape_weight, expression_weight, neck_weight, camera_weight: in the loss of the normalized vector.

@@ -46,7 +46,7 @@ LEAST_DEVIATION = 0.05  # rare expressions must not be blown up
 class JudgesSettings:
     """Batches, disturbances and weights of the losses.
 
-    Arguments:
+    Args:
         families: families of four avatars in a batch of each process; two pictures of each avatar.
         side: of the view that the judges look at, in pixels.
         widths: channels of the networks' four stages, multiples of 8.

@@ -133,7 +133,7 @@ def _add_chunks(chunks: list[dict[str, Any]], clips: list[Clip], most: int) -> N
 class Preparer:
     """Makes a chunk's shards; a worker of `scale.run`.
 
-    Arguments:
+    Args:
         root, out: folders that all workers see under the same path.
     """
 
@@ -293,7 +293,7 @@ def prepare(
 ) -> Prepared:
     """Turn the videos of a folder into shards; call it again to go on after an interruption.
 
-    Arguments:
+    Args:
         root: folder with the videos; `out`: folder for the shards. On a cluster all nodes see both.
         progress: called with clips (done, total).
 

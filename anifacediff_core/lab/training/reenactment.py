@@ -32,7 +32,7 @@ class DenoisingSettings:
 
     With emphasis 1 and no `min_snr` the loss is that of the paper (equations 5 and 6).
 
-    Arguments:
+    Args:
         rows: pairs (stage 1) or clips (stage 2) in a batch, of each process.
         unconditional: share of them that train the unconditional half of guidance: no source, no
             expression, only pose.
@@ -94,7 +94,7 @@ class DenoisingSettings:
 def diffuse(latents: Tensor, noise: Tensor, alphas: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
     """Noisy latents z_t (equation 4) and what the network has to predict from them.
 
-    Arguments:
+    Args:
         alphas: (rows,), ᾱ of each row's time step.
         prediction: "epsilon", the noise as in equation 5, or "v_prediction", v = √ᾱ ε - √(1 - ᾱ) z_0.
     """
@@ -140,7 +140,7 @@ def snr_weight(alphas: Tensor, gamma: float, prediction: str) -> Tensor:
     the Animate-Anyone family. The paper's own form there, min(SNR, γ) / (SNR + 1), gives pure noise no
     weight, and with a terminal SNR of zero sampling begins at pure noise.
 
-    Arguments:
+    Args:
         alphas: (rows,), ᾱ.
     """
     snr = alphas / (1 - alphas).clamp(min=1e-8)

@@ -100,7 +100,7 @@ def write_chunk(
 ) -> dict[str, Any]:
     """Write the shards of a chunk and then its record.
 
-    Arguments:
+    Args:
         segments: taken one after the other.
         skipped: clip, reason, and how many segments of it are there all the same; read when all segments
             are written.
@@ -134,7 +134,7 @@ def _fill(shard: ShardWriter, first: Segment, rest: Iterator[Segment], most: int
 def finish(folder: Path, names: Iterable[str], **about: Any) -> list[dict[str, Any]]:
     """Write the set's `shards.json` and `skipped.jsonl` from the records of its chunks.
 
-    Arguments:
+    Args:
         names: of all chunks; those that are not done yet are left out.
         about: size, head and normals.
 

@@ -215,7 +215,7 @@ def usable_frames(valid: Tensor) -> tuple[int, int, int]:
 def write_manifest(folder: Path, entries: Iterable[Mapping[str, Any]], **about: Any) -> None:
     """Write `shards.json`.
 
-    Arguments:
+    Args:
         entries: as `ShardWriter.entry` gives them.
         about: size, head, normals.
     """
@@ -231,7 +231,7 @@ def write_manifest(folder: Path, entries: Iterable[Mapping[str, Any]], **about: 
 def find_shards(urls: str | Path | Sequence[str | Path], split: str | None) -> ShardSet:
     """The shards of a set.
 
-    Arguments:
+    Args:
         urls: a folder with or without `shards.json`; the path or URL of a `shards.json`; or patterns with
             braces (`train-{00000..00015}-000.tar`) of paths, URLs and `pipe:` commands.
         split: only these, where that is known; None for all.

@@ -40,7 +40,7 @@ DOWNSAMPLING = 8  # of the autoencoder
 class ShardSource:
     """Batches of `Pairs` from shards. Nothing here draws from the global random numbers.
 
-    Arguments:
+    Args:
         urls: see `shard_format.find_shards`.
         frames: 1 for stage 1: two different frames of one clip each. N for stage 2: N consecutive frames and
             a source of the same clip.
@@ -143,7 +143,7 @@ class ShardSource:
     def draw(self, rows: int | None = None) -> Pairs:
         """The next batch, on the head's device: S = rows sources and R = rows * frames driving frames.
 
-        Arguments:
+        Args:
             rows: must be those that the source was made with.
 
         Raises:

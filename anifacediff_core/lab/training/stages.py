@@ -38,7 +38,7 @@ STAGE1 = "stage1.safetensors"
 class ShardSettings:
     """Shards to train on, as `prepare` or `avatars shards` write them.
 
-    Arguments:
+    Args:
         urls: a folder, files, or whatever WebDataset opens; see `shard_format.find_shards`.
         split: which segments to train on, None for all.
         validation: which segments the pictures during training come from.
@@ -61,7 +61,7 @@ class ShardSettings:
 class Preview:
     """Pictures during training on shards.
 
-    Arguments:
+    Args:
         pairs: how many of them, or clips in stage 2.
         steps, cfg: of the sampler.
     """

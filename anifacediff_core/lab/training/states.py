@@ -36,7 +36,7 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, own: dict[str,
 
     Called by all processes. A failure, as of a full disk, leaves the states that are there as they are.
 
-    Arguments:
+    Args:
         own: nested dicts and lists of tensors, numbers and text.
 
     Returns:

@@ -23,7 +23,7 @@ class TrainingError(InputError):
 class Loop:
     """How long and how to optimize.
 
-    Arguments:
+    Args:
         steps: of the optimizer, from the first to the last.
         optimizer: "adamw", "adam", or "adamw8bit", whose averages take 8 bits (bitsandbytes, GPU only).
         learning_rate: its peak, reached after `lr_warmup_steps`.
