@@ -1,4 +1,4 @@
-"""Files that are never half written, and what is in them as one number."""
+"""Atomic writing of files, locks, names, and digests."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def cut_name(name: str, most: int) -> str:
 def beside(path: Path, ending: str) -> Path:
     """The file beside `path` with another ending; of too long a name the beginning and a digest are left."""
     name = f"{path.stem}{ending}"
-    most = longest_name(path.parent) - 4  # room for a number, where there is such a file already
+    most = longest_name(path.parent) - 4  # space for a number, where there is such a file already
     if len(os.fsencode(name)) > most:
         digest = hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:8]
         name = f"{cut_name(path.stem, most - len(ending) - 9)}-{digest}{ending}"

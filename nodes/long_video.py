@@ -27,7 +27,7 @@ from .head import head_input, load_head
 from .host.api import io, ui
 from .host.files import output_file
 from .host.parts import pose_kinds
-from .host.runtime import ModelPatcher, Progress, tell
+from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, video_of
 from .sampling import seed_input, shared_noise_input, step_inputs, window_inputs
 from .segments import Finishing, SegmentMaker
@@ -143,11 +143,11 @@ class ReenactLongVideo(io.ComfyNode):
             require_size(*finishing.size_of(reference.size))
         path = file_of(driving)
         out, name = output_file(filename_prefix, ".mp4")
-        told: list[str] = []
+        notes: list[str] = []
 
         def say(text: str) -> None:
-            told.append(text)
-            tell(text)
+            notes.append(text)
+            notify(text)
 
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
@@ -176,7 +176,7 @@ class ReenactLongVideo(io.ComfyNode):
         say(f"{name}: {frames} frames at {float(work.timing.rate):g} frames a second.")
         folder, _, file = name.rpartition("/")
         shown = ui.PreviewVideo([ui.SavedResult(file, folder, io.FolderType.output)])
-        return io.NodeOutput(video_of(out), " ".join(told), ui=shown)
+        return io.NodeOutput(video_of(out), " ".join(notes), ui=shown)
 
 
 def _network_inputs() -> list[io.Input]:

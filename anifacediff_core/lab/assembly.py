@@ -274,13 +274,13 @@ def _convert_head(found: Recognition, out: Path) -> str:
 def _provenance(parts: Mapping[str, Iterable[Recognition]]) -> dict[str, list[dict[str, Any]]]:
     """Of each part: file, its SHA-256, format and how many of its tensors are used."""
     digests: dict[Path, str] = {}
-    told = {}
+    provenance = {}
     for part, found in parts.items():
-        told[part] = describe_sources(found)
-        for entry, recognition in zip(told[part], found, strict=True):
+        provenance[part] = describe_sources(found)
+        for entry, recognition in zip(provenance[part], found, strict=True):
             if recognition.path not in digests:
                 digests[recognition.path] = file_digest(recognition.path)
             entry["sha256"] = digests[recognition.path]
             if recognition.provenance:
                 entry["made"] = recognition.provenance
-    return told
+    return provenance

@@ -143,7 +143,7 @@ class Reenacting:
             self.reenact(ReenactJob(**job))
         except (InputError, *FAULTS) as error:
             return {**job, "error": str(refusal_of(error))}
-        except Exception as error:  # one bad job must not end the others; it is told at the end
+        except Exception as error:  # one bad job must not end the others; it is reported at the end
             return {**job, "error": printable(f"{type(error).__name__}: {error}")}
         return {"out": job["out"]}
 

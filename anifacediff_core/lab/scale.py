@@ -162,8 +162,8 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
             _require_listener(address)
             ray.init(address=scale.ray or None, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise InputError(f"There is no Ray cluster at '{address}' ({told}); check the address.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"There is no Ray cluster at '{address}' ({reason}); check the address.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         rows = [{"job": json.dumps(job)} for job in jobs]

@@ -3,7 +3,7 @@
 Architecture and names: https://github.com/Zejun-Yang/AniPortrait (Apache-2.0). What its code does:
 
 - The pixels 0 … 255 enter as 2 p - 1, from -1 to 509.
-- Its batch normalizations run in training mode: they normalize by the frames at hand and not by what training
+- Its batch normalizations run in training mode: they normalize by the given frames and not by what training
   has averaged. So do these, over the whole video.
 - Its "cross attention" never looks at the drawing of the source: it is self-attention within each frame. The
   features depend on the driving drawings alone.

@@ -48,7 +48,7 @@ def copy_declared(
 
     Args:
         metadata: more fields, as the workflow.
-        say: told when the sound had to be left out.
+        say: called with a sentence when the sound had to be left out.
 
     Raises:
         InputError: not a video, or one that mp4 cannot hold.

@@ -11,8 +11,8 @@ In the work folder beside the result lie, each written whole or not at all:
     manifest.json        what the frames depend on (a fingerprint), and the pace and the sound of the result
     driving.safetensors  the driver's face parameters, and their digest
     0000.mp4, ...        finished segments
-    0000.safetensors     what a segment hands to the next one, and the digests of that and of its mp4; it is
-                         written last and says that the segment is finished
+    0000.safetensors     the state that a segment passes to the next one, and the digests of that and of its
+                         mp4; it is written last and says that the segment is finished
     lock                 held by the run that works here
 
 What a run that was stopped reads from there, one that was not reads as well, into memory of its own: kernels
@@ -82,8 +82,8 @@ class Segment:
         return self.start + (self.stop - self.start) * done // total
 
 
-# Makes the pictures of a segment, in parts (frames, 3, height, width), from what the one before has handed
-# on; and says what to hand on.
+# Makes the pictures of a segment, in parts (frames, 3, height, width), from the state after the one before;
+# and returns the state after this one.
 SegmentFn = Callable[[Segment, SegmentState], tuple[Iterable[Tensor], SegmentState]]
 
 
@@ -313,7 +313,7 @@ class ResumableVideo:
         return self.folder / f"{number:04d}.mp4"
 
     def _state(self, number: int) -> SegmentState | None:
-        """What a segment hands on; None if it is not finished or damaged."""
+        """The state that a segment passes on; None if it is not finished or damaged."""
         path = self._video(number)
         try:
             with safe_open(str(path.with_suffix(".safetensors")), framework="pt") as file:

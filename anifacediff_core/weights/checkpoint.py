@@ -195,9 +195,9 @@ def sampling_of(path: Path, header: Mapping[str, Any]) -> SamplingConfig | None:
     try:
         return SamplingConfig.from_json(header["sampling"])
     except InputError as error:
-        told = str(error).removeprefix(PREFIX).rstrip(".")
+        reason = str(error).removeprefix(PREFIX).rstrip(".")
         raise InputError(
-            f"{path.name} has a header with sampling that nobody can do: {told}; fetch it again or update "
+            f"{path.name} has a header with sampling that nobody can do: {reason}; fetch it again or update "
             "AniFaceDiff."
         ) from error
 

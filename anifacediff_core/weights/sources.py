@@ -242,7 +242,7 @@ def merge_config(found: Iterable[Recognition]) -> dict[str, Any]:
 
 
 def complete_config(fields: dict[str, Any]) -> NetworkConfig:
-    """A config with as many entries for each level as there are levels, also where no file told them."""
+    """A config with as many entries for each level as there are levels, also where no file states them."""
     levels = len(fields.get("block_out_channels", NetworkConfig.block_out_channels))
     default = NetworkConfig()
     for name in ("attention_levels", "attention_heads", "motion_heads"):

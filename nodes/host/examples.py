@@ -13,7 +13,7 @@ import folder_paths
 from anifacediff_core.storage import atomic_write, file_digest
 
 from .folders import ASSETS
-from .runtime import tell
+from .runtime import notify
 
 PREFIX = "anifacediff_"  # in front of names that a user may have as well
 RECORD = ".anifacediff_examples"  # SHA-256 of each copy by its name: what has changed since is the user's
@@ -43,7 +43,7 @@ def bring_examples() -> None:
     except OSError as error:
         problems.append(error)
     if problems:
-        tell(
+        notify(
             f"Not all examples of the workflows could be put into {folder} ({problems[0]}): choose files of "
             "your own there, or make the folder writable and restart ComfyUI.",
             logging.WARNING,

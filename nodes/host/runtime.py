@@ -45,7 +45,7 @@ class Progress:
         self.bar.update_absolute(done, total, preview)
 
 
-def tell(text: str, level: int = logging.INFO) -> None:
+def notify(text: str, level: int = logging.INFO) -> None:
     """Write lines into the log as well as onto the node that runs."""
     for line in text.splitlines():
         logging.log(level, "AniFaceDiff: %s", printable(line))

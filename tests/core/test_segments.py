@@ -49,7 +49,7 @@ FRAMES, LENGTH, OVERLAP = 20, 6, 2
 
 
 class Made:
-    """Makes segments whose pictures follow from what the one before handed on.
+    """Makes segments whose pictures follow from the state after the one before.
 
     Attributes:
         asked: numbers of the segments that were made.

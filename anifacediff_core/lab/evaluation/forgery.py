@@ -248,8 +248,8 @@ def _by_name(videos: Videos) -> dict[str, tuple[int, str] | None]:
     known: dict[str, tuple[int, str] | None] = {}
     for clip, label, method in videos:
         for name in {str(clip), clip.as_posix(), clip.name, clip.stem}:
-            told = (label, method)
-            known[name] = told if known.get(name, told) == told else None
+            entry = (label, method)
+            known[name] = entry if known.get(name, entry) == entry else None
     return known
 
 
@@ -289,14 +289,14 @@ def detection_rates(scores: Iterable[Score]) -> dict[str, Any]:
     for item in frames:
         by_video.setdefault((item.video, item.label, item.method), []).append(item.score)
     means = [(label, math.fsum(values) / len(values)) for (_, label, _), values in by_video.items()]
-    told: dict[str, Any] = {}
+    measures: dict[str, Any] = {}
     for kind, rows in (("frame", [(item.label, item.score) for item in frames]), ("video", means)):
         labels, values = [label for label, _ in rows], [value for _, value in rows]
         if len(set(labels)) < 2:
             raise InputError("AUC needs scores of real and of fake videos; only one kind is there.")
-        told[f"{kind}_auc"], told[f"{kind}_eer"] = _auc(labels, values), _equal_error(labels, values)
-        told[f"real_{kind}s"], told[f"fake_{kind}s"] = labels.count(REAL), labels.count(FAKE)
-    return told
+        measures[f"{kind}_auc"], measures[f"{kind}_eer"] = _auc(labels, values), _equal_error(labels, values)
+        measures[f"real_{kind}s"], measures[f"fake_{kind}s"] = labels.count(REAL), labels.count(FAKE)
+    return measures
 
 
 def _auc(labels: list[int], values: list[float]) -> float:
@@ -338,17 +338,17 @@ def forgery_report(
         groups[method or ALL] = lambda item, wanted=method: item.label == REAL or item.method == wanted  # type: ignore[misc]
     if len(methods) > 1:
         groups[ALL] = lambda item: True
-    told: dict[str, Any] = {"methods": {}, "problems": problems, "note": note}
+    report: dict[str, Any] = {"methods": {}, "problems": problems, "note": note}
     for name, wanted in groups.items():
         rows = {}
         for detector, scores in detectors.items():
             kept = [item for item in scores if wanted(item)]
             if any(item.label == FAKE for item in kept):
                 rows[detector] = detection_rates(kept)
-        told["methods"][name] = rows
+        report["methods"][name] = rows
     if not methods:
         raise InputError("AUC needs scores of real and of fake videos; only one kind is there.")
-    return told
+    return report
 
 
 def write_scores(path: Path, scores: list[Score]) -> None:

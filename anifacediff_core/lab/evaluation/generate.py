@@ -170,7 +170,7 @@ def _claim(
     """Write down what the folder's results are made with and of, and refuse to mix them with others: lists of
     pairs all have the same names in them.
     """
-    told = {
+    settings = {
         "method": "AniFaceDiff",
         "checkpoint": checkpoint,
         **asdict(variant),
@@ -184,16 +184,16 @@ def _claim(
             there = parse_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             there = None
-        if there != told:
+        if there != settings:
             raise InputError(
                 f"The folder {out} holds results of other settings or pairs; choose another one."
             )
         return
     with atomic_write(file) as temporary:
-        Path(temporary).write_text(json.dumps(told, indent=1), encoding="utf-8")
+        Path(temporary).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def _fingerprint(pairs: list[Pair]) -> str:
     """Of a list, wherever its videos lie."""
-    told = [asdict(p) | {"source": Path(p.source).name, "driving": Path(p.driving).name} for p in pairs]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    entries = [asdict(p) | {"source": Path(p.source).name, "driving": Path(p.driving).name} for p in pairs]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]

@@ -159,7 +159,7 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Embedder:
-        """Read a face recognition network, told by its content.
+        """Read a face recognition network, recognized by its content.
 
         Raises:
             InputError: the file is missing, damaged, or of another kind.

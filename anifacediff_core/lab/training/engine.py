@@ -24,7 +24,7 @@ from anifacediff_core.storage import write_tensors
 
 from .distribution import own_part, shards_weights, share_start, whole
 from .run_logger import RunLogger
-from .states import UNREADABLE, load_own, newest_state, save_state, told
+from .states import UNREADABLE, describe_error, load_own, newest_state, save_state
 from .task import OPTIMIZERS, Loop, Task, Tensors, TrainingError, states_folder
 
 
@@ -309,8 +309,8 @@ class _Run:
             self._resume_average(shared)
         except UNREADABLE as error:
             raise TrainingError(
-                f"The training state {state} is damaged or doesn't fit this experiment ({told(error)}); "
-                "delete the folder to begin anew."
+                f"The training state {state} is damaged or doesn't fit this experiment "
+                f"({describe_error(error)}); delete the folder to begin anew."
             ) from error
         self.step = shared["step"]
         self.logger.resume_clock(shared["elapsed"])

@@ -169,7 +169,7 @@ class Preparer:
     def _segments(self, clip: Clip) -> Iterator[Segment]:
         path = self.root / clip.path
         parameters, square, fps = self._captured(path, clip)
-        # Cut, since names in a tar file have room for 100 bytes, with all that is added to this one.
+        # Cut, since names in a tar file take 100 bytes at most, with all that is added to this one.
         name = f"{re.sub(r'[^0-9A-Za-z_-]+', '_', Path(clip.path).stem)[-48:]}-{short_hash(clip.path)}"
         frames = self._pictures(path, square)
         for first in range(0, len(parameters), self.config.segment):

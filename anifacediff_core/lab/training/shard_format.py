@@ -351,7 +351,7 @@ def _members(url: str, what: str) -> Iterator[tuple[str, bytes]]:
     try:
         with _opened(url) as opened:
             file = _Watched(opened)
-            # No compression: a small file could not be told from one that fills the memory.
+            # No compression: a small file could hide one that fills the memory.
             with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all

@@ -74,7 +74,7 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What a worker hands over.
+    """What a worker yields.
 
     Attributes:
         sources: (S, 3, size, size) uint8.

@@ -112,9 +112,9 @@ def _sines(shape: tuple[int, ...]) -> Tensor:
     return PositionalEncoding(channels=shape[2], longest=shape[1]).state_dict()["pe"]
 
 
-def _version(middle: bool, frames: int, told: bool) -> str:
+def _version(middle: bool, frames: int, stated: bool) -> str:
     if middle:
         return "v2"
-    if not told:
+    if not stated:
         return "v1 or v3"
     return "v3" if frames == 32 else "v1"
