@@ -180,8 +180,8 @@ def steady(values: Tensor, noise: Tensor, amount: float, slowest: float = 0.0) -
 
 
 def _blurred(values: Tensor, step: int) -> Tensor:
-    """Weighted means of every `step`-th frame around each (frames, quantities), by the starlet's spline;
-    beyond the ends the values are mirrored.
+    """Weighted means of every `step`-th frame around each (frames, quantities), by the B3 spline of the
+    à-trous wavelet; beyond the ends the values are mirrored.
     """
     spline = values.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     period = 2 * (len(values) - 1)

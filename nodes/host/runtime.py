@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anifacediff_core.errors import printable
 
-__all__ = ["ModelPatcher", "Progress", "device", "show_text", "tell"]
+__all__ = ["ModelPatcher", "Progress", "device", "notify", "show_text"]
 
 PREVIEW_SIDE = 512
 

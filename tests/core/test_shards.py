@@ -323,7 +323,7 @@ def test_stored_normals_are_those_that_are_drawn(head: HeadModel, tmp_path: Path
     noise = NormalsNoise(weakened=0.25, blurred=0.25)
     stored = source(urls, head, noise=noise)
     rendered = source(urls, head, noise=noise, normals="rendered")
-    assert stored.reading.normals and not rendered.reading.normals
+    assert stored.config.normals and not rendered.config.normals
     for _ in range(3):
         a, b = stored.draw().normals, rendered.draw().normals
         assert a.max() > 0.5
