@@ -142,9 +142,8 @@ def read_batches(config: LoaderConfig, worker: int, place: LoaderState) -> Itera
 def _epoch(config: LoaderConfig, worker: int, epoch: int, skipped: int) -> Iterator[Sample]:
     """The samples of an epoch in their order, without the first `skipped`."""
     random = np.random.default_rng([config.seed, config.rank, worker, epoch])
-    shards = [
-        config.worker_shards[worker][index] for index in random.permutation(len(config.worker_shards[worker]))
-    ]
+    own = config.worker_shards[worker]
+    shards = [own[index] for index in random.permutation(len(own))]
     if any(shard.segments is None for shard in shards):
         everything = (sample for _, sample in _samples(config, shards, epoch))
         yield from islice(mixed(everything, config.buffer, random), skipped, None)
