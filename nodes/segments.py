@@ -109,7 +109,7 @@ class SegmentMaker:
             *context_of(self.reference),
             **self.sampling,
             first=segment.start,
-            finished=state.get("latents"),
+            previous_latents=state.get("latents"),
             report=report,
         )["samples"]
         written = segment.stop - segment.start

@@ -198,7 +198,7 @@ class Reenacting:
                 overlap=job.overlap,
                 expression_scale=job.expression_scale,
                 first=segment.start,
-                finished=state.get("latents"),
+                previous_latents=state.get("latents"),
                 progress=within,
             )
             written = segment.stop - segment.start

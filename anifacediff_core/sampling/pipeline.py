@@ -145,7 +145,7 @@ class Pipeline:
         shared_noise: float = SamplingSettings.shared_noise,
         noise: Tensor | None = None,
         first: int = 0,
-        finished: Tensor | None = None,
+        previous_latents: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Sample the latents of all frames of `conditioning`.
@@ -158,8 +158,8 @@ class Pipeline:
             shared_noise: see `initial_noise`.
             noise: (frames, 4, h, w) instead of that from `seed`.
             first: number of the first frame within its video, for the noise.
-            finished: latents (some, 4, h, w) of the first frames as they were sampled before, together with
-                the frames before them; the result fades over from them, see `blend_finished`.
+            previous_latents: latents (some, 4, h, w) of the first frames sampled before, together with
+                the frames before them; the result fades over from them, see `blend_previous`.
 
         Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
         """
@@ -183,7 +183,7 @@ class Pipeline:
             overlap=overlap,
             expression_scale=expression_scale,
             first=first,
-            finished=finished,
+            previous_latents=previous_latents,
             device=self.device,
             dtype=self.dtype,
             progress=progress,

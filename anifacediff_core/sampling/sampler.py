@@ -10,7 +10,7 @@ from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
-from anifacediff_core.sampling.windows import blend_finished, context_windows, fuse_weights
+from anifacediff_core.sampling.windows import blend_previous, context_windows, fuse_weights
 
 
 def sample(
@@ -25,7 +25,7 @@ def sample(
     expression_scale: float = 1.0,
     temporal: bool = True,
     first: int = 0,
-    finished: Tensor | None = None,
+    previous_latents: Tensor | None = None,
     device: torch.device,
     dtype: torch.dtype | None = None,
     finite: bool = True,
@@ -41,7 +41,7 @@ def sample(
         expression_scale: λ of eq. 3.
         temporal: run the temporal modules, if the model has any.
         first: number of the first frame within its video, for messages.
-        finished: of a single clip, see `Pipeline.sample`.
+        previous_latents: of a single clip, see `Pipeline.sample`.
         device, dtype: where and in which precision the model runs; as autocast has it when None.
         finite: refuse predictions with NaN or infinity.
         progress: called after every window of every step.
@@ -90,7 +90,7 @@ def sample(
             if progress is not None:
                 progress(step * len(windows) + index + 1, steps * len(windows))
         denoised = denoised / total
-        if finished is not None:
-            denoised = blend_finished(denoised, finished)
+        if previous_latents is not None:
+            denoised = blend_previous(denoised, previous_latents)
         latents = euler_step(latents, denoised, sigma, sigmas[step + 1].to(store))
     return latents

@@ -40,7 +40,7 @@ from anifacediff_core.sampling.segments import (
     VideoTiming,
     plan_segments,
 )
-from anifacediff_core.sampling.windows import blend_finished, initial_noise
+from anifacediff_core.sampling.windows import blend_previous, initial_noise
 from anifacediff_core.video import VideoWriter, frame_pace, join_videos, probe, read_frames
 from harness.videos import RATE, SOUND_RATE, steady, write_driver
 from harness.weights import narrow_config, randomize
@@ -629,8 +629,8 @@ def test_fingerprints_change_with_everything(tmp_path: Path) -> None:
 
 def test_finished_frames_fade_into_new_ones() -> None:
     new, finished = torch.ones(6, 1, 1, 1), torch.zeros(3, 1, 1, 1)
-    assert blend_finished(new, finished).flatten().tolist() == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-    assert torch.equal(blend_finished(new, finished[:0]), new)
+    assert blend_previous(new, finished).flatten().tolist() == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert torch.equal(blend_previous(new, finished[:0]), new)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
@@ -666,7 +666,7 @@ def maker(pipeline: Pipeline, driving: FaceParameters, latents: dict[int, Tensor
         conditioning = pipeline.conditioning(portrait, source, driving[segment.sampled])
         sampled = pipeline.sample(
             conditioning, steps=2, cfg=1.0, window=5, overlap=OVERLAP, shared_noise=0.5,
-            first=segment.start, finished=state.get("latents"),
+            first=segment.start, previous_latents=state.get("latents"),
         )  # fmt: skip
         written = segment.stop - segment.start
         latents[segment.number] = sampled
