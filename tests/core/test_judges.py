@@ -32,10 +32,10 @@ from anifacediff_core.lab.evaluation.judges import (
     judge_weights,
     load_judges,
     pose_distance,
+    rotation_angle,
     save_judges,
     similarity,
     true_motion,
-    turn,
     view,
 )
 from anifacediff_core.lab.evaluation.protocol import Protocol
@@ -192,7 +192,7 @@ def test_the_same_picture_is_the_same_face_with_the_same_motion() -> None:
     for distance in (expression_distance, pose_distance, camera_distance):
         assert distance(read, read).abs().max() == 0
         assert (distance(read, judges.predict(1 - pictures).motion) > 0).all()
-    assert turn(read, read).max() < 0.05
+    assert rotation_angle(read, read).max() < 0.05
 
 
 def test_distances_are_the_mean_differences_of_their_coefficients() -> None:
@@ -202,7 +202,7 @@ def test_distances_are_the_mean_differences_of_their_coefficients() -> None:
     )
     assert float(expression_distance(zero, other)) == pytest.approx(0.15)
     assert float(pose_distance(zero, other)) == pytest.approx(0.1)
-    assert float(turn(zero, other)) == pytest.approx(math.degrees(0.3), abs=1e-3)
+    assert float(rotation_angle(zero, other)) == pytest.approx(math.degrees(0.3), abs=1e-3)
     # 6 * 0.01 in NDC is 3 hundredths of the side, in one of three numbers.
     assert float(camera_distance(zero, other)) == pytest.approx(1.0)
 

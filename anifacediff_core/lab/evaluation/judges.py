@@ -229,7 +229,7 @@ def pose_distance(found: Motion, wanted: Motion) -> Tensor:
     return (found.neck - wanted.neck).abs().mean(1)
 
 
-def turn(found: Motion, wanted: Motion) -> Tensor:
+def rotation_angle(found: Motion, wanted: Motion) -> Tensor:
     """Angle between the heads in degrees, (n,)."""
     return torch.rad2deg(rotation.angle_between(found.neck, wanted.neck))
 

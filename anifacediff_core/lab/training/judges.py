@@ -407,6 +407,6 @@ def accuracy(head: HeadModel, found: judging.Motion, params: FaceParameters) -> 
         "visible_r": float(found_r[visible].nanmean()),
         "aed": float(judging.expression_distance(found, truth).mean()),
         "apd": float(judging.pose_distance(found, truth).mean()),
-        "rotation": float(judging.turn(found, truth).mean()),
+        "rotation": float(judging.rotation_angle(found, truth).mean()),
         "camera": float(judging.camera_distance(found, truth).mean()),
     }

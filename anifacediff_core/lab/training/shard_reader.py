@@ -73,7 +73,7 @@ class Sample(NamedTuple):
     parameters: FaceParameters
 
 
-class Batch(NamedTuple):
+class ShardBatch(NamedTuple):
     """What a worker yields.
 
     Attributes:
@@ -109,7 +109,7 @@ class ShardBatches(IterableDataset):  # type: ignore[type-arg]
     def __init__(self, config: LoaderConfig, places: tuple[LoaderState, ...], batches: int) -> None:
         self.config, self.places, self.batches = config, places, batches
 
-    def __iter__(self) -> Iterator[Batch | WorkerError]:
+    def __iter__(self) -> Iterator[ShardBatch | WorkerError]:
         info = get_worker_info()
         worker = (self.batches + (info.id if info else 0)) % len(self.places)
         try:
@@ -118,7 +118,7 @@ class ShardBatches(IterableDataset):  # type: ignore[type-arg]
             yield WorkerError(str(error))
 
 
-def read_batches(config: LoaderConfig, worker: int, place: LoaderState) -> Iterator[Batch]:
+def read_batches(config: LoaderConfig, worker: int, place: LoaderState) -> Iterator[ShardBatch]:
     epoch, skipped = place
     shards = config.worker_shards[worker]
     waiting: list[Sample] = []
@@ -226,13 +226,13 @@ def draw_sample(config: LoaderConfig, segment: Segment, epoch: int, visit: int) 
     )
 
 
-def _collate(config: LoaderConfig, samples: list[Sample], worker: int, place: LoaderState) -> Batch:
+def _collate(config: LoaderConfig, samples: list[Sample], worker: int, place: LoaderState) -> ShardBatch:
     def decoded(parts: Iterable[tuple[bytes, str]]) -> Tensor:
         pictures = [decode_picture(data, config.size, what) for data, what in parts]
         return torch.stack(pictures) if pictures else torch.empty(0, dtype=torch.uint8)
 
     params = FaceParameters.concatenate([sample.parameters for sample in samples])
-    return Batch(
+    return ShardBatch(
         decoded((sample.source, sample.what) for sample in samples),
         decoded((data, sample.what) for sample in samples for data in sample.driving),
         decoded((data, sample.what) for sample in samples for data in sample.normals),

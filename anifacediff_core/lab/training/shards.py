@@ -31,9 +31,9 @@ from anifacediff_core.network.encoders import clip_preprocess
 from .data import NormalsNoise, Pairs, weaken_expression
 from .shard_format import find_shards, read_shard
 from .shard_reader import (
-    Batch,
     LoaderConfig,
     LoaderState,
+    ShardBatch,
     ShardBatches,
     WorkerError,
     deal,
@@ -144,7 +144,7 @@ class ShardSource:
         self.world = world
         self.batches = 0
         self._places = [LoaderState(0, 0) for _ in worker_shards]
-        self._iterator: Iterator[Batch | WorkerError] | None = None
+        self._iterator: Iterator[ShardBatch | WorkerError] | None = None
 
     # ---- drawing
 
@@ -237,7 +237,7 @@ class ShardSource:
             "shards": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
         }
 
-    def _load(self) -> Iterator[Batch | WorkerError]:
+    def _load(self) -> Iterator[ShardBatch | WorkerError]:
         on_cuda = self.head.template.device.type == "cuda"
         loader = DataLoader(
             ShardBatches(self.config, tuple(self._places), self.batches),
@@ -250,7 +250,7 @@ class ShardSource:
 
     # ---- from bytes to what the networks take
 
-    def _encode(self, batch: Batch) -> Pairs:
+    def _encode(self, batch: ShardBatch) -> Pairs:
         device = self.head.template.device
         sources, driving = (self._pixels(part) for part in (batch.sources, batch.driving))
         rows = len(driving)
