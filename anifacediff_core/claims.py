@@ -82,8 +82,8 @@ def parse_yaml(text: str) -> Any:
 def _problem(error: yaml.YAMLError) -> str:
     """What is wrong and in which line, without the piece of the text that the library quotes."""
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
-    told = shown(problem or " ".join(str(error).split()), 160)
-    return f"{told} in line {mark.line + 1}" if mark else told
+    reason = shown(problem or " ".join(str(error).split()), 160)
+    return f"{reason} in line {mark.line + 1}" if mark else reason
 
 
 class _Loader(yaml.SafeLoader):

@@ -21,7 +21,7 @@ MOST_ASPECT = 10  # a pixel that is longer than that is no pixel but damage
 # Numbers of ITU-T H.273, as FFmpeg has them.
 HLG, PQ = 18, 16
 BT709, BT601, BT2020, DISPLAY_P3 = 1, 5, 9, 12
-# Matrices of YUV other than that of BT.601, which is what FFmpeg takes. PyAV before 17 has to be told.
+# Matrices of YUV other than that of BT.601, which is what FFmpeg takes. To PyAV before 17 it must be given.
 MATRICES = {1: 1, 4: 4, 7: 7, 9: 9, 10: 9}
 SDR_GAMMA = 2.4  # BT.1886
 REFERENCE_WHITE = 203.0  # nits: of HDR pictures, what SDR's white becomes (BT.2408)

@@ -69,14 +69,14 @@ def refusal_of(fault: BaseException, doing: str = "") -> InputError:
     elif isinstance(fault, UnicodeError):
         why = f"a text or a name is not in UTF-8: save or name it anew ({fault})"
     else:
-        told = str(fault) or "it ends early"
-        why = f"a file is damaged, or holds numbers of impossible size: fetch it again ({told})"
+        reason = str(fault) or "it ends early"
+        why = f"a file is damaged, or holds numbers of impossible size: fetch it again ({reason})"
     sentence = f"{doing}: {why}" if doing else why[0].upper() + why[1:]
     return InputError(f"{sentence.rstrip('.')}.")
 
 
 def is_full_disk(error: BaseException) -> bool:
-    """Also as safetensors' own writer tells it."""
+    """Also as safetensors' own writer reports it."""
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     return full or (isinstance(error, SafetensorError) and "No space left" in str(error))
 
@@ -95,6 +95,6 @@ def _system_says(error: OSError) -> str:
     }.get(error.errno or 0)
     name = error.filename2 or error.filename
     if what is None:
-        told = error.strerror or str(error) or type(error).__name__
-        what = f"cannot be read or written ({told}): look whether the disk is well"
+        reason = error.strerror or str(error) or type(error).__name__
+        what = f"cannot be read or written ({reason}): look whether the disk is well"
     return f"{'its place' if name is None else name} {what}"

@@ -66,7 +66,7 @@ def keep_sound(
     Args:
         write: writes all of it, given where the sound is, and whether it is to be copied.
         sound: video or sound file; None where there is no sound.
-        say: told when the sound had to be left out.
+        say: called with a sentence when the sound had to be left out.
     """
     from av.error import FFmpegError
 

@@ -1,4 +1,4 @@
-"""Files that are never half written, and what is in them as one number."""
+"""Atomic writing of files, locks, names, and digests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DTYPE_NAMES = {
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write a safetensors file; one that is there already stays whole until the new one is complete."""
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         save_file(stored, temporary, metadata)
 
 
@@ -51,7 +51,7 @@ def write_tensor_stream(
 ) -> None:
     """Write a safetensors file of which only one tensor at a time is in memory; otherwise as `write_tensors`.
 
-    Arguments:
+    Args:
         layout: shape and type of every tensor by its name: they make up the header, which comes first.
         tensors: all of these, in any order; each is converted to its type.
 
@@ -73,7 +73,7 @@ def write_tensor_stream(
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     missing = set(layout)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         start = file.tell()
         for name, tensor in tensors:
@@ -88,7 +88,7 @@ def write_tensor_stream(
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[str]:
+def atomic_write(path: Path) -> Iterator[str]:
     """The name of a file beside `path` that takes its place at the end, safe from a loss of power; on failure
     it is removed. Its name is short, however long that of `path` is.
     """
@@ -145,7 +145,7 @@ def cut_name(name: str, most: int) -> str:
 def beside(path: Path, ending: str) -> Path:
     """The file beside `path` with another ending; of too long a name the beginning and a digest are left."""
     name = f"{path.stem}{ending}"
-    most = longest_name(path.parent) - 4  # room for a number, where there is such a file already
+    most = longest_name(path.parent) - 4  # space for a number, where there is such a file already
     if len(os.fsencode(name)) > most:
         digest = hashlib.sha256(os.fsencode(path.stem)).hexdigest()[:8]
         name = f"{cut_name(path.stem, most - len(ending) - 9)}-{digest}{ending}"
@@ -179,12 +179,12 @@ def require_writable(path: Path) -> None:
 
 
 @contextmanager
-def sole(path: Path, otherwise: str) -> Iterator[None]:
+def file_lock(path: Path, otherwise: str) -> Iterator[None]:
     """Hold a file that nobody else can hold meanwhile, in this process or another; it is removed at the end.
 
     The lock ends with the process, however that dies. Where the file system has no locks, there is none.
 
-    Arguments:
+    Args:
         otherwise: what to say when somebody else holds it.
 
     Raises:

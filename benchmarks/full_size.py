@@ -161,7 +161,7 @@ class FullSize:
 @torch.no_grad()
 def parity(network: FullSize, size: int, frames: int) -> dict[str, float]:
     """Relative errors of the host's networks against the core's own, on the same weights and inputs."""
-    from anifacediff_core.network.conditioning import Conditioning
+    from anifacediff_core.network.conditioning import VideoConditioning
     from anifacediff_core.sampling.pipeline import Pipeline
 
     host = network.host
@@ -176,7 +176,7 @@ def parity(network: FullSize, size: int, frames: int) -> dict[str, float]:
         "reference": max(relative_error(tokens, expected[name]) for name, tokens in reference.items()),
         "pose": relative_error(pose[0], core.encode_pose(normals)[0]),
     }
-    conditioning = Conditioning(
+    conditioning = VideoConditioning(
         reference=reference,
         context=embedding,
         pose=pose,
@@ -227,14 +227,14 @@ def matmul_rate(
 
 def step_flops(config: Any, size: int, frames: int) -> float:
     """Floating-point operations of one step with both halves of guidance, counted without computing them."""
-    from anifacediff_core.network.conditioning import Conditioning
+    from anifacediff_core.network.conditioning import VideoConditioning
     from anifacediff_core.network.model import AniFaceDiff
 
     side, counter = size // 8, FlopCounterMode(display=False)
     with torch.device("meta"), torch.no_grad():
         core = AniFaceDiff(config, motion=True).eval()
         image = torch.zeros(1, 1, config.cross_attention_dim)
-        conditioning = Conditioning(
+        conditioning = VideoConditioning(
             reference=core.encode_reference(torch.zeros(1, 4, side, side), image),
             context=image,
             pose=(torch.zeros(frames, config.block_out_channels[0], side, side),),

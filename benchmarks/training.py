@@ -24,8 +24,8 @@ sys.path.append(str(ROOT))
 
 from anifacediff_core.lab.training import distribution, engine  # noqa: E402
 from anifacediff_core.lab.training.data import NormalsNoise, Pairs  # noqa: E402
-from anifacediff_core.lab.training.journal import Journal  # noqa: E402
 from anifacediff_core.lab.training.reenactment import DenoisingSettings, DenoisingTask  # noqa: E402
+from anifacediff_core.lab.training.run_logger import RunLogger  # noqa: E402
 from anifacediff_core.lab.training.task import Loop  # noqa: E402
 from anifacediff_core.network.config import NetworkConfig  # noqa: E402
 from anifacediff_core.network.model import AniFaceDiff  # noqa: E402
@@ -96,7 +96,7 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
     )
     task.weights = dict  # type: ignore[method-assign, assignment]  # nothing to keep
     with tempfile.TemporaryDirectory() as folder:
-        engine.run(task, loop, accelerator, Path(folder), Journal(Path(folder), accelerator))
+        engine.run(task, loop, accelerator, Path(folder), RunLogger(Path(folder), accelerator))
         log = Path(folder) / "log.jsonl"
         if not accelerator.is_main_process:
             return None

@@ -20,7 +20,7 @@ from anifacediff_core.capture.confidence import LEAST
 from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.locate import from_boxes, from_landmarks
 from anifacediff_core.capture.mediapipe import detect_landmarks
-from anifacediff_core.capture.missing import MISSING, listed
+from anifacediff_core.capture.missing import MISSING, format_ranges
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 
@@ -227,7 +227,7 @@ class DECAExtract(io.ComfyNode):
             captured.note,
             crop,
             captured.appearance,
-            listed(captured.frames_without_face),
+            format_ranges(captured.frames_without_face),
         )
 
 
@@ -319,4 +319,4 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
             least_confidence=least_confidence,
         )
         show_text(captured.note)
-        return io.NodeOutput(captured.parameters, captured.note, listed(captured.frames_without_face))
+        return io.NodeOutput(captured.parameters, captured.note, format_ranges(captured.frames_without_face))

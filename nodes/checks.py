@@ -1,5 +1,5 @@
 """What holds for every node: its widgets are held against its schema, which hosts do in part, and faults of
-disks, files and memory are told in a sentence.
+disks, files and memory are reported in a sentence.
 """
 
 from __future__ import annotations

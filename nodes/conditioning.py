@@ -11,7 +11,7 @@ from anifacediff_core.errors import InputError
 from .host.api import io
 from .host.clip_vision import image_embedding
 from .host.parts import encode_pose, encode_reference, pose_kinds
-from .host.runtime import ModelPatcher, Progress, tell
+from .host.runtime import ModelPatcher, Progress, notify
 from .images import square_of, to_core, to_host
 from .sockets import (
     Pose,
@@ -89,7 +89,7 @@ class PoseEncode(io.ComfyNode):
                 )
         unread = [kind for kind, picture in given.items() if picture is not None and kind not in kinds]
         if unread:
-            tell(f"This pose encoder does not read {' and '.join(unread)}.")
+            notify(f"This pose encoder does not read {' and '.join(unread)}.")
         stacked = pictures[0] if len(pictures) == 1 else torch.cat(pictures, dim=1)
         return io.NodeOutput(Pose(encode_pose(encoder, stacked, progress=Progress(len(stacked)))))
 
@@ -165,7 +165,7 @@ class ReferenceNetEncode(io.ComfyNode):
             clip_vision = connected(clip_vision, "CLIP_VISION", maker)
         pictures = to_core(source_image, "source image")
         if len(pictures) > 1:
-            tell(f"The source image has {len(pictures)} pictures: the first is taken.")
+            notify(f"The source image has {len(pictures)} pictures: the first is taken.")
         picture = to_host(square_of(pictures[:1], size))
         latent = vae.encode(picture)
         embedding = image_embedding(clip_vision, picture) if context is None else context[0][0]

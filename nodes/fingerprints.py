@@ -41,6 +41,6 @@ def workflow_fingerprint(hidden: Any, *inputs: str) -> str | None:
 
 
 def facts_of_model(model: ModelPatcher) -> list[Any]:
-    """What can be told of a MODEL itself: its checkpoint and the LoRAs on it."""
+    """What is known of a MODEL itself: its checkpoint and the LoRAs on it."""
     origin = origin_of(model)
     return [None if origin is None else str(origin.checkpoint.path), model.patches]

@@ -13,7 +13,7 @@ from anifacediff_core.weights.importers.texture import load_texture
 from .head import head_input, load_head, on_device
 from .host.api import io
 from .host.folders import FLAME, file_names, file_path
-from .host.runtime import Progress, device, tell
+from .host.runtime import Progress, device, notify
 from .images import to_host
 from .sockets import AppearanceSocket, FaceParametersSocket, HeadSocket, make_schema, size_input
 
@@ -88,7 +88,7 @@ class RenderGuidance(io.ComfyNode):
         model = head_model or load_head(head, parameters)
         model.require(parameters)
         skin = None if texture == NONE else load_texture(file_path(FLAME, texture), model.faces.cpu())
-        _tell_what_is_missing(skin, appearance)
+        _notify_of_what_is_missing(skin, appearance)
         skin = None if skin is None else skin.to(device())
         progress, parts = Progress(len(parameters)), []
         with on_device(model):
@@ -103,11 +103,11 @@ class RenderGuidance(io.ComfyNode):
         return io.NodeOutput(*(to_host(torch.cat([part[name] for part in parts])) for name in GUIDANCE))
 
 
-def _tell_what_is_missing(texture: TextureModel | None, appearance: Appearance | None) -> None:
-    told = []
+def _notify_of_what_is_missing(texture: TextureModel | None, appearance: Appearance | None) -> None:
+    notes = []
     if texture is None:
-        told.append("There is no texture: the skin is gray.")
+        notes.append("There is no texture: the skin is gray.")
     if appearance is None:
-        told.append("There is no appearance of the source: the light is even.")
-    if told:
-        tell(" ".join(told))
+        notes.append("There is no appearance of the source: the light is even.")
+    if notes:
+        notify(" ".join(notes))

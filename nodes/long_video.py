@@ -17,7 +17,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.provenance.mark import require_size
 from anifacediff_core.sampling.fingerprint import fingerprint
-from anifacediff_core.sampling.segments import SEGMENT, Footage, Work, plan_segments
+from anifacediff_core.sampling.segments import SEGMENT, ResumableVideo, VideoTiming, plan_segments
 from anifacediff_core.storage import beside
 from anifacediff_core.video import probe, read_frames
 
@@ -27,10 +27,10 @@ from .head import head_input, load_head
 from .host.api import io, ui
 from .host.files import output_file
 from .host.parts import pose_kinds
-from .host.runtime import ModelPatcher, Progress, tell
+from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, video_of
 from .sampling import seed_input, shared_noise_input, step_inputs, window_inputs
-from .segments import Finishing, Maker
+from .segments import Finishing, SegmentMaker
 from .sockets import (
     Crop,
     CropSocket,
@@ -143,40 +143,40 @@ class ReenactLongVideo(io.ComfyNode):
             require_size(*finishing.size_of(reference.size))
         path = file_of(driving)
         out, name = output_file(filename_prefix, ".mp4")
-        told: list[str] = []
+        notes: list[str] = []
 
         def say(text: str) -> None:
-            told.append(text)
-            tell(text)
+            notes.append(text)
+            notify(text)
 
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
         given = workflow_fingerprint(cls.hidden) or tensors
         settings = [sampling, reading, camera, segment]
         unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
-        with Work.begin(
+        with ResumableVideo.begin(
             beside(unnumbered, ".work"),
             beside(unnumbered, ".partial.mp4"),
             fingerprint(given, settings, path),
-            Footage.of(path),
+            VideoTiming.of(path),
             say,
         ) as work:
             motion = driving_parameters
             if motion is None:
-                decisive = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
-                motion, note = work.parameters(decisive, lambda: _read(path, face_capture, reading))
+                cache_key = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
+                motion, note = work.parameters(cache_key, lambda: _read(path, face_capture, reading))
                 say(note)
             parameters = align(source_frame(source), motion, camera)
             head_model = head_model or load_head(head, parameters)
-            make = Maker(
+            make = SegmentMaker(
                 model, reference, vae, encoder, head_model, parameters, sampling, finishing,
                 Progress(len(parameters)),
             )  # fmt: skip
             frames = work.run(out, plan_segments(len(parameters), segment, overlap), make, make.progress)
-        say(f"{name}: {frames} frames at {float(work.footage.rate):g} frames a second.")
+        say(f"{name}: {frames} frames at {float(work.timing.rate):g} frames a second.")
         folder, _, file = name.rpartition("/")
         shown = ui.PreviewVideo([ui.SavedResult(file, folder, io.FolderType.output)])
-        return io.NodeOutput(video_of(out), " ".join(told), ui=shown)
+        return io.NodeOutput(video_of(out), " ".join(notes), ui=shown)
 
 
 def _network_inputs() -> list[io.Input]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .host.api import io
 from .host.folders import LORAS, file_names, file_path
 from .host.lora import load_lora
-from .host.runtime import ModelPatcher, tell
+from .host.runtime import ModelPatcher, notify
 from .sockets import make_schema
 
 
@@ -49,5 +49,5 @@ class LoraLoader(io.ComfyNode):
     @classmethod
     def execute(cls, model: ModelPatcher, lora_name: str, strength: float) -> io.NodeOutput:
         model, report = load_lora(model, file_path(LORAS, lora_name), strength)
-        tell(report)
+        notify(report)
         return io.NodeOutput(model, report)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from anifacediff_core.capture.capture import Models, crop_portrait
-from anifacediff_core.capture.missing import listed
+from anifacediff_core.capture.missing import format_ranges
 from anifacediff_core.capture.portrait import MOTIONS, SMOOTHING, find_portrait
 from anifacediff_core.capture.tracker import CHOICES, MARGIN, Tracker
 
@@ -134,7 +134,7 @@ class PortraitCrop(io.ComfyNode):
             progress=lambda done, total: progress(total + done, 2 * total),
         )
         crop = Crop(found.square, width, height, found.skipped)
-        return io.NodeOutput(to_host(portrait), crop, listed(found.frames_without_face), found.note)
+        return io.NodeOutput(to_host(portrait), crop, format_ranges(found.frames_without_face), found.note)
 
 
 def _place_input(name: str, meaning: str) -> io.Float.Input:

@@ -16,7 +16,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import iterate_normals
 from anifacediff_core.provenance.mark import mark
-from anifacediff_core.sampling.segments import Carried, Segment
+from anifacediff_core.sampling.segments import Segment, SegmentState
 
 from .head import on_device
 from .host.parts import encode_pose
@@ -82,8 +82,8 @@ class Finishing:
 
 
 @dataclass(frozen=True)
-class Maker:
-    """Makes segments with the host's networks; see `segments.Make`."""
+class SegmentMaker:
+    """Makes segments with the host's networks; see `segments.SegmentFn`."""
 
     model: ModelPatcher
     reference: Reference
@@ -95,7 +95,7 @@ class Maker:
     finishing: Finishing
     progress: Progress
 
-    def __call__(self, segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+    def __call__(self, segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
         parameters = self.parameters[segment.sampled]
         window, overlap = self.sampling["window"], self.sampling["overlap"]
         pose = self._pose(parameters)
@@ -109,11 +109,11 @@ class Maker:
             *context_of(self.reference),
             **self.sampling,
             first=segment.start,
-            finished=carried.get("latents"),
+            previous_latents=state.get("latents"),
             report=report,
         )["samples"]
         written = segment.stop - segment.start
-        colors = carried.get("colors")
+        colors = state.get("colors")
         if colors is None:
             chosen = torch.linspace(0, written - 1, min(written, RING_FRAMES)).round().long()
             pasted = self.finishing.original is not None

@@ -21,10 +21,10 @@ from ..head.gaze import look_along
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from . import mesh
-from .capture import SMOOTHING, Captured, calmed, in_portrait
+from .capture import SMOOTHING, Captured, in_portrait, smooth_and_fill
 from .confidence import LEAST, sure_frames
 from .detector import SQUARE_SCALE, Detection, face_square
-from .missing import told
+from .missing import describe_frames
 from .tracker import Tracker
 
 # The landmarker's box reaches from the chin to the hairline, the face square counts from the brows.
@@ -130,8 +130,8 @@ def from_face_landmarks(
     confidence[valid] = torch.tensor([score_of(found) for found in faces])
     raw = replace(params, valid=valid, confidence=confidence)
     used, sure = sure_frames(raw, least_confidence, missing)
-    params = calmed(used, head, smoothing, missing, what)
-    notes = told(valid, missing, what, sure) + tracker.told()
+    params = smooth_and_fill(used, head, smoothing, missing, what)
+    notes = describe_frames(valid, missing, what, sure) + tracker.describe()
     if estimated:
         notes.append("There are no blendshapes: the expression is estimated from the mesh and coarse.")
     return in_portrait(params, head, (height, width), mode, notes, missing)

@@ -22,7 +22,7 @@ from .confidence import LEAST, of_faces, of_readings, overlap, sure_frames
 from .detector import Detection, PortraitDetector, face_square
 from .encoder import CROP, FaceEncoder, Reading
 from .look import with_looks
-from .missing import held, require_faces, told, without
+from .missing import describe_frames, invalid_frames, last_valid_index, require_faces
 from .tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 
 MODES = ("auto", "portrait", "whole")
@@ -196,16 +196,18 @@ def capture(
         raise InputError(f"{what[:1].upper()}{what[1:]} has no frame; give at least one picture.")
     raw = FaceParameters.concatenate(readings)
     if not raw.valid.any():
-        raise tracker.nobody(what)
+        raise tracker.no_face_error(what)
     used, sure = sure_frames(raw, least_confidence, missing)
-    params = calmed(used, models.head, smoothing, missing, what)
-    notes = told(raw.valid, missing, what, sure) + tracker.told() + models.remarks()
+    params = smooth_and_fill(used, models.head, smoothing, missing, what)
+    notes = describe_frames(raw.valid, missing, what, sure) + tracker.describe() + models.remarks()
     captured = in_portrait(params, models.head, size, mode, notes, missing)
     look = _all_frames(looks, raw.valid, params.valid, missing)
     return replace(captured, appearance=None if look is None else look[captured.kept])
 
 
-def calmed(raw: FaceParameters, head: HeadModel, smoothing: float, missing: str, what: str) -> FaceParameters:
+def smooth_and_fill(
+    raw: FaceParameters, head: HeadModel, smoothing: float, missing: str, what: str
+) -> FaceParameters:
     """Readings frame by frame to smooth ones without gaps; ``valid`` stays.
 
     Raises:
@@ -213,9 +215,9 @@ def calmed(raw: FaceParameters, head: HeadModel, smoothing: float, missing: str,
     """
     require_numbers(smoothing=smoothing)
     require_faces(raw.valid, missing, what)
-    readings = raw[held(raw.valid)] if missing == "hold" else raw
-    calm = smooth_parameters(readings, head.expression_names, smoothing)
-    return replace(calm, valid=raw.valid, confidence=raw.confidence)
+    readings = raw[last_valid_index(raw.valid)] if missing == "hold" else raw
+    smoothed = smooth_parameters(readings, head.expression_names, smoothing)
+    return replace(smoothed, valid=raw.valid, confidence=raw.confidence)
 
 
 def in_portrait(
@@ -239,7 +241,7 @@ def in_portrait(
     squares = face_square(head, params).cpu()
     square = portrait_square(squares, params.valid, size[1] / longer, size[0] / longer, mode)
     params = replace(params, camera=crop_camera(params.camera, square))
-    empty = without(params.valid)
+    empty = invalid_frames(params.valid)
     skipped = tuple(empty) if missing == "skip" else ()
     if skipped:
         params = params[params.valid]
@@ -279,7 +281,7 @@ def crop_portrait(
     for start in range(0, len(numbers), count):
         part = rgb(frames[numbers[start : start + count]].float())
         where = squares[start : start + count]
-        result[start : start + count] = sample(part, where, size, "bicubic").clamp(0, 1)
+        result[start : start + count] = crop_resize(part, where, size, "bicubic").clamp(0, 1)
         if progress is not None:
             progress(start + len(part), len(numbers))
     return result
@@ -390,14 +392,14 @@ def _all_frames(
         seen = torch.cat([getattr(look, name).cpu() for look in known])
         whole = seen.new_zeros(len(valid), *seen.shape[1:])
         whole[found] = seen
-        filled = whole[held(valid)] if missing == "hold" else fill_gaps(whole.flatten(1), valid)
+        filled = whole[last_valid_index(valid)] if missing == "hold" else fill_gaps(whole.flatten(1), valid)
         parts.append(filled.view_as(whole))
     return Appearance(*parts)
 
 
 def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParameters:
     """Read crops at ``squares`` (frames, 3); the camera is that of the whole picture."""
-    reading = models.encoder.read(sample(frames, squares, CROP))
+    reading = models.encoder.read(crop_resize(frames, squares, CROP))
     neutral = models.head.neutral(len(frames))
     pose = torch.cat([neutral.pose[:, :3], reading.neck.to(neutral.pose), neutral.pose[:, 6:]], dim=1)
     # A camera behind the head has no meaning, whatever an untrained network says.
@@ -406,7 +408,7 @@ def _encode(frames: Tensor, squares: Tensor, models: CaptureModels) -> FaceParam
     return replace(neutral, shape=reading.shape, expression=reading.expression, pose=pose, camera=camera)
 
 
-def sample(
+def crop_resize(
     frames: Tensor, squares: Tensor, size: int, mode: str = "bilinear", outside: str = "border"
 ) -> Tensor:
     """Cut squares (frames, 3) out of frames, scaled to ``size``².

@@ -46,9 +46,9 @@ def of_readings(faces: list[Detection], agreement: Tensor) -> Tensor:
 
 def _by_others(faces: list[Detection], own: Tensor) -> Tensor:
     """Where another detector or a landmarker tells how sure it is, that counts in place of the score."""
-    told = [face.sure for face in faces]
+    known = [face.sure for face in faces]
     return torch.stack(
-        [mine if it is None else mine.new_tensor(it) for it, mine in zip(told, own, strict=True)]
+        [mine if it is None else mine.new_tensor(it) for it, mine in zip(known, own, strict=True)]
     )
 
 
@@ -106,7 +106,7 @@ def _likeness(shape: Tensor, sure: Tensor) -> Tensor:
 
 def _steadiness(camera: Tensor, sure: Tensor) -> Tensor:
     """How likely each frame's scale (frames, 3) is right, between those of the sure frames before and after:
-    a head may come nearer, but not jump to and fro. At both ends that cannot be told.
+    a head may come nearer, but not jump to and fro. At both ends that cannot be decided.
     """
     scale = camera[:, 0].clamp(min=1e-6).log()
     known, frames = torch.nonzero(sure).squeeze(1), torch.arange(len(scale), device=scale.device)

@@ -23,7 +23,7 @@ from ..progress import Progress
 from .arkit import expression_coefficients, follow, mesh_points, unpack
 from .geometry import FaceGeometry, face_geometry, project
 from .mesh import MESH_POINTS
-from .missing import listed
+from .missing import format_ranges
 from .tracker import Tracker
 
 CANVAS = 512  # side at which the lines are drawn
@@ -116,7 +116,7 @@ def draw_reenactment(
     seen = _fill(project(retargeted.surface, retargeted.turn, retargeted.place), valid)
     notes = [f"A face was found in {len(moved)} of {len(valid)} frames of the driving video."]
     if missing:
-        notes.append(f"Filled in from the neighbors: {listed(missing)}.")
+        notes.append(f"Filled in from the neighbors: {format_ranges(missing)}.")
     return Drawings(draw(seen, size, progress), draw(points, size), missing, " ".join(notes))
 
 

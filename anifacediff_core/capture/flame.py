@@ -17,7 +17,7 @@ from ..head.flame import SHAPES
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
-from .capture import moved, sample
+from .capture import crop_resize, moved
 from .deca import CROP, DecaEncoder
 from .detector import SQUARE_SCALE, Detection
 from .locate import LANDMARKS_GROWTH, FacesAtHand, FindsFaces
@@ -81,12 +81,12 @@ class FlameModels:
         return read, Appearance(found.texture, found.light)
 
     def remarks(self) -> list[str]:
-        told = []
+        notes = []
         if isinstance(self.detector, FacesAtHand) and self.detector.name:
-            told.append(f"Faces were found by {self.detector.name}.")
+            notes.append(f"Faces were found by {self.detector.name}.")
         if self.smirk is not None:
-            told.append("SMIRK's eyelids are left out, FLAME has none.")
-        return told
+            notes.append("SMIRK's eyelids are left out, FLAME has none.")
+        return notes
 
     def _parameters(
         self, shape: Tensor, expression: Tensor, turn: Tensor, jaw: Tensor, camera: Tensor, squares: Tensor
@@ -107,7 +107,7 @@ class FlameModels:
 
 def cut(frames: Tensor, squares: Tensor) -> Tensor:
     """Crops (faces, 3, 224, 224) at squares (faces, 3)."""
-    return sample(frames, squares, CROP, outside="zeros")
+    return crop_resize(frames, squares, CROP, outside="zeros")
 
 
 def deca_squares(faces: list[Detection], longer: int) -> Tensor:

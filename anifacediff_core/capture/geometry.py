@@ -2,7 +2,7 @@
 
 MediaPipe's face geometry (https://github.com/google-ai-edge/mediapipe, Apache-2.0): a camera with an upright
 opening of 63° at the origin, x right, y up, z to the camera, in centimeters of an average face. Where the
-landmarks lie in depth is told by the scale at which they fit the canonical face best.
+landmarks lie in depth follows from the scale at which they fit the canonical face best.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where the faces are, by what is at hand: landmarks or boxes from elsewhere, or MediaPipe.
+"""Where the faces are, by what is available: landmarks or boxes from elsewhere, or MediaPipe.
 
 Whatever finds them, faces become face squares as in :func:`.detector.face_square`: around the box of the 68
 landmarks (jaw, brows, nose, eyes, mouth), its side twice the mean of the box's width and height. From a mere
@@ -75,7 +75,7 @@ def from_landmarks(
 def from_boxes(
     boxes: Any, frames: int, size: tuple[int, int], what: str = "the bounding boxes"
 ) -> list[list[Detection]]:
-    """Faces of boxes in pixels, in any of the forms that nodes hand around.
+    """Faces of boxes in pixels, in any of the forms that nodes pass to each other.
 
     A box is a mapping with x, y, width and height (the host's BOUNDING_BOX) or with corners, or four numbers:
     two corners if they are ones inside the picture, else x, y, width and height. There may be a list of boxes

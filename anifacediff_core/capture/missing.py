@@ -1,4 +1,4 @@
-"""Frames that show no face for sure: what becomes of them, and how people are told."""
+"""Frames that show no face for sure: what becomes of them, and how people learn of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import InputError
 
 # Filled in from both neighbors, as the last frame with a face was, left out, or refused.
 MISSING = ("interpolate", "hold", "skip", "stop")
-TOLD = {
+SENTENCES = {
     "interpolate": "It was filled in from the neighbors at frame {}.",
     "hold": "It was held as last seen at frame {}.",
     "skip": "Without a face and left out: frame {}.",
@@ -31,7 +31,7 @@ def require_faces(valid: Tensor, missing: str, what: str) -> None:
     if missing not in MISSING:
         raise InputError(f"The choice missing '{missing}' is unknown; choose one of {', '.join(MISSING)}.")
     if missing == "stop" and not valid.all():
-        runs = listed(without(valid)).split(", ")
+        runs = format_ranges(invalid_frames(valid)).split(", ")
         more = ", …" if len(runs) > RUNS_IN_A_SENTENCE else ""
         raise InputError(
             f"In {what} no face was found, or none for sure, at frame "
@@ -40,19 +40,19 @@ def require_faces(valid: Tensor, missing: str, what: str) -> None:
         )
 
 
-def held(valid: Tensor) -> Tensor:
+def last_valid_index(valid: Tensor) -> Tensor:
     """For each frame the number of the last one with a face (frames,); before the first, the first's."""
     frames = torch.arange(len(valid), device=valid.device)
     last = torch.where(valid, frames, -1).cummax(0).values
     return torch.where(last < 0, valid.int().argmax(), last)
 
 
-def without(valid: Tensor) -> list[int]:
+def invalid_frames(valid: Tensor) -> list[int]:
     """Numbers of the frames that are not valid."""
     return torch.nonzero(~valid).squeeze(1).tolist()
 
 
-def told(found: Tensor, missing: str, what: str, sure: Tensor | None = None) -> list[str]:
+def describe_frames(found: Tensor, missing: str, what: str, sure: Tensor | None = None) -> list[str]:
     """Sentences about how many frames show a face, and what became of the others.
 
     Args:
@@ -66,12 +66,12 @@ def told(found: Tensor, missing: str, what: str, sure: Tensor | None = None) -> 
         if not sure.any():
             notes.append("All were taken as they are: look at the result.")
         elif (found & ~sure).any():
-            notes.append(f"Covered, or not clear: frame {listed(without(sure | ~found))}.")
-    empty = without(sure if sure is not None and sure.any() else found)
-    return [*notes, TOLD[missing].format(listed(empty))] if empty else notes
+            notes.append(f"Covered, or not clear: frame {format_ranges(invalid_frames(sure | ~found))}.")
+    empty = invalid_frames(sure if sure is not None and sure.any() else found)
+    return [*notes, SENTENCES[missing].format(format_ranges(empty))] if empty else notes
 
 
-def listed(numbers: list[int]) -> str:
+def format_ranges(numbers: list[int]) -> str:
     """Ascending numbers with runs shortened: "3-7, 12"."""
     runs: list[list[int]] = []
     for number in numbers:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..motion.parts import require_numbers
-from ..motion.smoothing import tremble, without_spikes
+from ..motion.smoothing import noise_std, without_spikes
 from ..progress import Progress
 from .capture import Models, chunks, remaining
 from .detector import Detection
-from .missing import held, require_faces, told, without
+from .missing import describe_frames, invalid_frames, last_valid_index, require_faces
 from .search import Follower
 from .tracker import MARGIN, PORTRAIT_LIFT, Tracker, fill_gaps, portrait_square, pushed_inside
 
@@ -106,18 +106,18 @@ def find_portrait(
             progress(len(found), max(total, len(found)))
     valid = torch.tensor([face is not None for face in found])
     if not valid.any():
-        raise tracker.nobody(what)
+        raise tracker.no_face_error(what)
     require_faces(valid, missing, what)
     squares = torch.tensor([(0.0, 0.0, 1.0) if face is None else face.square for face in found])
-    skipped = tuple(without(valid)) if missing == "skip" else ()
+    skipped = tuple(invalid_frames(valid)) if missing == "skip" else ()
     if motion == "still" or len(found) == 1:
         square = portrait_square(squares, valid, *extent, "portrait", margin)
     else:
-        squares = squares[held(valid)] if missing == "hold" else fill_gaps(squares, valid)
+        squares = squares[last_valid_index(valid)] if missing == "hold" else fill_gaps(squares, valid)
         square = following(squares, valid, *extent, margin, smoothing)
         square = square[valid] if skipped else square
-    note = " ".join(told(valid, missing, what) + tracker.told())
-    return Portrait(square, without(valid), skipped, note, len(found) - len(skipped))
+    note = " ".join(describe_frames(valid, missing, what) + tracker.describe())
+    return Portrait(square, invalid_frames(valid), skipped, note, len(found) - len(skipped))
 
 
 def following(
@@ -138,9 +138,9 @@ def following(
         faces = without_spikes(faces, LEAST_TREMBLE)
     center, side = faces[:, :2] + faces[:, 2:] / 2, faces[:, 2:].log()
     least = LEAST_TREMBLE * float(faces[:, 2].median())
-    center = steady(center, tremble(center[valid], least), smoothing)
+    center = steady(center, noise_std(center[valid], least), smoothing)
     # In turns a face is narrower and in speech longer: the side has to be far slower than the place.
-    side = steady(side, tremble(side[valid], LEAST_TREMBLE), smoothing, SIDE_FRAMES * smoothing).exp()
+    side = steady(side, noise_std(side[valid], LEAST_TREMBLE), smoothing, SIDE_FRAMES * smoothing).exp()
     size = ((1 + margin) * side).clamp(max=min(width, height))
     low = center - size / 2 - torch.tensor([0.0, PORTRAIT_LIFT]) * size
     squares = torch.cat([low, size], dim=1).tolist()
@@ -158,7 +158,7 @@ def steady(values: Tensor, noise: Tensor, amount: float, slowest: float = 0.0) -
 
     Args:
         values: (frames, quantities).
-        noise: deviation of their tremble (quantities,), see :func:`.smoothing.tremble`.
+        noise: deviation of their tremble (quantities,), see :func:`.smoothing.noise_std`.
         amount: 0 leaves the values, 1 keeps but the surest motion.
         slowest: what changes within fewer frames than this is left out in any case.
     """
@@ -180,8 +180,8 @@ def steady(values: Tensor, noise: Tensor, amount: float, slowest: float = 0.0) -
 
 
 def _blurred(values: Tensor, step: int) -> Tensor:
-    """Weighted means of every `step`-th frame around each (frames, quantities), by the starlet's spline;
-    beyond the ends the values are mirrored.
+    """Weighted means of every `step`-th frame around each (frames, quantities), by the B3 spline of the
+    à-trous wavelet; beyond the ends the values are mirrored.
     """
     spline = values.new_tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     period = 2 * (len(values) - 1)

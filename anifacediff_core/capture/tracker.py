@@ -238,7 +238,7 @@ class Tracker:
         """Whether the chosen face may be a small one beside large ones."""
         return self.choice == "nearest" or (self.choice == "number" and self.face > 0)
 
-    def told(self) -> list[str]:
+    def describe(self) -> list[str]:
         """A sentence about several faces, if there are any."""
         if not self.crowded:
             return []
@@ -247,7 +247,7 @@ class Tracker:
         taken = {"number": number, "largest": "the largest one", "nearest": near}
         return [f"There are up to {self.most} faces; {taken[self.choice]} is followed."]
 
-    def nobody(self, what: str) -> InputError:
+    def no_face_error(self, what: str) -> InputError:
         """What to say when the face was in none of the pictures."""
         which = "no face was found"
         if self.choice == "number" and self.face and self.most:

@@ -1,4 +1,4 @@
-"""FLAME's name and sizes: as a head it is told apart from others by them."""
+"""FLAME's name and sizes, by which it is distinguished from other heads."""
 
 NAME = "flame"
 VERTICES, JOINTS = 5023, 5

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..claims import parse_json
 from ..errors import InputError
-from ..storage import replacing, write_tensors
+from ..storage import atomic_write, write_tensors
 from .parameters_json import from_json, to_json
 
 POSE_JOINTS = ("global", "neck", "jaw", "left_eye", "right_eye")
@@ -196,7 +196,7 @@ class FaceParameters:
             write_tensors(path, self._tensors(), self._header(metadata))
             return
         text = to_json(self._tensors(), {"format": FORMAT, "head": self.head, **(metadata or {})})
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             Path(temporary).write_text(text, encoding="utf-8")
 
     def to_bytes(self, metadata: dict[str, str] | None = None) -> bytes:

@@ -51,7 +51,7 @@ def convert(
 ) -> str:
     """A file or folder of any known format → our checkpoint with its parts, or a head file.
 
-    Arguments:
+    Args:
         dtype: floating-point weights of a checkpoint are stored in this; heads stay in float32.
 
     Returns: what was written, in one sentence.
@@ -93,7 +93,7 @@ def convert(
 class Ingredients:
     """Files or folders to assemble a checkpoint from.
 
-    Arguments:
+    Args:
         unet: Stable Diffusion 1.5, one file or diffusers' folder; its autoencoder is used as well.
         motion: temporal modules.
         image_encoder: CLIP's.
@@ -125,7 +125,7 @@ def assemble(
 ) -> str:
     """Write a checkpoint from which training can start.
 
-    Arguments:
+    Args:
         head: "flame", "bundled", or a head's file: whose expressions the adapter reads.
         seed: of the parts that nothing is given for.
 
@@ -274,13 +274,13 @@ def _convert_head(found: Recognition, out: Path) -> str:
 def _provenance(parts: Mapping[str, Iterable[Recognition]]) -> dict[str, list[dict[str, Any]]]:
     """Of each part: file, its SHA-256, format and how many of its tensors are used."""
     digests: dict[Path, str] = {}
-    told = {}
+    provenance = {}
     for part, found in parts.items():
-        told[part] = describe_sources(found)
-        for entry, recognition in zip(told[part], found, strict=True):
+        provenance[part] = describe_sources(found)
+        for entry, recognition in zip(provenance[part], found, strict=True):
             if recognition.path not in digests:
                 digests[recognition.path] = file_digest(recognition.path)
             entry["sha256"] = digests[recognition.path]
             if recognition.provenance:
                 entry["made"] = recognition.provenance
-    return told
+    return provenance

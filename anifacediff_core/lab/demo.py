@@ -27,7 +27,7 @@ NO_ACCELERATOR = (
 def run_demo(host: Path, source: Path, driving: Path, out: Path, graph_file: Path, started: float) -> None:
     """Reenact in the ComfyUI at `host`, run by this very Python; write the video and a PNG beside it.
 
-    Arguments:
+    Args:
         started: when all began, of `time.time`.
 
     Raises:

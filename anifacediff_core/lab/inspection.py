@@ -19,7 +19,7 @@ LONGEST = 400  # characters of what a checkpoint tells about itself
 def describe(path: Path, *, every: bool = False) -> Iterator[str]:
     """Lines about a file or a folder.
 
-    Arguments:
+    Args:
         every: also one line for each tensor of a file.
 
     Raises:

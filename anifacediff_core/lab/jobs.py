@@ -28,9 +28,17 @@ from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.provenance.mark import LEAST_SIDE, mark
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.sampling.segments import SEGMENT, Carried, Footage, Make, Segment, Work, plan_segments
+from anifacediff_core.sampling.segments import (
+    SEGMENT,
+    ResumableVideo,
+    Segment,
+    SegmentFn,
+    SegmentState,
+    VideoTiming,
+    plan_segments,
+)
 from anifacediff_core.sampling.settings import SamplingSettings
-from anifacediff_core.storage import beside, replacing, require_writable
+from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
@@ -57,7 +65,7 @@ RANGES = {
 class ReenactJob:
     """Arguments: files, and settings as the command line has them.
 
-    Arguments:
+    Args:
         source: picture with one face.
         driving: video with one face.
         out: mp4 to write; rate and sound are the driver's.
@@ -104,7 +112,7 @@ def no_bars(text: str) -> Progress | None:
 class Reenacting:
     """Carries out jobs; a worker of `scale.run`.
 
-    Arguments:
+    Args:
         checkpoint: networks, face detector and encoder.
         device: a name, or "auto".
         faces: files of DECA, SMIRK and FLAME in place of the checkpoint's face detector and encoder, as
@@ -135,7 +143,7 @@ class Reenacting:
             self.reenact(ReenactJob(**job))
         except (InputError, *FAULTS) as error:
             return {**job, "error": str(refusal_of(error))}
-        except Exception as error:  # one bad job must not end the others; it is told at the end
+        except Exception as error:  # one bad job must not end the others; it is reported at the end
             return {**job, "error": printable(f"{type(error).__name__}: {error}")}
         return {"out": job["out"]}
 
@@ -153,18 +161,18 @@ class Reenacting:
         picture = read_image(job.source)
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
-        footage = Footage.of(job.driving, job.max_frames)
+        timing = VideoTiming.of(job.driving, job.max_frames)
         portrait = crop_portrait(picture, source.square, job.size)
         if job.mark and job.size < LEAST_SIDE:
             self.say(f"A mark needs {LEAST_SIDE} pixels: only the metadata say that it is synthetic.")
-        with self._work(job, footage) as work:
-            decisive = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
-            driving, note = work.parameters(decisive, partial(self._capture, job))
+        with self._work(job, timing) as work:
+            cache_key = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
+            driving, note = work.parameters(cache_key, partial(self._capture, job))
             self.say(note)
             bar = self.bars("frames")
             make = self._maker(job, portrait, source.parameters, driving, bar)
             frames = work.run(Path(job.out), plan_segments(len(driving), job.segment, job.overlap), make, bar)
-        self.say(f"{job.out}: {frames} frames at {float(footage.rate):g} frames a second.")
+        self.say(f"{job.out}: {frames} frames at {float(timing.rate):g} frames a second.")
         return frames
 
     def _maker(
@@ -174,8 +182,8 @@ class Reenacting:
         source: FaceParameters,
         driving: FaceParameters,
         bar: Progress | None,
-    ) -> Make:
-        def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+    ) -> SegmentFn:
+        def make(segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
             def within(done: int, total: int) -> None:
                 if bar is not None:
                     bar(segment.position(done, total), len(driving))
@@ -190,7 +198,7 @@ class Reenacting:
                 overlap=job.overlap,
                 expression_scale=job.expression_scale,
                 first=segment.start,
-                finished=carried.get("latents"),
+                previous_latents=state.get("latents"),
                 progress=within,
             )
             written = segment.stop - segment.start
@@ -201,13 +209,13 @@ class Reenacting:
 
         return make
 
-    def _work(self, job: ReenactJob, footage: Footage) -> AbstractContextManager[Work]:
+    def _work(self, job: ReenactJob, timing: VideoTiming) -> AbstractContextManager[ResumableVideo]:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
-        decisive = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
+        cache_key = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
-        return Work.begin(
-            folder, partial_video, decisive, footage, self.say, self._declare if job.mark else None
+        return ResumableVideo.begin(
+            folder, partial_video, cache_key, timing, self.say, self._declare if job.mark else None
         )
 
     def _declare(self, video: Path) -> None:
@@ -233,7 +241,7 @@ def read_jobs(
 ) -> list[ReenactJob]:
     """Jobs of a CSV file with a header line, or of JSON lines: source, driving, out, and settings if wanted.
 
-    Arguments:
+    Args:
         defaults: settings of jobs that do not have their own.
         refused: takes the number, the text and the error of every line that is no job; without it, the
             first of them raises.
@@ -360,5 +368,5 @@ def run_jobs(
 def _report(path: Path, failed: list[dict[str, Any]]) -> None:
     """Write what failed; that it cannot be written must not end the jobs."""
     if failed:
-        with suppress(*FAULTS), replacing(path) as temporary:
+        with suppress(*FAULTS), atomic_write(path) as temporary:
             Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in failed))

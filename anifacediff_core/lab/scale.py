@@ -4,7 +4,7 @@ A *worker* is made once in each process and called with one job after the other;
 JSON can hold. On Ray this is a Ray Data pipeline with a pool of actors. When a node or a worker is lost, Ray
 runs its jobs again elsewhere, and also jobs that were done whose answer had not arrived yet. So a worker must
 bear being called twice with a job: it puts its result under a name that follows from the job, all at once
-(`storage.replacing`), and answers from what is there when it is called again. Then each result is there
+(`storage.atomic_write`), and answers from what is there when it is called again. Then each result is there
 exactly once, whatever happens, and Ray Data's "at least once" is all that is needed from it.
 """
 
@@ -50,7 +50,7 @@ class Scale:
 def run(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> Iterator[Job]:
     """Call workers with all jobs; the results come in any order.
 
-    Arguments:
+    Args:
         make: makes a worker in its process; a function or class of a module, or `functools.partial` of one.
 
     Raises:
@@ -162,8 +162,8 @@ def _on_ray(make: Callable[[], Worker], jobs: Sequence[Job], scale: Scale) -> It
             _require_listener(address)
             ray.init(address=scale.ray or None, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, OverflowError) as error:
-        told = " ".join(str(error).split())[:200]
-        raise InputError(f"There is no Ray cluster at '{address}' ({told}); check the address.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"There is no Ray cluster at '{address}' ({reason}); check the address.") from error
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         rows = [{"job": json.dumps(job)} for job in jobs]

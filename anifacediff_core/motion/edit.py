@@ -63,7 +63,7 @@ def edit_motion(
         As many frames, with the driver's shape. ARKit's coefficients stay in [0, 1], the eyes follow them.
 
     Raises:
-        InputError: the heads differ, there is no such frame, the gains cannot be told apart, or a number is
+        InputError: the heads differ, there is no such frame, the gains cannot be separated, or a number is
             NaN or infinite.
     """
     require_numbers(neutralize=neutralize, **{f"gain_of_{part}": gain for part, gain in gains.items()})

@@ -55,7 +55,7 @@ def combine(
         length: see :func:`matched`.
 
     Raises:
-        InputError: the heads differ, or parts that cannot be told apart are to come from both.
+        InputError: the heads differ, or parts that cannot be separated are to come from both.
     """
     first, second = matched(first, second, length)
     chosen = per_expression({part: float(from_second[part]) for part in PARTS}, names, "driver").bool()

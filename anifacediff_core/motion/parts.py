@@ -53,7 +53,7 @@ def per_expression(values: Mapping[str, float], names: Sequence[str], what: str)
         what: what the numbers are, for messages: "gains".
 
     Raises:
-        InputError: without names the parts that cannot be told apart have different numbers.
+        InputError: without names the parts that cannot be separated have different numbers.
     """
     if names:
         return torch.tensor([float(values[part_of(name)]) for name in names])

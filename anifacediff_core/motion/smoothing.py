@@ -39,7 +39,7 @@ LEAST_TURN, LEAST_ZOOM, LEAST_SHIFT, LEAST_EXPRESSION = 3e-4, 5e-4, 5e-4, 5e-3
 MOST_HEAD, MOST_EXPRESSION, MOST_COEFFICIENT = 25.0, 4.0, 30.0
 
 
-def tremble(values: Tensor, least: float) -> Tensor:
+def noise_std(values: Tensor, least: float) -> Tensor:
     """Deviation of the noise of values (frames, quantities): (quantities,), at least ``least``.
 
     From fifth differences, in which even speech all but vanishes; the median does not mind blinks and turns.
@@ -63,11 +63,11 @@ def without_spikes(values: Tensor, least: float) -> Tensor:
     expected = (4 * (around[1] + around[2]) - around[0] - around[3]) / 6
     away, apart = (here - expected).abs(), around.amax(0) - around.amin(0)
     foremost = away >= F.max_pool1d(away.T[None], 5, stride=1, padding=2)[0].T
-    outlier = foremost & (away > SPIKE * tremble(values, least)) & (away > apart)
+    outlier = foremost & (away > SPIKE * noise_std(values, least)) & (away > apart)
     return torch.cat([values[:2], torch.where(outlier, expected, here), values[-2:]])
 
 
-def calm(
+def smooth(
     values: Tensor, strength: float, least: float, reach: int, together: bool = False, most: float = math.inf
 ) -> Tensor:
     """Smooth values (frames, quantities) over time.
@@ -83,8 +83,8 @@ def calm(
         return values
     wide = values.detach().double().cpu()
     slope, steadied = _slope(wide, reach)
-    trembling = tremble(wide, least).clamp(max=most * least)
-    noise = steadied * trembling
+    noise_level = noise_std(wide, least).clamp(max=most * least)
+    noise = steadied * noise_level
     if together:
         noise, slope = noise.norm(dim=0, keepdim=True), slope.norm(dim=1, keepdim=True)
     # The fastest moment of the neighborhood: a movement stands still at its tip, and there it must be kept.
@@ -92,8 +92,8 @@ def calm(
     speed = F.max_pool1d((slope.abs() / noise).T[None], 2 * around + 1, stride=1, padding=around)[0].T
     narrowed = REST_SPAN / (1 + WIDENING * (speed - QUIET).clamp(min=0))
     span = strength * narrowed.clamp(min=FAST_SPAN if together else 0)  # syllables are a few frames long
-    smooth, limit = _whittaker(wide, span[1:-1] ** 4), APART * trembling
-    return torch.clamp(smooth, wide - limit, wide + limit).to(values)
+    fitted, limit = _whittaker(wide, span[1:-1] ** 4), APART * noise_level
+    return torch.clamp(fitted, wide - limit, wide + limit).to(values)
 
 
 def smooth_motion(
@@ -117,12 +117,12 @@ def smooth_motion(
     require_numbers(head_smoothing=head, expression_smoothing=expression)
     scale = params.camera[:, :1]
     # s·t is where the head is in the picture: it and the scale tremble for themselves.
-    zoom = _calm_head(scale.log(), head, LEAST_ZOOM).exp()
-    shift = _calm_head(scale * params.camera[:, 1:], head, LEAST_SHIFT)
+    zoom = _smooth_head(scale.log(), head, LEAST_ZOOM).exp()
+    shift = _smooth_head(scale * params.camera[:, 1:], head, LEAST_SHIFT)
     turns = params.pose.split(3, dim=1)
-    joints = [_calm_head(turn, head, LEAST_TURN) for turn in turns[:2]]
+    joints = [_smooth_head(turn, head, LEAST_TURN) for turn in turns[:2]]
     joints += [
-        calm(turn, expression, LEAST_TURN, FACE_REACH, together=True, most=MOST_HEAD) for turn in turns[2:]
+        smooth(turn, expression, LEAST_TURN, FACE_REACH, together=True, most=MOST_HEAD) for turn in turns[2:]
     ]
     quick = torch.tensor([name.startswith("eye") for name in names], device=params.expression.device)
     face = params.expression.clone()
@@ -130,17 +130,17 @@ def smooth_motion(
         ((quick, expression / 3), (~quick, expression)) if names else ((..., expression),)
     ):
         most = MOST_EXPRESSION if names else MOST_COEFFICIENT
-        face[:, columns] = calm(face[:, columns], strength, LEAST_EXPRESSION, FACE_REACH, most=most)
+        face[:, columns] = smooth(face[:, columns], strength, LEAST_EXPRESSION, FACE_REACH, most=most)
     if names:
         face = face.clamp(0, 1)
     camera, pose = torch.cat([zoom, shift / zoom], dim=1), torch.cat(joints, dim=1)
     return look_along(replace(params, expression=face, pose=pose, camera=camera), names)
 
 
-def _calm_head(values: Tensor, strength: float, least: float) -> Tensor:
+def _smooth_head(values: Tensor, strength: float, least: float) -> Tensor:
     if strength <= 0:
         return values
-    return calm(without_spikes(values, least), strength, least, HEAD_REACH, together=True, most=MOST_HEAD)
+    return smooth(without_spikes(values, least), strength, least, HEAD_REACH, together=True, most=MOST_HEAD)
 
 
 def _slope(values: Tensor, reach: int) -> tuple[Tensor, float]:

@@ -1,6 +1,6 @@
 """The paper's two additions to the attention of a diffusers UNet, as stateless attention processors.
 
-What changes from call to call travels in one `Conditions` value through diffusers' `cross_attention_kwargs`.
+What changes from call to call travels in one `AttentionInputs` through diffusers' `cross_attention_kwargs`.
 Rows are the batch of the UNet: rows = sources * frames, source-major, conditional rows first.
 """
 
@@ -27,7 +27,7 @@ def transformer_block_names(unet: UNet2DConditionModel) -> list[str]:
         f"{stage}.{name}"
         for stage in stages
         for name, module in unet.get_submodule(stage).named_modules()
-        if isinstance(module, (BasicTransformerBlock, FeatureTap))
+        if isinstance(module, (BasicTransformerBlock, FeatureRecorder))
     ]
 
 
@@ -43,7 +43,7 @@ def install_processors(unet: UNet2DConditionModel) -> None:
 def project_reference(unet: UNet2DConditionModel, features: dict[str, Tensor]) -> KeysValues:
     """Keys and values of the reference features, by the denoising UNet's own projections.
 
-    Arguments:
+    Args:
         features: of each transformer block, the ReferenceNet's tokens (sources, tokens, channels).
     """
     projected = {}
@@ -60,10 +60,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Conditions:
+class AttentionInputs:
     """What the processors need during one call of the UNet.
 
-    Arguments:
+    Args:
         conditional_rows: the first rows, which see reference and expression; the others see neither.
         reference: keys and values (sources, tokens, channels) by block; each source serves
             conditional_rows / sources consecutive rows.
@@ -93,9 +93,9 @@ class SpatialAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        conditions: Conditions | None = None,
+        conditions: AttentionInputs | None = None,
     ) -> Tensor:
-        conditions = conditions or Conditions()
+        conditions = conditions or AttentionInputs()
         if conditions.record is not None:
             conditions.record[self.name] = hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
@@ -132,9 +132,9 @@ class ContextAttention:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        conditions: Conditions | None = None,
+        conditions: AttentionInputs | None = None,
     ) -> Tensor:
-        conditions = conditions or Conditions()
+        conditions = conditions or AttentionInputs()
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         if context.shape[1] == 1:
             # A softmax over one token is one: the attention is that token's value at every position.
@@ -152,8 +152,8 @@ class ContextAttention:
         return attn.to_out[0](attended)
 
 
-class FeatureTap(nn.Module):
-    """What lives of the ReferenceNet's last transformer block: it records its normalized input."""
+class FeatureRecorder(nn.Module):
+    """Stands in for the ReferenceNet's last transformer block and records its normalized input."""
 
     def __init__(self, block: BasicTransformerBlock, name: str) -> None:
         super().__init__()

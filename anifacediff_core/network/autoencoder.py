@@ -78,7 +78,7 @@ MOST_LEVELS = 16
 class StableAutoEncoder(nn.Module):
     """Stable Diffusion's autoencoder for pictures in [0, 1]; latents are the means, as the host takes them.
 
-    Arguments:
+    Args:
         channels: of each level, finest first.
         layers: residual layers of each level going down.
     """

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Conditioning:
+class VideoConditioning:
     """What the denoising UNet needs to know about a source and the frames of its driving video.
 
     Of several such clips of equal length the frames come clip after clip.
 
-    Arguments:
+    Args:
         reference: of each transformer block, the ReferenceNet's tokens (clips, tokens, channels).
         context: what the cross-attention reads: embeddings of the source pictures (clips, 1,
             cross_attention_dim), or of texts (clips, tokens, cross_attention_dim).
@@ -44,10 +44,12 @@ class Conditioning:
         starts = torch.arange(self.clips)[:, None] * len(self)
         return (starts + torch.as_tensor(frames)).flatten()
 
-    def window(self, frames: Sequence[int], device: torch.device, dtype: torch.dtype | None) -> Conditioning:
+    def window(
+        self, frames: Sequence[int], device: torch.device, dtype: torch.dtype | None
+    ) -> VideoConditioning:
         """The part that belongs to some frames, moved; what is there already is shared."""
         index = self.rows(frames).to(self.pose[0].device)
-        return Conditioning(
+        return VideoConditioning(
             reference={name: tokens.to(device, dtype) for name, tokens in self.reference.items()},
             context=self.context.to(device, dtype),
             pose=tuple(

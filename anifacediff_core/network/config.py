@@ -54,7 +54,7 @@ class ConfigError(InputError):
 class NetworkConfig:
     """Everything needed to build the network; the defaults are those of Stable Diffusion 1.5.
 
-    Arguments:
+    Args:
         block_out_channels: channels of each UNet level, finest first; integer multiples of the first.
         attention_levels: whether each level has spatial transformers.
         layers_per_block: residual layers per level going down (one more going up).

@@ -49,7 +49,7 @@ def encode_pose(
 ) -> tuple[Tensor, ...]:
     """Features of all levels of any pose encoder, for `network.unet.run_unet`.
 
-    Arguments:
+    Args:
         pictures: (frames, 3 * pose inputs, H, W) in [0, 1].
         statistics: of the video that the frames are a part of.
     """
@@ -98,7 +98,7 @@ def clip_preprocess(images: Tensor, size: int) -> Tensor:
 class ExpressionAdapter(nn.Module):
     """Expression ψ → tokens p_ψ → keys and values p_ψ W_k, p_ψ W_v of every transformer block (eq. 3).
 
-    Arguments:
+    Args:
         blocks: channels of each transformer block by its name, in the UNet's order; W_k and W_v of block i
             are stored as `to_k.i` and `to_v.i`.
     """

@@ -35,7 +35,7 @@ class GuidanceEncoder(nn.Module):
     Every frame by itself. With four entries in `channels` the resolution falls to an eighth, at which the
     positions of a frame attend to each other.
 
-    Arguments:
+    Args:
         features: channels of the UNet's conv_in.
         channels: of the convolutions, full resolution first; the last is a multiple of 32.
     """
@@ -68,7 +68,7 @@ class GuidanceEncoder(nn.Module):
 class GuidanceEncoders(nn.ModuleDict):
     """Pictures of several kinds (frames, 3 * kinds, H, W) in [0, 1] → the sum of their features.
 
-    Arguments:
+    Args:
         kinds: names of the pictures in the order of their channels.
         features, channels: see `GuidanceEncoder`.
     """

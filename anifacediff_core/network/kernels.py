@@ -19,7 +19,7 @@ from torch import Tensor
 def attend_over_frames(query: Tensor, key: Tensor, value: Tensor, frames: int, heads: int) -> Tensor:
     """Attention of every position to itself in the frames of its clip.
 
-    Arguments:
+    Args:
         query, key, value: (clips * frames, positions, heads * channels), clip-major.
 
     Returns: the same shape.

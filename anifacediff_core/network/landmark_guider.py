@@ -3,7 +3,7 @@
 Architecture and names: https://github.com/Zejun-Yang/AniPortrait (Apache-2.0). What its code does:
 
 - The pixels 0 … 255 enter as 2 p - 1, from -1 to 509.
-- Its batch normalizations run in training mode: they normalize by the frames at hand and not by what training
+- Its batch normalizations run in training mode: they normalize by the given frames and not by what training
   has averaged. So do these, over the whole video.
 - Its "cross attention" never looks at the drawing of the source: it is self-attention within each frame. The
   features depend on the driving drawings alone.
@@ -37,7 +37,7 @@ Statistics = list[tuple[Tensor, Tensor]]  # mean and variance (C,) of what enter
 class LandmarkGuider(nn.Module):
     """Drawings (frames, 3, H, W) in [0, 1] → features (frames, C, H / 8, W / 8) and four smaller ones.
 
-    Arguments:
+    Args:
         block_out_channels: of the UNet; the last two are equal.
         norm_num_groups: of the attention's normalization.
     """
@@ -69,7 +69,7 @@ class LandmarkGuider(nn.Module):
     def forward(self, pictures: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
         """Features for `run_unet`, one more than the UNet has levels.
 
-        Arguments:
+        Args:
             pictures: (frames, 3, H, W) in [0, 1].
             statistics: of the video that the frames are from; by default those of the frames themselves.
         """

@@ -9,12 +9,12 @@ from einops import repeat
 from torch import Tensor, nn
 
 from anifacediff_core.network.attention import (
-    Conditions,
+    AttentionInputs,
     install_processors,
     project_reference,
     transformer_block_names,
 )
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import (
     ExpressionAdapter,
@@ -32,7 +32,7 @@ PARTS = ("unet", "reference", "pose_encoder", "expression_adapter", "image_encod
 class AniFaceDiff(nn.Module):
     """Denoising UNet, ReferenceNet, pose encoder, expression adapter, image encoder and temporal modules.
 
-    Arguments:
+    Args:
         config: sizes.
         motion: whether to have temporal modules (stage 2 and inference on video).
     """
@@ -102,7 +102,7 @@ class AniFaceDiff(nn.Module):
     def encode_reference(self, latents: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Run the ReferenceNet at t = 0.
 
-        Arguments:
+        Args:
             latents: of the source pictures, (sources, 4, h, w), without noise.
             image: (sources, 1, cross_attention_dim).
 
@@ -111,7 +111,7 @@ class AniFaceDiff(nn.Module):
         """
         features: dict[str, Tensor] = {}
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        conditions = Conditions(record=features)
+        conditions = AttentionInputs(record=features)
         run_unet(
             self.reference,
             latents,
@@ -150,10 +150,10 @@ class AniFaceDiff(nn.Module):
         source_pixels: Tensor,
         normals: Tensor | Iterable[Tensor],
         expression: Tensor,
-    ) -> Conditioning:
+    ) -> VideoConditioning:
         """Everything that sampling needs, once per video.
 
-        Arguments:
+        Args:
             source_latent: (clips, 4, h, w), mostly of a single clip.
             source_pixels: CLIP-normalized sources (clips, 3, i, i).
             normals: aligned normals (clips * frames, 3, H, W), or parts of them in order; the pose features
@@ -163,7 +163,7 @@ class AniFaceDiff(nn.Module):
         weight = self.unet.conv_in.weight
         parts = [normals] if torch.is_tensor(normals) else normals
         image = self.encode_image(source_pixels.to(weight))
-        return Conditioning(
+        return VideoConditioning(
             reference=self.encode_reference(source_latent.to(weight), image),
             context=image,
             pose=tuple(map(torch.cat, zip(*map(self.encode_pose, parts), strict=True))),
@@ -174,7 +174,7 @@ class AniFaceDiff(nn.Module):
         self,
         latents: Tensor,
         timesteps: Tensor,
-        conditioning: Conditioning,
+        conditioning: VideoConditioning,
         *,
         expression_scale: float,
         guided: bool,
@@ -182,7 +182,7 @@ class AniFaceDiff(nn.Module):
     ) -> Tensor:
         """Prediction for one window of one video, or of several clips.
 
-        Arguments:
+        Args:
             latents: (clips * frames, 4, h, w).
             timesteps: (1,).
             conditioning: of these frames, on this device.
@@ -194,7 +194,7 @@ class AniFaceDiff(nn.Module):
         """
         rows, halves = len(latents), 1 + guided
         frames = rows // conditioning.clips
-        conditions = Conditions(
+        conditions = AttentionInputs(
             conditional_rows=rows,
             reference=project_reference(self.unet, conditioning.reference),
             expression={}
@@ -238,7 +238,7 @@ class AniFaceDiff(nn.Module):
         they attend to themselves only, with a zero image embedding and no expression. All rows get the pose.
         Each condition can be dropped alone as well.
 
-        Arguments:
+        Args:
             noisy_latents: (R, 4, h, w).
             timesteps: (R,).
             source_latents: (S, 4, h, w).
@@ -261,7 +261,7 @@ class AniFaceDiff(nn.Module):
                 f"{rows} rows of {sources} sources with {conditional_rows} conditional rows and "
                 f"{reference_rows} that see the reference: expected whole clips of equal length."
             )
-        conditions = Conditions()
+        conditions = AttentionInputs()
         context = noisy_latents.new_zeros(rows, 1, self.config.cross_attention_dim)
         if conditional_rows:
             seen = conditional_rows // frames
@@ -271,7 +271,7 @@ class AniFaceDiff(nn.Module):
             referred = reference_rows // frames
             features = self.encode_reference(source_latents[:referred], image[:referred]) if referred else {}
             tokens = self.encode_expression(expression[:conditional_rows])
-            conditions = Conditions(
+            conditions = AttentionInputs(
                 conditional_rows=conditional_rows,
                 reference_rows=reference_rows,
                 reference=project_reference(self.unet, features),
@@ -298,7 +298,7 @@ def append_zero_rows(context: Tensor, rows: int) -> Tensor:
     return torch.cat([context, context.new_zeros(missing, *context.shape[1:])]) if missing else context
 
 
-class FixedRows(nn.Module):
+class GraphableForward(nn.Module):
     """The training forward with its numbers of rows fixed: tensors in and out, as graph capture wants it."""
 
     def __init__(self, model: AniFaceDiff, conditional_rows: int, reference_rows: int | None = None) -> None:

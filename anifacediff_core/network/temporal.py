@@ -26,12 +26,12 @@ class MotionModules(nn.Module):
         super().__init__()
         widths = list(zip(config.block_out_channels, config.motion_heads, strict=True))
         layers = config.layers_per_block
-        self.down_blocks = nn.ModuleList(Level(config, *width, layers) for width in widths)
-        self.up_blocks = nn.ModuleList(Level(config, *width, layers + 1) for width in reversed(widths))
-        self.mid_block = Level(config, *widths[-1], 1) if config.motion_mid_block else None
+        self.down_blocks = nn.ModuleList(MotionBlock(config, *width, layers) for width in widths)
+        self.up_blocks = nn.ModuleList(MotionBlock(config, *width, layers + 1) for width in reversed(widths))
+        self.mid_block = MotionBlock(config, *widths[-1], 1) if config.motion_mid_block else None
 
 
-class Level(nn.Module):
+class MotionBlock(nn.Module):
     """The temporal modules of one block of the UNet."""
 
     def __init__(self, config: NetworkConfig, channels: int, heads: int, layers: int) -> None:
@@ -72,7 +72,7 @@ class TemporalBlock(nn.Module):
 
     def __init__(self, channels: int, heads: int, longest: int) -> None:
         super().__init__()
-        self.pos_embed = Positions(channels, longest)
+        self.pos_embed = PositionalEncoding(channels, longest)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for _ in range(3))
         self.attn1, self.attn2 = TemporalAttention(channels, heads), TemporalAttention(channels, heads)
         self.ff = FeedForward(channels)
@@ -83,8 +83,8 @@ class TemporalBlock(nn.Module):
         return tokens + self.ff(self.norm3(tokens))
 
 
-class Positions(nn.Module):
-    """Sines of a frame's place in its window."""
+class PositionalEncoding(nn.Module):
+    """Adds sinusoidal encodings of each frame's position in its window."""
 
     pe: Tensor
 
@@ -117,13 +117,13 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = EXPANSION * channels
-        self.net = nn.ModuleList([Gated(channels, inner), nn.Identity(), nn.Linear(inner, channels)])
+        self.net = nn.ModuleList([GEGLU(channels, inner), nn.Identity(), nn.Linear(inner, channels)])
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.net[2](self.net[0](tokens))
 
 
-class Gated(nn.Module):
+class GEGLU(nn.Module):
     """A projection whose one half is weighed by the GELU of the other."""
 
     def __init__(self, channels: int, inner: int) -> None:

@@ -16,7 +16,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from anifacediff_core.network.attention import Conditions, FeatureTap, transformer_block_names
+from anifacediff_core.network.attention import AttentionInputs, FeatureRecorder, transformer_block_names
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.temporal import MotionModules
 
@@ -61,7 +61,7 @@ def trim_reference(unet: UNet2DConditionModel) -> None:
     """Remove what follows the last recorded features: it could not influence anything."""
     name = transformer_block_names(unet)[-1]
     parent, index = name.rsplit(".", 1)
-    unet.get_submodule(parent)[int(index)] = FeatureTap(unet.get_submodule(name), name)
+    unet.get_submodule(parent)[int(index)] = FeatureRecorder(unet.get_submodule(name), name)
     unet.get_submodule(parent.rsplit(".", 1)[0]).proj_out = nn.Identity()
     unet.conv_norm_out = unet.conv_act = unet.conv_out = nn.Identity()
 
@@ -72,7 +72,7 @@ def run_unet(
     timesteps: Tensor,
     context: Tensor,
     *,
-    conditions: Conditions | None = None,
+    conditions: AttentionInputs | None = None,
     pose: tuple[Tensor, ...] = (),
     motion: MotionModules | None = None,
     frames: int = 1,
@@ -80,7 +80,7 @@ def run_unet(
 ) -> Tensor:
     """One call of the UNet with the additions of the paper.
 
-    Arguments:
+    Args:
         latents: (rows, 4, h, w); rows are clips * frames, clip-major.
         timesteps: (rows,).
         context: (rows, tokens, cross_attention_dim).
@@ -92,7 +92,7 @@ def run_unet(
 
     Returns: (rows, 4, h, w).
     """
-    kwargs = {"conditions": conditions or Conditions()}
+    kwargs = {"conditions": conditions or AttentionInputs()}
 
     def layer(hidden: Tensor, resnet: Layer, attention: Layer, temporal: Layer) -> Tensor:
         assert resnet is not None

@@ -17,7 +17,7 @@ from uuid import UUID
 from ..errors import InputError
 from ..media import open_media
 from ..sound import Sound, add_copy, fits_mp4, keep_sound, known_sounds
-from ..storage import replacing
+from ..storage import atomic_write
 from ..video import probe
 
 STATEMENT = "Synthetic media: a face reenactment made with AniFaceDiff."
@@ -46,9 +46,9 @@ def copy_declared(
     """Copy a video into an mp4 that says what it is. Pictures and sound go over packet by packet, with their
     exact times; sound that mp4 cannot hold is encoded, and left out if that fails.
 
-    Arguments:
+    Args:
         metadata: more fields, as the workflow.
-        say: told when the sound had to be left out.
+        say: called with a sentence when the sound had to be left out.
 
     Raises:
         InputError: not a video, or one that mp4 cannot hold.
@@ -58,7 +58,7 @@ def copy_declared(
     words = {"comment": STATEMENT, "description": STATEMENT, "digitalsourcetype": SOURCE_TYPE}
     fields = {**(metadata or {}), **words}
     try:
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             sound = source if probe(source).has_audio else None
             keep_sound(partial(_copy, source, temporary, fields), sound, say)
             with open(temporary, "ab") as file:

@@ -73,7 +73,7 @@ class Detection:
 def detect(chunks: Iterable[Tensor], total: int = 0, progress: Progress | None = None) -> Detection:
     """Look for the mark in a video.
 
-    Arguments:
+    Args:
         chunks: the video in chunks (frames, 3, height, width) in [0, 1], of any type and on any device.
         total: frames of the video, for `progress`; 0 where that is unknown.
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from ..errors import InputError
-from ..storage import replacing
+from ..storage import atomic_write
 from .container import SOURCE_TYPE, STATEMENT
 
 # C2PA's algorithm by the identifier that a private key holds.
@@ -36,7 +36,7 @@ def available() -> bool:
 def sign(video: Path, certificate: Path, private_key: Path) -> None:
     """Sign an mp4: who made it, with what, and that it is synthetic. Any later change then shows.
 
-    Arguments:
+    Args:
         certificate: PEM, the signer's first, then those that vouch for it.
         private_key: PEM without a password.
 
@@ -57,7 +57,7 @@ def sign(video: Path, certificate: Path, private_key: Path) -> None:
         algorithm = c2pa.C2paSigningAlg[_algorithm(key, private_key)]
         info = c2pa.C2paSignerInfo(algorithm, certificates, key, None)  # no time from a server
         with (
-            replacing(video) as temporary,
+            atomic_write(video) as temporary,
             c2pa.Signer.from_info(info) as signer,
             c2pa.Builder(json.dumps(manifest)) as builder,
             open(video, "rb") as source,

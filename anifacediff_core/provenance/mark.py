@@ -29,7 +29,7 @@ def mark(
 ) -> Tensor:
     """Marked frames. What a frame becomes depends on that frame alone: a video can be marked in chunks.
 
-    Arguments:
+    Args:
         frames: (frames, 3, height, width) in [0, 1], of any type and on any device.
         identifier: whose or which video it is, 0 to 65535.
         strength: a multiple of the tested one.

@@ -100,7 +100,7 @@ def weights(length: int, chips_per_pixel: Tensor | float, phases: int = 1) -> Te
     when the tile is moved by p / phases of a chip. Chips are joined by Catmull-Rom splines, which leave no
     edges to be seen and keep more fine detail, of which pictures themselves have least, than softer ones.
 
-    Arguments:
+    Args:
         chips_per_pixel: one, or several (...).
     """
     pixels = torch.as_tensor(chips_per_pixel)[..., None, None] * (

@@ -1,4 +1,4 @@
-"""One number for everything that decides a result, the same in every process and on every machine."""
+"""A hash of everything that decides a result, the same in every process and on every machine."""
 
 from __future__ import annotations
 

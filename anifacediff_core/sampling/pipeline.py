@@ -15,7 +15,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
@@ -34,7 +34,7 @@ from anifacediff_core.weights.checkpoint import (
 class Pipeline:
     """Source picture and driving parameters → video.
 
-    Arguments:
+    Args:
         model: the network; without temporal modules it samples every frame for itself.
         autoencoder: between pictures and latents.
         head: the head model that draws the normals; the one that the network was trained on.
@@ -102,10 +102,10 @@ class Pipeline:
         *,
         chunk: int = 16,
         progress: Progress | None = None,
-    ) -> Conditioning:
+    ) -> VideoConditioning:
         """Align, draw the normals and run all encoders, `chunk` frames at a time.
 
-        Arguments:
+        Args:
             source: portrait square (1, 3, size, size) in [0, 1]; the side a multiple of 8.
             source_parameters: one frame, or as many as the driver has.
             driving_parameters: the driver's frames.
@@ -134,7 +134,7 @@ class Pipeline:
     @torch.no_grad()
     def sample(
         self,
-        conditioning: Conditioning,
+        conditioning: VideoConditioning,
         *,
         steps: int | None = None,
         cfg: float | None = None,
@@ -145,12 +145,12 @@ class Pipeline:
         shared_noise: float = SamplingSettings.shared_noise,
         noise: Tensor | None = None,
         first: int = 0,
-        finished: Tensor | None = None,
+        previous_latents: Tensor | None = None,
         progress: Progress | None = None,
     ) -> Tensor:
         """Sample the latents of all frames of `conditioning`.
 
-        Arguments:
+        Args:
             steps: Euler steps at trailing time steps; by default as many as the weights want.
             cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
                 default as the weights want it.
@@ -158,8 +158,8 @@ class Pipeline:
             shared_noise: see `initial_noise`.
             noise: (frames, 4, h, w) instead of that from `seed`.
             first: number of the first frame within its video, for the noise.
-            finished: latents (some, 4, h, w) of the first frames as they were sampled before, together with
-                the frames before them; the result fades over from them, see `blend_finished`.
+            previous_latents: latents (some, 4, h, w) of the first frames sampled before, together with
+                the frames before them; the result fades over from them, see `blend_previous`.
 
         Returns: (frames, 4, h, w) float32, on the CPU unless one window holds the video.
         """
@@ -183,7 +183,7 @@ class Pipeline:
             overlap=overlap,
             expression_scale=expression_scale,
             first=first,
-            finished=finished,
+            previous_latents=previous_latents,
             device=self.device,
             dtype=self.dtype,
             progress=progress,

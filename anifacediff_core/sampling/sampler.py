@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.finite import require_finite
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
-from anifacediff_core.sampling.windows import blend_finished, context_windows, fuse_weights
+from anifacediff_core.sampling.windows import blend_previous, context_windows, fuse_weights
 
 
 def sample(
     model: AniFaceDiff,
-    conditioning: Conditioning,
+    conditioning: VideoConditioning,
     noise: Tensor,
     *,
     steps: int,
@@ -25,7 +25,7 @@ def sample(
     expression_scale: float = 1.0,
     temporal: bool = True,
     first: int = 0,
-    finished: Tensor | None = None,
+    previous_latents: Tensor | None = None,
     device: torch.device,
     dtype: torch.dtype | None = None,
     finite: bool = True,
@@ -33,7 +33,7 @@ def sample(
 ) -> Tensor:
     """Sample the latents of all frames of `conditioning`.
 
-    Arguments:
+    Args:
         noise: unit noise (clips * frames, 4, h, w), clip-major, anywhere.
         steps: Euler steps at trailing time steps.
         cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former.
@@ -41,7 +41,7 @@ def sample(
         expression_scale: λ of eq. 3.
         temporal: run the temporal modules, if the model has any.
         first: number of the first frame within its video, for messages.
-        finished: of a single clip, see `Pipeline.sample`.
+        previous_latents: of a single clip, see `Pipeline.sample`.
         device, dtype: where and in which precision the model runs; as autocast has it when None.
         finite: refuse predictions with NaN or infinity.
         progress: called after every window of every step.
@@ -55,11 +55,11 @@ def sample(
     store = device if alone else torch.device("cpu")
     whole = conditioning.window(windows[0], device, dtype) if alone else None
 
-    def predict(part: Conditioning, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
+    def predict(part: VideoConditioning, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
         """Guided estimate of the clean latents of one window, float32 on the device."""
         latents, sigma = latents.to(device), sigma.to(device)
         prediction = model.predict(
-            schedule.model_input(latents, sigma).to(
+            schedule.scale_model_input(latents, sigma).to(
                 dtype=dtype or latents.dtype, memory_format=torch.channels_last
             ),
             timestep.view(1).to(device),
@@ -71,10 +71,10 @@ def sample(
         if cfg != 1:
             conditional, unconditional = prediction.chunk(2)
             prediction = unconditional + cfg * (conditional - unconditional)
-        return schedule.denoised(prediction, latents, sigma)
+        return schedule.pred_original_sample(prediction, latents, sigma)
 
     timesteps, sigmas = schedule.trailing(steps)
-    latents = schedule.noisy(noise.to(store), sigmas[0].to(store))
+    latents = schedule.noise_scaling(noise.to(store), sigmas[0].to(store))
     for step, timestep in enumerate(timesteps):
         sigma = sigmas[step].to(store)
         denoised, total = torch.zeros_like(latents), latents.new_zeros(len(latents), 1, 1, 1)
@@ -90,7 +90,7 @@ def sample(
             if progress is not None:
                 progress(step * len(windows) + index + 1, steps * len(windows))
         denoised = denoised / total
-        if finished is not None:
-            denoised = blend_finished(denoised, finished)
+        if previous_latents is not None:
+            denoised = blend_previous(denoised, previous_latents)
         latents = euler_step(latents, denoised, sigma, sigmas[step + 1].to(store))
     return latents

@@ -44,7 +44,7 @@ def make_sigmas(zero_terminal_snr: bool, beta_schedule: str = "scaled_linear") -
 class NoiseSchedule:
     """The noise levels of a trained network and the meaning of its prediction.
 
-    Arguments:
+    Args:
         sigmas: (1000,) σ of every time step.
         prediction: "v_prediction" or "epsilon".
     """
@@ -69,15 +69,15 @@ class NoiseSchedule:
         timesteps = torch.tensor([TIMESTEPS - 1 - int(step * stride) for step in range(steps)])
         return timesteps, torch.cat([self.sigmas[timesteps], torch.zeros(1)])
 
-    def noisy(self, noise: Tensor, sigma: Tensor) -> Tensor:
+    def noise_scaling(self, noise: Tensor, sigma: Tensor) -> Tensor:
         """Unit noise to the start of sampling at σ; at the highest level with the variance of the data."""
         highest = torch.isclose(sigma, self.sigmas[-1], rtol=1e-5)
         return noise * torch.where(highest, (1 + sigma**2).sqrt(), sigma)
 
-    def model_input(self, latents: Tensor, sigma: Tensor) -> Tensor:
+    def scale_model_input(self, latents: Tensor, sigma: Tensor) -> Tensor:
         return latents / (sigma**2 + 1).sqrt()
 
-    def denoised(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
+    def pred_original_sample(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """The clean latents that a prediction of the UNet means, for noisy `latents` at σ."""
         if self.prediction == "epsilon":
             return latents - prediction * sigma

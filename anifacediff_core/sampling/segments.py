@@ -11,8 +11,8 @@ In the work folder beside the result lie, each written whole or not at all:
     manifest.json        what the frames depend on (a fingerprint), and the pace and the sound of the result
     driving.safetensors  the driver's face parameters, and their digest
     0000.mp4, ...        finished segments
-    0000.safetensors     what a segment hands to the next one, and the digests of that and of its mp4; it is
-                         written last and says that the segment is finished
+    0000.safetensors     the state that a segment passes to the next one, and the digests of that and of its
+                         mp4; it is written last and says that the segment is finished
     lock                 held by the run that works here
 
 What a run that was stopped reads from there, one that was not reads as well, into memory of its own: kernels
@@ -44,7 +44,7 @@ from ..head.parameters import FORMAT as PARAMETERS
 from ..head.parameters import FaceParameters
 from ..progress import Progress
 from ..sound import keep_sound
-from ..storage import file_digest, replacing, sole, write_tensors
+from ..storage import atomic_write, file_digest, file_lock, write_tensors
 from ..video import VideoWriter, codec_parameters, frame_pace, join_videos, probe
 from .fingerprint import fingerprint
 
@@ -55,7 +55,7 @@ OURS = (MANIFEST, DRIVING, "[0-9]*.mp4", "[0-9]*.safetensors", ".*.mp4.*", ".*.s
 
 DAMAGED = (*FAULTS, ValueError, KeyError, TypeError)  # what reading a damaged file raises
 
-Carried = Mapping[str, Tensor]
+SegmentState = Mapping[str, Tensor]
 Say = Callable[[str], None]
 Finish = Callable[[Path], None]
 
@@ -82,9 +82,9 @@ class Segment:
         return self.start + (self.stop - self.start) * done // total
 
 
-# Makes the pictures of a segment, in parts (frames, 3, height, width), from what the one before has handed
-# on; and says what to hand on.
-Make = Callable[[Segment, Carried], tuple[Iterable[Tensor], Carried]]
+# Makes the pictures of a segment, in parts (frames, 3, height, width), from the state after the one before;
+# and returns the state after this one.
+SegmentFn = Callable[[Segment, SegmentState], tuple[Iterable[Tensor], SegmentState]]
 
 
 def plan_segments(frames: int, length: int, overlap: int) -> list[Segment]:
@@ -100,7 +100,7 @@ def plan_segments(frames: int, length: int, overlap: int) -> list[Segment]:
 
 
 @dataclass(frozen=True)
-class Footage:
+class VideoTiming:
     """What the result takes from the driver besides its motion.
 
     Attributes:
@@ -114,14 +114,14 @@ class Footage:
     times: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, path: str | Path, most: int | None = None) -> Footage:
+    def of(cls, path: str | Path, most: int | None = None) -> VideoTiming:
         """That of a video file, or of its first frames."""
         rate, times = frame_pace(path)
         sound = str(Path(path).resolve()) if probe(path).has_audio else None
         return cls(rate, sound, tuple(times[:most]))
 
     @classmethod
-    def noted(cls, notes: Mapping[str, Any]) -> Footage:
+    def noted(cls, notes: Mapping[str, Any]) -> VideoTiming:
         """That of notes in JSON; a ValueError or TypeError if they are damaged."""
         rate, sound, times = notes["rate"], notes["sound"], tuple(notes["times"])
         if not re.fullmatch(r"[1-9]\d{0,18}(/[1-9]\d{0,18})?", rate) or not isinstance(sound, str | None):
@@ -131,7 +131,7 @@ class Footage:
         return cls(Fraction(rate), sound, times)
 
 
-class Work:
+class ResumableVideo:
     """An unfinished video and its folder, which is its own within the context that :meth:`begin` opens.
 
     Args:
@@ -145,12 +145,12 @@ class Work:
         folder: Path,
         partial: Path,
         fingerprint: str,
-        footage: Footage,
+        timing: VideoTiming,
         say: Say,
         finish: Finish | None = None,
     ) -> None:
         self.folder, self.partial = folder, partial
-        self.fingerprint, self.footage, self.say, self.finish = fingerprint, footage, say, finish
+        self.fingerprint, self.timing, self.say, self.finish = fingerprint, timing, say, finish
 
     @classmethod
     @contextmanager
@@ -159,10 +159,10 @@ class Work:
         folder: Path,
         partial: Path,
         fingerprint: str,
-        footage: Footage,
+        timing: VideoTiming,
         say: Say,
         finish: Finish | None = None,
-    ) -> Iterator[Work]:
+    ) -> Iterator[ResumableVideo]:
         """Go on with what is in the folder if it has the same fingerprint, or start anew.
 
         Of other settings the finished frames are kept as a video of their own, which no run removes.
@@ -174,8 +174,8 @@ class Work:
             f"The video {folder.stem} is being made by another run: wait for it or choose another file name."
         )
         try:
-            with sole(folder / LOCK, busy):
-                work = cls(folder, partial, fingerprint, footage, say, finish)
+            with file_lock(folder / LOCK, busy):
+                work = cls(folder, partial, fingerprint, timing, say, finish)
                 work._prepare()
                 yield work
         finally:
@@ -195,20 +195,20 @@ class Work:
         elif any(self.folder.glob("*.mp4")):
             self.say(f"The notes in {self.folder.name} are missing or damaged: starting anew.")
         self.clear(DRIVING)
-        with _told_of_full_disk(self.folder), replacing(self.folder / MANIFEST) as temporary:
+        with _explain_full_disk(self.folder), atomic_write(self.folder / MANIFEST) as temporary:
             Path(temporary).write_text(json.dumps(self._manifest()))
 
     def parameters(
-        self, decisive: str, read: Callable[[], tuple[FaceParameters, str]]
+        self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]]
     ) -> tuple[FaceParameters, str]:
         """The driver's face parameters and a note about them, read once, whatever is changed later.
 
         Args:
-            decisive: fingerprint of what they depend on.
+            cache_key: fingerprint of what they depend on.
         """
         path = self.folder / DRIVING
         with suppress(*DAMAGED):
-            return _noted_parameters(path, decisive)
+            return _noted_parameters(path, cache_key)
         try:
             parameters, note = read()
             parameters.require_finite("The driver's motion")
@@ -216,12 +216,12 @@ class Work:
             if not any(self.folder.glob("[0-9]*.mp4")):
                 self.clear()
             raise
-        with _told_of_full_disk(self.folder):
-            notes = {"note": note, "fingerprint": decisive, "digest": fingerprint(parameters)}
+        with _explain_full_disk(self.folder):
+            notes = {"note": note, "fingerprint": cache_key, "digest": fingerprint(parameters)}
             parameters.save(path, notes)
-        return _noted_parameters(path, decisive)
+        return _noted_parameters(path, cache_key)
 
-    def run(self, out: Path, segments: Sequence[Segment], make: Make, progress: Progress | None) -> int:
+    def run(self, out: Path, segments: Sequence[Segment], make: SegmentFn, progress: Progress | None) -> int:
         """Make the missing segments and join all of them; returns the number of frames.
 
         Whatever stops it, also a progress that raises, what is finished becomes the partial video.
@@ -230,24 +230,24 @@ class Work:
             InputError: the disk is full.
         """
         frames = segments[-1].stop
-        if len(self.footage.times) != frames:  # the container told something else than its frames
-            self.footage = replace(self.footage, times=())
+        if len(self.timing.times) != frames:  # the container says otherwise than its frames
+            self.timing = replace(self.timing, times=())
         missing = self._missing(segments)
         there = frames - sum(segment.stop - segment.start for segment in missing)
         if there:
             self.say(f"{there} of {frames} frames are there already: going on with the others.")
         try:
-            with _told_of_full_disk(self.folder):
+            with _explain_full_disk(self.folder):
                 for segment in missing:
                     if progress is not None:
                         progress(segment.start, frames)
-                    before = self._carried(segment.number - 1) if segment.number else {}
+                    before = self._state(segment.number - 1) if segment.number else {}
                     assert before is not None
                     self._write(segment.number, *make(segment, before))
-                with replacing(out) as temporary:
+                with atomic_write(out) as temporary:
                     self._join(len(segments), Path(temporary))
         except BaseException:
-            with suppress(Exception):  # what is to be told is why it stopped
+            with suppress(Exception):  # the error to report is what stopped it
                 if kept := self.join_finished(self.partial):
                     self.say(
                         f"The first {kept} of {frames} frames are {self.partial}; the same run again goes on "
@@ -263,11 +263,11 @@ class Work:
     def join_finished(self, path: Path) -> int:
         """Join what is finished into a video, if anything is; returns its number of frames."""
         done = 0
-        while self._carried(done) is not None and self._fits(done):
+        while self._state(done) is not None and self._fits(done):
             done += 1
         if not done:
             return 0
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             return self._join(done, Path(temporary))
 
     def clear(self, *keep: str) -> None:
@@ -278,7 +278,7 @@ class Work:
 
     def _missing(self, segments: Sequence[Segment]) -> list[Segment]:
         """Those that are not finished, or damaged, or of another encoder than the first finished one."""
-        finished = [segment for segment in segments if self._carried(segment.number) is not None]
+        finished = [segment for segment in segments if self._state(segment.number) is not None]
         fitting = [segment for segment in finished if self._fits(segment.number, finished[0].number)]
         return [segment for segment in segments if segment not in fitting]
 
@@ -286,23 +286,23 @@ class Work:
         """Whether a segment can be joined to the first one."""
         return codec_parameters(self._video(number)) == codec_parameters(self._video(first))
 
-    def _write(self, number: int, pictures: Iterable[Tensor], carried: Carried) -> None:
+    def _write(self, number: int, pictures: Iterable[Tensor], state: SegmentState) -> None:
         path = self._video(number)
-        rate = self.footage.rate
-        with replacing(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
+        rate = self.timing.rate
+        with atomic_write(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
             for part in pictures:
                 video.write(part)
-        digests = {"sha256": file_digest(path), "tensors": fingerprint(carried)}
-        write_tensors(path.with_suffix(".safetensors"), carried, digests)
+        digests = {"sha256": file_digest(path), "tensors": fingerprint(state)}
+        write_tensors(path.with_suffix(".safetensors"), state, digests)
 
     def _join(self, count: int, path: Path) -> int:
         """Join the first segments."""
-        footage = self.footage
-        sound = footage.sound if footage.sound is not None and Path(footage.sound).is_file() else None
+        timing = self.timing
+        sound = timing.sound if timing.sound is not None and Path(timing.sound).is_file() else None
         parts = [self._video(number) for number in range(count)]
 
         def join(sound: Path | None, copied: bool) -> int:
-            return join_videos(parts, path, footage.rate, footage.times, sound, copied)
+            return join_videos(parts, path, timing.rate, timing.times, sound, copied)
 
         frames = keep_sound(join, sound, self.say)
         if self.finish is not None:
@@ -312,41 +312,43 @@ class Work:
     def _video(self, number: int) -> Path:
         return self.folder / f"{number:04d}.mp4"
 
-    def _carried(self, number: int) -> Carried | None:
-        """What a segment hands on; None if it is not finished or damaged."""
+    def _state(self, number: int) -> SegmentState | None:
+        """The state that a segment passes on; None if it is not finished or damaged."""
         path = self._video(number)
         try:
             with safe_open(str(path.with_suffix(".safetensors")), framework="pt") as file:
                 digests = file.metadata()
-                carried = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            whole = digests["sha256"] == file_digest(path) and digests["tensors"] == fingerprint(carried)
-            return carried if whole else None
+                state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            whole = digests["sha256"] == file_digest(path) and digests["tensors"] == fingerprint(state)
+            return state if whole else None
         except DAMAGED:
             return None
 
     def _manifest(self) -> dict[str, object]:
-        footage = {**asdict(self.footage), "rate": str(self.footage.rate)}
-        return {"version": VERSION, "fingerprint": self.fingerprint, "footage": footage}
+        timing = {**asdict(self.timing), "rate": str(self.timing.rate)}
+        return {"version": VERSION, "fingerprint": self.fingerprint, "footage": timing}
 
-    def _former(self) -> Work | None:
-        """The work that the folder's manifest tells of, if there is one that can be read."""
+    def _former(self) -> ResumableVideo | None:
+        """The video that the folder's manifest describes, if there is one that can be read."""
         try:
             found = json.loads((self.folder / MANIFEST).read_text())
             if found["version"] != VERSION:
                 return None
-            former = Footage.noted(found["footage"])
-            return Work(self.folder, self.partial, found["fingerprint"], former, self.say, self.finish)
+            former = VideoTiming.noted(found["footage"])
+            return ResumableVideo(
+                self.folder, self.partial, found["fingerprint"], former, self.say, self.finish
+            )
         except DAMAGED:
             return None
 
 
-def _noted_parameters(path: Path, decisive: str) -> tuple[FaceParameters, str]:
+def _noted_parameters(path: Path, cache_key: str) -> tuple[FaceParameters, str]:
     """Parameters that were saved and the note about them; one of DAMAGED if they are not those."""
     with safe_open(str(path), framework="pt") as file:
         header = json.loads(file.metadata()[PARAMETERS])
     read = FaceParameters.load(path)
     parameters = read[torch.arange(len(read))]  # in memory of their own
-    if header["fingerprint"] != decisive or header["digest"] != fingerprint(parameters):
+    if header["fingerprint"] != cache_key or header["digest"] != fingerprint(parameters):
         raise ValueError("they are of another driver, or damaged")
     return parameters, header["note"]
 
@@ -358,7 +360,7 @@ def free_name(path: Path) -> Path:
 
 
 @contextmanager
-def _told_of_full_disk(folder: Path) -> Iterator[None]:
+def _explain_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except FAULTS as error:

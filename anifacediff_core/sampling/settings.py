@@ -11,7 +11,7 @@ from anifacediff_core.network.sampling_config import SamplingConfig
 class SamplingSettings(SamplingConfig):
     """Settings of nodes, command line, jobs and evaluation.
 
-    Arguments:
+    Args:
         size: side of the pictures in pixels.
         seed: of the initial noise.
         window, overlap: frames sampled together, and shared by neighboring windows.

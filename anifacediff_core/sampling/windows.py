@@ -42,14 +42,14 @@ def fuse_weights(length: int, overlap: int) -> Tensor:
     return torch.minimum(position, length + 1 - position).div(overlap + 1).clamp(max=1)
 
 
-def blend_finished(denoised: Tensor, finished: Tensor) -> Tensor:
+def blend_previous(denoised: Tensor, previous_latents: Tensor) -> Tensor:
     """Frames (frames, channels, height, width) whose first ones fade over from finished ones.
 
     As between two windows: of n finished frames the first is theirs but for 1 / (n + 1), the last the new.
     """
-    count = len(finished)
+    count = len(previous_latents)
     weight = fuse_weights(2 * count + 1, count)[:count].view(-1, 1, 1, 1).to(denoised)
-    return torch.cat([torch.lerp(finished.to(denoised), denoised[:count], weight), denoised[count:]])
+    return torch.cat([torch.lerp(previous_latents.to(denoised), denoised[:count], weight), denoised[count:]])
 
 
 def initial_noise(
@@ -57,7 +57,7 @@ def initial_noise(
 ) -> Tensor:
     """Unit noise (frames, channels, height, width) on the CPU.
 
-    Arguments:
+    Args:
         shared: share a of the variance that all frames have in common, √a common + √(1 - a) own: common noise
             calms the video, own noise is what other samplers start from.
         first: number of the first frame within its video.

@@ -37,7 +37,7 @@ PARTS = (*NETWORK_PARTS, "vae", "face_encoder", "face_detector", "deca", "smirk"
 class TensorStream:
     """A part's tensors that need not be in memory together.
 
-    Arguments:
+    Args:
         infos: shape and type of each by its name.
         read: yields each of them.
     """
@@ -64,7 +64,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint; a file that is there already stays whole until the new one is complete.
 
-    Arguments:
+    Args:
         parts: state dict of each part, of those in `PARTS`.
         sampling: how the weights want to be sampled, if not as others of their size.
         dtype: floating-point weights are stored in this.
@@ -195,9 +195,9 @@ def sampling_of(path: Path, header: Mapping[str, Any]) -> SamplingConfig | None:
     try:
         return SamplingConfig.from_json(header["sampling"])
     except InputError as error:
-        told = str(error).removeprefix(PREFIX).rstrip(".")
+        reason = str(error).removeprefix(PREFIX).rstrip(".")
         raise InputError(
-            f"{path.name} has a header with sampling that nobody can do: {told}; fetch it again or update "
+            f"{path.name} has a header with sampling that nobody can do: {reason}; fetch it again or update "
             "AniFaceDiff."
         ) from error
 
@@ -251,7 +251,7 @@ def _within(error: ConfigError) -> str:
 class Checkpoint:
     """An open checkpoint.
 
-    Arguments:
+    Args:
         path: the file.
         config: sizes of the network.
         head: name of the head model.

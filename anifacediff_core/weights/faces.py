@@ -32,7 +32,7 @@ def load_face_models(
 ) -> Models:
     """Everything that `capture` needs, in evaluation mode.
 
-    Arguments:
+    Args:
         checkpoint: without `flame`, its face detector and face encoder are taken.
         deca, smirk: encoders of FLAME's parameters, at least one of them beside `flame`.
         flame: the head, in a file of any format that `load_head` reads.

@@ -18,7 +18,7 @@ Network = TypeVar("Network", bound=nn.Module)
 def fill(network: Network, weights: Mapping[str, Tensor], what: str) -> Network:
     """Load weights into a network, in its own precision; a network on the meta device comes to the CPU.
 
-    Arguments:
+    Args:
         weights: of any floating type, under the network's names; counters of batch norms may be missing.
         what: the beginning of the message, for example "'model.pt'".
 

@@ -51,7 +51,7 @@ def expression_adapter_layout(config: NetworkConfig) -> Layout:
 def autoencoder_layout(channels: tuple[int, ...], layers: int, latent_channels: int) -> Layout:
     """Of diffusers' AutoencoderKL.
 
-    Arguments:
+    Args:
         channels: of each level, finest first.
         layers: residual layers of each level going down.
     """

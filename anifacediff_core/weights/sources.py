@@ -38,7 +38,7 @@ from anifacediff_core.weights.layout import (
     reference_layout,
     unet_layout,
 )
-from anifacediff_core.weights.reading import Program, TensorInfo, open_tensors
+from anifacediff_core.weights.reading import TensorInfo, TorchScriptError, open_tensors
 
 ENDINGS = (".safetensors", ".ckpt", ".pth", ".pt", ".bin", ".tar", ".pkl")
 MAX_DEPTH = 4  # folders inside folders
@@ -74,7 +74,7 @@ Parts = dict[str, tuple[Recognition, ...]]  # a pose encoder for several picture
 class Folder:
     """What the files in a folder are.
 
-    Arguments:
+    Args:
         path: the folder.
         parts: the files that each part comes from.
         passed: why the other files are not used, by their names relative to the folder.
@@ -89,7 +89,7 @@ class Folder:
 class FolderCheckpoint(Checkpoint):
     """A folder of other projects' files as a checkpoint.
 
-    Arguments:
+    Args:
         folder: where each part comes from.
     """
 
@@ -169,7 +169,7 @@ def read_folder(path: Path) -> Folder:
         name = str(file.relative_to(path))
         try:
             found.append(recognize_file(file))
-        except Program:
+        except TorchScriptError:
             passed[name] = "a TorchScript program: it is never run"
         except Unrecognized as reason:
             passed[name] = str(reason).removeprefix(f"{file.name} ").rstrip(".")
@@ -242,7 +242,7 @@ def merge_config(found: Iterable[Recognition]) -> dict[str, Any]:
 
 
 def complete_config(fields: dict[str, Any]) -> NetworkConfig:
-    """A config with as many entries for each level as there are levels, also where no file told them."""
+    """A config with as many entries for each level as there are levels, also where no file states them."""
     levels = len(fields.get("block_out_channels", NetworkConfig.block_out_channels))
     default = NetworkConfig()
     for name in ("attention_levels", "attention_heads", "motion_heads"):

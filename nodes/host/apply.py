@@ -6,9 +6,9 @@
 - time: temporal modules behind the spatial ones, in slots that exist only while the UNet runs.
 
 Frames travel in the batch dimension. Rows of a call are groups of frames, one group per entry of
-`cond_or_uncond`; groups of kind 0 (positive) are conditional. Which frames they are is told by the context
+`cond_or_uncond`; groups of kind 0 (positive) are conditional. Which frames they are follows from the context
 window, if there is one. What a call needs is brought to the device around it, outside of what torch.compile
-sees, and handed to the hooks in the call's own `transformer_options`.
+sees, and passed to the hooks in the call's own `transformer_options`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def apply_anifacediff(
 ) -> ModelPatcher:
     """A clone of `model` that reenacts one video; the given MODEL stays as it is.
 
-    Arguments:
+    Args:
         reference: tokens of the ReferenceNet (1, tokens, channels) by the name of the transformer block.
         pose: features of the pose encoder, the first (frames, channels, height / 8, width / 8); further ones
             belong to what leaves each of the UNet's levels on its way down.
@@ -239,7 +239,7 @@ class _Video:
 
 def _around_call(video: _Video, slots: list[tuple[Place, Slot]]) -> Callable[..., Tensor]:
     def reenact(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        # the host hands them over by position: c_concat, c_crossattn, control, transformer_options
+        # the host passes them by position: c_concat, c_crossattn, control, transformer_options
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[3]
         model = executor.class_obj
         dtype = model.manual_cast_dtype or model.get_dtype()

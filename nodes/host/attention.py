@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, options: dict) -> Tensor:
-    """Attention of (rows, tokens, heads * channels) as the host does it, or as the user told it to."""
+    """Attention of (rows, tokens, heads * channels) as the host does it, or as the user has set it."""
     if k.shape[1] == 1:
         # a softmax over one token is one
         return v.expand(-1, q.shape[1], -1)

@@ -50,7 +50,7 @@ def unwrap(patcher: comfy.model_patcher.ModelPatcher) -> Any:
 
 
 def compute_dtype(patcher: comfy.model_patcher.ModelPatcher) -> torch.dtype:
-    """The dtype in which inputs should be handed to a managed module on its load device."""
+    """The dtype in which inputs should be passed to a managed module on its load device."""
     stored = patcher.model.dtype
     return comfy.model_management.unet_manual_cast(stored, patcher.load_device) or stored
 

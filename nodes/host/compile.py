@@ -12,7 +12,7 @@ from anifacediff_core.network.kernels import triton_works
 def compile_model(model: ModelPatcher, replay: bool) -> ModelPatcher:
     """A clone of `model` whose UNet is compiled when it first runs.
 
-    Arguments:
+    Args:
         replay: record the kernels once and replay them (CUDA graphs): for small pictures, where starting
             kernels takes longer than running them.
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import folder_paths
 
-from anifacediff_core.storage import file_digest, replacing
+from anifacediff_core.storage import atomic_write, file_digest
 
 from .folders import ASSETS
-from .runtime import tell
+from .runtime import notify
 
 PREFIX = "anifacediff_"  # in front of names that a user may have as well
 RECORD = ".anifacediff_examples"  # SHA-256 of each copy by its name: what has changed since is the user's
@@ -38,12 +38,12 @@ def bring_examples() -> None:
             problems.append(error)
     try:
         if ours != before:
-            with replacing(folder / RECORD) as temporary:
+            with atomic_write(folder / RECORD) as temporary:
                 Path(temporary).write_text(json.dumps(ours), encoding="utf-8")
     except OSError as error:
         problems.append(error)
     if problems:
-        tell(
+        notify(
             f"Not all examples of the workflows could be put into {folder} ({problems[0]}): choose files of "
             "your own there, or make the folder writable and restart ComfyUI.",
             logging.WARNING,
@@ -58,7 +58,7 @@ def _bring(example: Path, digest: str, path: Path, before: Any) -> bool:
     if there not in (None, digest, before):
         return False
     if there != digest:
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             shutil.copyfile(example, temporary)
     return True
 

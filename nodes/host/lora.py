@@ -35,7 +35,7 @@ from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 from anifacediff_core.weights.reading import open_tensors
 
-from .runtime import tell
+from .runtime import notify
 
 KEY = "anifacediff_lora"
 PREFIX = "diffusion_model."  # what the host calls the UNet in a MODEL
@@ -125,7 +125,7 @@ def watch_loras(model: ModelPatcher) -> None:
     model.set_attachments(KEY, _Birth.of(model, without_effect=0))
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _remember_birth)
     model.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, _forget_hooks)
-    model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, _tell)
+    model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, _notify)
 
 
 def lora_warnings(model: ModelPatcher) -> list[str]:
@@ -196,10 +196,10 @@ def _forget_hooks(model: ModelPatcher, *_: Any) -> None:
         model.set_attachments(KEY, _Birth.of(model, model.get_attachment(KEY).without_effect))
 
 
-def _tell(model: ModelPatcher) -> None:
+def _notify(model: ModelPatcher) -> None:
     warnings = lora_warnings(model)
     if warnings:
-        tell("\n".join(warnings), logging.WARNING)
+        notify("\n".join(warnings), logging.WARNING)
 
 
 def _files(model: ModelPatcher) -> list[tuple[set[str], list[tuple[str, Any]]]]:

@@ -1,7 +1,7 @@
 """The host's MODEL from a UNet in diffusers' naming, at any topology of Stable Diffusion 1.5's form.
 
 The host finds the topology of a foreign UNet by comparing it with those it knows, which a small UNet is not
-among. So the topology is read off the weights here and handed to the host's own classes. What comes out is an
+among. So the topology is read off the weights here and passed to the host's own classes. What comes out is an
 ordinary SD1.5 MODEL: LoRA loaders, samplers, low-VRAM loading and compilation treat it as such.
 """
 

@@ -12,7 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.attention import Conditions, install_processors
+from anifacediff_core.network.attention import AttentionInputs, install_processors
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder, pose_sample
 from anifacediff_core.network.encoders import encode_pose as encode_pictures
@@ -57,7 +57,7 @@ def load_motion(config: NetworkConfig, weights: Weights) -> ModelPatcher:
 def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor) -> dict[str, Tensor]:
     """Run the ReferenceNet once, at t = 0 (section 3.2).
 
-    Arguments:
+    Args:
         samples: the source's latent as in the host's LATENT, (1, 4, height / 8, width / 8).
         embedding: of the picture (1, D), or of a text (1, tokens, D).
 
@@ -67,7 +67,7 @@ def encode_reference(reference: ModelPatcher, samples: Tensor, embedding: Tensor
     def record(unet: nn.Module, latents: Tensor, context: Tensor) -> dict[str, Tensor]:
         features: dict[str, Tensor] = {}
         timesteps = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        run_unet(unet, latents, timesteps, context, conditions=Conditions(record=features))
+        run_unet(unet, latents, timesteps, context, conditions=AttentionInputs(record=features))
         return {name: tokens.cpu() for name, tokens in features.items()}
 
     context = embedding[:, None] if embedding.ndim == 2 else embedding
@@ -100,7 +100,7 @@ def encode_pose(
 
     Works through `chunk` frames at a time, so that a long video never lies on the accelerator at once.
 
-    Arguments:
+    Args:
         pictures: (frames, 3 * pose inputs, height, width) in [0, 1], usually normals.
     """
     height, width = pictures.shape[-2:]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from anifacediff_core.errors import printable
 
-__all__ = ["ModelPatcher", "Progress", "device", "show_text", "tell"]
+__all__ = ["ModelPatcher", "Progress", "device", "notify", "show_text"]
 
 PREVIEW_SIDE = 512
 
@@ -45,7 +45,7 @@ class Progress:
         self.bar.update_absolute(done, total, preview)
 
 
-def tell(text: str, level: int = logging.INFO) -> None:
+def notify(text: str, level: int = logging.INFO) -> None:
     """Write lines into the log as well as onto the node that runs."""
     for line in text.splitlines():
         logging.log(level, "AniFaceDiff: %s", printable(line))

@@ -19,7 +19,7 @@ from torch import Tensor
 from anifacediff_core.errors import InputError
 from anifacediff_core.finite import require_finite
 from anifacediff_core.sampling.settings import SamplingSettings
-from anifacediff_core.sampling.windows import blend_finished, initial_noise
+from anifacediff_core.sampling.windows import blend_previous, initial_noise
 
 from .apply import conditioned_size
 from .runtime import PREVIEW_SIDE, Progress
@@ -49,19 +49,19 @@ def sample(
     overlap: int = SamplingSettings.overlap,
     shared_noise: float = SamplingSettings.shared_noise,
     first: int = 0,
-    finished: Tensor | None = None,
+    previous_latents: Tensor | None = None,
     report: Report | None = None,
 ) -> dict:
     """Sample the video that is applied to `model`; returns the host's LATENT.
 
-    Arguments:
+    Args:
         latent: where to start from when `denoise` is below 1, of the video's size and length. Without it,
             sampling starts from an empty latent.
         window, overlap: frames sampled together, and shared by neighboring windows.
         shared_noise: share of the initial noise's variance that all frames have in common.
         first: number of the first frame within a longer video, for the noise.
-        finished: samples of the first frames as they were made before, together with the frames before them;
-            the result fades over from them.
+        previous_latents: samples of the first frames made before, together with the frames
+            before them; the result fades over from them.
         report: by default the bar on the node, with a preview.
     """
     if denoise < 1 and latent is None:
@@ -72,8 +72,8 @@ def sample(
     samples = torch.zeros(frames, 4, height, width) if latent is None else latent["samples"]
     samples = comfy.sample.fix_empty_latent_channels(model, samples)
     model = use_windows(model, window, overlap)
-    if finished is not None:
-        _begin_with(model, finished)
+    if previous_latents is not None:
+        _begin_with(model, previous_latents)
     samples = comfy.sample.sample(
         model,
         initial_noise(frames, samples.shape[1], height, width, seed, shared_noise, first),
@@ -93,12 +93,12 @@ def sample(
     return {**(latent or {}), "samples": require_finite(samples, first)}
 
 
-def _begin_with(model: ModelPatcher, finished: Tensor) -> None:
+def _begin_with(model: ModelPatcher, previous_latents: Tensor) -> None:
     """Blend every estimate of the first frames into what they have become already."""
-    finished = model.get_model_object("latent_format").process_in(finished)
+    previous_latents = model.get_model_object("latent_format").process_in(previous_latents)
 
     def blend(arguments: dict) -> Tensor:
-        return blend_finished(arguments["denoised"], finished)
+        return blend_previous(arguments["denoised"], previous_latents)
 
     model.set_model_sampler_post_cfg_function(blend)
 

@@ -33,11 +33,11 @@ from anifacediff_core.video import (
 
 from .api import InputImpl
 from .folders import C2PA, file_path
-from .runtime import Progress, tell
+from .runtime import Progress, notify
 from .video import file_of, part_of, video_of
 
 QUALITY = 18  # crf
-SAME_RATE = 0.03  # as a share: rates that differ by less are one, told by different means
+SAME_RATE = 0.03  # as a share: rates that differ by less are one, measured in different ways
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,11 @@ def save_synthetic(
     Returns:
         the file as a VIDEO, and what was done. A file that cannot be signed is kept: it may have taken hours.
     """
-    told: list[str] = []
+    notes: list[str] = []
 
     def warn(text: str) -> None:
-        told.append(text)
-        tell(text, logging.WARNING)
+        notes.append(text)
+        notify(text, logging.WARNING)
 
     if isinstance(video, InputImpl.VideoFromComponents):
         components = video.get_components()
@@ -107,9 +107,9 @@ def save_synthetic(
     try:
         note = f"{note}, {_sign(path, certificate, private_key)}."
     except InputError as error:
-        tell(str(error), logging.WARNING)
+        notify(str(error), logging.WARNING)
         note = f"{note}, but not signed: {error}"
-    return video_of(path), " ".join([note, *told])
+    return video_of(path), " ".join([note, *notes])
 
 
 def _sign(path: Path, certificate: str | None, private_key: str | None) -> str:
@@ -146,7 +146,7 @@ def components_of(video: Any) -> tuple[Tensor, dict[str, Any] | None, float]:
     try:
         sound = read_sound(path, shown_at[0] if shown_at else Fraction(0), seconds)
     except InputError as error:
-        tell(f"{str(error).rstrip('.')}: it is left out.", logging.WARNING)
+        notify(f"{str(error).rstrip('.')}: it is left out.", logging.WARNING)
     if sound is None:
         return images, None, float(rate)
     samples, sample_rate = sound

@@ -20,7 +20,7 @@ SD15_LATENT_SCALE = 0.18215
 def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.sd.VAE:
     """Build the VAE.
 
-    Arguments:
+    Args:
         weights: TAESD's, keys `encoder.N...` and `decoder.N...`, as the bundled one is; or those of Stable
             Diffusion's in diffusers' naming.
     """
@@ -67,7 +67,7 @@ def fit_preview(model: ModelPatcher, vae: comfy.sd.VAE, picture: Tensor) -> None
     The host maps latents to colors linearly, for this MODEL as for Stable Diffusion's. Here the map is the
     least squares fit between one picture and its latents.
 
-    Arguments:
+    Args:
         picture: the host's IMAGE (1, height, width, 3).
     """
     latent_format = model.model.latent_format

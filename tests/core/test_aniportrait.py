@@ -14,7 +14,7 @@ from anifacediff_core.capture.drawing import draw, retarget
 from anifacediff_core.capture.geometry import project
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.landmark_guider import LandmarkGuider
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.pipeline import Pipeline
@@ -66,9 +66,9 @@ def latent(inputs: Inputs) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def conditioning(model: AniFaceDiff, inputs: Inputs, latent: Tensor) -> Conditioning:
+def conditioning(model: AniFaceDiff, inputs: Inputs, latent: Tensor) -> VideoConditioning:
     context = inputs.embedding[:, None]
-    return Conditioning(
+    return VideoConditioning(
         reference=model.encode_reference(latent, context),
         context=context,
         pose=model.encode_pose(inputs.drawings),
@@ -89,14 +89,14 @@ def error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-def test_pose_features(theirs: dict, conditioning: Conditioning) -> None:
+def test_pose_features(theirs: dict, conditioning: VideoConditioning) -> None:
     assert len(conditioning.pose) == 5
     for level, found in enumerate(conditioning.pose):
         assert error(found, theirs[f"features.{level}"]) < 5e-5
 
 
 def test_one_call_of_the_network(
-    theirs: dict, model: AniFaceDiff, inputs: Inputs, conditioning: Conditioning
+    theirs: dict, model: AniFaceDiff, inputs: Inputs, conditioning: VideoConditioning
 ) -> None:
     found = model.predict(
         inputs.noise, torch.tensor([TIMESTEP]), conditioning, expression_scale=1.0, guided=True
@@ -105,7 +105,7 @@ def test_one_call_of_the_network(
     assert error(torch.cat([unconditional, conditional]), theirs["prediction"]) < 2e-5
 
 
-def test_sampling(theirs: dict, model: AniFaceDiff, inputs: Inputs, conditioning: Conditioning) -> None:
+def test_sampling(theirs: dict, model: AniFaceDiff, inputs: Inputs, conditioning: VideoConditioning) -> None:
     pipeline = Pipeline(model, AutoEncoder(), HeadModel.bundled())
     found = pipeline.sample(conditioning, steps=STEPS, cfg=CFG, window=16, noise=inputs.noise)
     assert error(found, theirs["sampled_finite"]) < 1e-4
@@ -114,7 +114,7 @@ def test_sampling(theirs: dict, model: AniFaceDiff, inputs: Inputs, conditioning
 
 
 def test_every_level_of_the_pose_matters(
-    model: AniFaceDiff, inputs: Inputs, conditioning: Conditioning
+    model: AniFaceDiff, inputs: Inputs, conditioning: VideoConditioning
 ) -> None:
     def predict(pose: tuple[Tensor, ...]) -> Tensor:
         changed = replace(conditioning, pose=pose)

@@ -23,7 +23,7 @@ from anifacediff_core.capture.detector import (
     letterbox,
 )
 from anifacediff_core.capture.encoder import CROP, FaceEncoder, Reading
-from anifacediff_core.capture.missing import listed
+from anifacediff_core.capture.missing import format_ranges
 from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
@@ -391,7 +391,7 @@ def test_untrained_networks_run(head):
 
 
 def test_frame_lists_are_short():
-    assert listed([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and listed([]) == ""
+    assert format_ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10" and format_ranges([]) == ""
 
 
 # ---- coefficients and landmarks

@@ -84,7 +84,7 @@ import torch
 from torch import nn
 from anifacediff_core.lab.training import distribution, engine
 from anifacediff_core.lab.training.task import Loop
-from anifacediff_core.lab.training.journal import Journal
+from anifacediff_core.lab.training.run_logger import RunLogger
 
 
 class Task:
@@ -108,7 +108,7 @@ class Task:
     def weights(self):
         return dict(self.module.state_dict())
 
-    def sample(self, path, fraction):
+    def validate(self, path, fraction):
         return {}
 
     def state_dict(self):
@@ -137,7 +137,7 @@ if steps < 20:
             raise SystemExit(3)
         return draw(fraction)
     task.draw = stop
-engine.run(task, loop, accelerator, folder, Journal(folder, accelerator))
+engine.run(task, loop, accelerator, folder, RunLogger(folder, accelerator))
 accelerator.end_training()
 """
 

@@ -43,7 +43,7 @@ def test_geometry_lies_where_the_landmarks_are() -> None:
 def make_face(turn: float = 0.0, x: float = 0.0, jaw: float = 0.0, size: int = 240) -> dict[str, Any]:
     """A face of MediaPipe's mesh: its steady points are right, the others lie in a heap near the mouth.
 
-    Arguments:
+    Args:
         turn: to the side, radians.
         x: to the right, centimeters.
         jaw: how far point 17, of the lower lip, hangs down, centimeters.

@@ -33,7 +33,7 @@ from anifacediff_core.lab.evaluation.ablation import (
     table,
 )
 from anifacediff_core.lab.evaluation.avatars import (
-    Court,
+    CaseTargets,
     Record,
     Reenactor,
     evaluate,
@@ -45,9 +45,9 @@ from anifacediff_core.lab.evaluation.avatars import (
 )
 from anifacediff_core.lab.evaluation.cases import Cases, Pictures, draw_cases, render_cases
 from anifacediff_core.lab.evaluation.judges import (
-    IdentityJudge,
+    IdentityNet,
     Judges,
-    MotionJudge,
+    MotionNet,
     judge_weights,
     save_judges,
 )
@@ -373,7 +373,7 @@ def test_reports_are_compared_pair_by_pair_and_only_about_the_same_pairs(head: H
 
 def toy_judges() -> Judges:
     torch.manual_seed(1)
-    identity, motion = IdentityJudge(64, (8, 8, 8, 16)), MotionJudge(52, 64, (8, 8, 8, 16))
+    identity, motion = IdentityNet(64, (8, 8, 8, 16)), MotionNet(52, 64, (8, 8, 8, 16))
     motion.mean[-3] = 8.0  # a camera's scale
     motion.deviation.fill_(0.1)
     torch.nn.init.normal_(motion.answer.weight, std=0.5)
@@ -384,9 +384,9 @@ def test_the_truth_is_most_like_itself_and_the_source_like_the_source(head: Head
     protocol = Protocol(pairs=2, frames=2, size=64)
     cases = draw_cases(protocol, head)
     pictures = render_cases(cases, Studio(head), head, 64)
-    court = Court.of(toy_judges(), cases, pictures)
+    targets = CaseTargets.of(toy_judges(), cases, pictures)
     truth, source = (
-        court.judge(image)[0] for image in (pictures.truth, pictures.source.repeat_interleave(2, 0))
+        targets.judge(image)[0] for image in (pictures.truth, pictures.source.repeat_interleave(2, 0))
     )
     for clip in truth:
         assert clip["csim_truth"] == pytest.approx(1, abs=1e-5)
@@ -394,7 +394,7 @@ def test_the_truth_is_most_like_itself_and_the_source_like_the_source(head: Head
     for clip, true_clip in zip(source, truth):
         assert clip["csim"] == pytest.approx(1, abs=1e-5) and clip["csim_truth"] < 1 - 1e-5
         assert clip["csim_truth"] == pytest.approx(true_clip["csim"], abs=1e-5)
-    for clip in court.judge(pictures.driving)[0]:
+    for clip in targets.judge(pictures.driving)[0]:
         assert clip["apd"] == clip["aed"] == clip["camera"] == 0, "the driver moves like itself"
         assert clip["apd_exact"] > 0, "but a reading is not the exact truth"
 

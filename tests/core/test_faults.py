@@ -18,7 +18,7 @@ from anifacediff_core.errors import InputError, printable
 from anifacediff_core.lab import cli
 from anifacediff_core.lab import jobs as module
 from anifacediff_core.lab.jobs import ReenactJob, run_jobs
-from anifacediff_core.storage import beside, replacing, require_writable
+from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import VideoWriter
 
 LONG = "界" * 90  # 270 bytes
@@ -126,7 +126,7 @@ def test_faults_of_the_system_end_commands_with_a_sentence(
 def test_the_longest_name_can_be_written_and_names_beside_it_fit(tmp_path: Path) -> None:
     path = tmp_path / f"{'界' * 83}.mp4"  # 253 bytes
     require_writable(path)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         Path(temporary).write_text("whole")
     assert path.read_text() == "whole"
     names = {beside(tmp_path / f"{'界' * 83}{end}.mp4", ".partial.mp4") for end in ("a", "b")}
@@ -143,7 +143,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_name(
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda handle: (order.append("sync"), sync(handle)))
     monkeypatch.setattr(os, "replace", lambda *names: (order.append("replace"), replace(*names)))
-    with replacing(tmp_path / "x") as temporary:
+    with atomic_write(tmp_path / "x") as temporary:
         Path(temporary).write_text("new")
     assert order[:2] == ["sync", "replace"] and (tmp_path / "x").read_text() == "new"
     assert order[2:] == ([] if os.name == "nt" else ["sync"])  # the folder, too
@@ -279,7 +279,7 @@ def test_a_report_that_cannot_be_written_costs_no_job(
     def full(path: Path) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "replacing", full)
+    monkeypatch.setattr(module, "atomic_write", full)
     with pytest.raises(InputError, match="1 of 2 jobs failed"):
         run_jobs(tmp_path / "jobs.jsonl", "x")
     assert (tmp_path / "2.mp4").exists()

@@ -23,23 +23,23 @@ from anifacediff_core.lab.cli import main
 from anifacediff_core.lab.evaluation import judges as judging
 from anifacediff_core.lab.evaluation.cases import SEED_OFFSET, draw_cases
 from anifacediff_core.lab.evaluation.judges import (
-    IdentityJudge,
+    IdentityNet,
     Judges,
     Motion,
-    MotionJudge,
+    MotionNet,
     camera_distance,
     expression_distance,
     judge_weights,
     load_judges,
     pose_distance,
+    rotation_angle,
     save_judges,
     similarity,
     true_motion,
-    turn,
     view,
 )
 from anifacediff_core.lab.evaluation.protocol import Protocol
-from anifacediff_core.lab.training.capture import sample_squares
+from anifacediff_core.lab.training.capture import crop_resize_square
 from anifacediff_core.lab.training.data import PoolPlan
 from anifacediff_core.lab.training.judges import (
     FAMILY,
@@ -72,7 +72,7 @@ phases:
 
 def small_judges() -> Judges:
     torch.manual_seed(0)
-    identity, motion = IdentityJudge(64, (8, 8, 8, 16)), MotionJudge(5, 64, (8, 8, 8, 16))
+    identity, motion = IdentityNet(64, (8, 8, 8, 16)), MotionNet(5, 64, (8, 8, 8, 16))
     motion.mean.uniform_(0.1, 0.3)
     motion.mean[8] = 8.0  # the camera's scale is never near 0
     motion.deviation.uniform_(0.1, 0.3)
@@ -102,14 +102,14 @@ def pool(studio: Studio, head: HeadModel) -> FamilyPool:
 
 
 def test_both_judges_fit_into_three_megabytes_and_answer_in_their_forms(tmp_path: Path) -> None:
-    save_judges(tmp_path / "j.safetensors", judge_weights(IdentityJudge(), MotionJudge()), {})
+    save_judges(tmp_path / "j.safetensors", judge_weights(IdentityNet(), MotionNet()), {})
     assert (tmp_path / "j.safetensors").stat().st_size <= 3_000_000
     judges = load_judges(tmp_path / "j.safetensors")
     assert judges.side == judging.SIDE
     with torch.random.fork_rng():
         pictures = torch.rand(2, 3, 256, 256)
-    unit, read = judges.opinion(pictures).face, judges.opinion(pictures).motion
-    assert unit.shape == (2, 128) and judges.opinion(pictures).features.shape == (2, 256)
+    unit, read = judges.predict(pictures).face, judges.predict(pictures).motion
+    assert unit.shape == (2, 128) and judges.predict(pictures).features.shape == (2, 256)
     assert unit.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
     assert read.expression.shape == (2, 52) and read.neck.shape == (2, 3) and read.camera.shape == (2, 3)
 
@@ -135,13 +135,13 @@ def test_every_face_of_the_benchmark_lies_in_the_view_from_brows_to_mouth(head: 
 
 def test_the_camera_that_is_read_is_the_whole_pictures(head: HeadModel) -> None:
     judges = small_judges()
-    motion = MotionJudge(5, 64, (8, 8, 8, 16))
+    motion = MotionNet(5, 64, (8, 8, 8, 16))
     camera = torch.tensor([[6.1, 0.01, -0.02]])
     wanted = crop_camera(camera, torch.tensor(judging.VIEW))
     motion.mean.copy_(torch.cat([torch.zeros(8), wanted[0]]))
     torch.nn.init.zeros_(motion.answer.weight)
     torch.nn.init.zeros_(motion.answer.bias)
-    read = replace(judges, motion=motion).opinion(torch.rand(1, 3, 64, 64)).motion
+    read = replace(judges, motion=motion).predict(torch.rand(1, 3, 64, 64)).motion
     torch.testing.assert_close(read.camera, camera)
 
 
@@ -155,7 +155,7 @@ def test_a_file_gives_back_the_same_judges_their_sizes_and_their_making(tmp_path
     found = load_judges(path)
     assert found.side == 64 and found.provenance == {"seed": 5}
     pictures = torch.rand(3, 3, 85, 85)
-    seen, expected = found.opinion(pictures), judges.opinion(pictures)
+    seen, expected = found.predict(pictures), judges.predict(pictures)
     torch.testing.assert_close(seen.face, expected.face, atol=5e-3, rtol=0)
     torch.testing.assert_close(seen.motion.neck, expected.motion.neck, atol=1e-3, rtol=0)
     with safe_open(path, "pt") as file:
@@ -186,13 +186,13 @@ def test_a_wrong_file_is_refused_in_one_sentence_that_names_it(tmp_path: Path, k
 def test_the_same_picture_is_the_same_face_with_the_same_motion() -> None:
     judges = small_judges()
     pictures = torch.rand(4, 3, 64, 64)
-    unit, read = judges.opinion(pictures).face, judges.opinion(pictures).motion
+    unit, read = judges.predict(pictures).face, judges.predict(pictures).motion
     assert similarity(unit, unit).tolist() == pytest.approx([1] * 4, abs=1e-5)
     assert (similarity(unit, unit.roll(1, 0)) < 1 - 1e-6).all()
     for distance in (expression_distance, pose_distance, camera_distance):
         assert distance(read, read).abs().max() == 0
-        assert (distance(read, judges.opinion(1 - pictures).motion) > 0).all()
-    assert turn(read, read).max() < 0.05
+        assert (distance(read, judges.predict(1 - pictures).motion) > 0).all()
+    assert rotation_angle(read, read).max() < 0.05
 
 
 def test_distances_are_the_mean_differences_of_their_coefficients() -> None:
@@ -202,7 +202,7 @@ def test_distances_are_the_mean_differences_of_their_coefficients() -> None:
     )
     assert float(expression_distance(zero, other)) == pytest.approx(0.15)
     assert float(pose_distance(zero, other)) == pytest.approx(0.1)
-    assert float(turn(zero, other)) == pytest.approx(math.degrees(0.3), abs=1e-3)
+    assert float(rotation_angle(zero, other)) == pytest.approx(math.degrees(0.3), abs=1e-3)
     # 6 * 0.01 in NDC is 3 hundredths of the side, in one of three numbers.
     assert float(camera_distance(zero, other)) == pytest.approx(1.0)
 
@@ -259,7 +259,7 @@ def test_views_their_cameras_and_landmarks_agree(pool: FamilyPool, head: HeadMod
     torch.testing.assert_close(places, drawn, atol=1e-4, rtol=0)
     assert (places - points_in(still, pool.points).view(24, -1, 2)).abs().mean() > 0.02
     images = pool.images.float() / 255
-    assert (sample_squares(images, still, 64) - view(images, 64)).abs().mean() < 0.02
+    assert (crop_resize_square(images, still, 64) - view(images, 64)).abs().mean() < 0.02
 
 
 def test_the_contrast_is_small_when_only_partners_are_alike_and_log_n_when_all_are() -> None:

@@ -16,9 +16,9 @@ from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import GRAY, draw_guidance, render_guidance, shade
 from anifacediff_core.head.texture import Appearance, TextureModel
-from anifacediff_core.network.attention import Conditions, project_reference
+from anifacediff_core.network.attention import AttentionInputs, project_reference
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.guidance import make_guidance_encoder
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.unet import run_unet
@@ -85,7 +85,7 @@ def reference_of(networks: Networks, inputs: Inputs, latent: Tensor) -> dict[str
     """Features of the ReferenceNet, through half precision, as their code keeps them."""
     features: dict[str, Tensor] = {}
     start = torch.zeros(1, dtype=torch.long)
-    run_unet(networks.reference, latent, start, inputs.text, conditions=Conditions(record=features))
+    run_unet(networks.reference, latent, start, inputs.text, conditions=AttentionInputs(record=features))
     return {name: tokens.half().float() for name, tokens in features.items()}
 
 
@@ -99,7 +99,7 @@ def predict(networks: Networks, inputs: Inputs, latent: Tensor) -> Tensor:
         inputs.noise.repeat(2, 1, 1, 1),
         torch.full((rows,), TIMESTEP),
         inputs.text.expand(rows, -1, -1),
-        conditions=Conditions(conditional_rows=rows // 2, reference=reference),
+        conditions=AttentionInputs(conditional_rows=rows // 2, reference=reference),
         pose=(networks.guidance(inputs.pictures).repeat(2, 1, 1, 1),),
         motion=networks.motion,
         frames=rows // 2,
@@ -121,7 +121,7 @@ def sample(networks: Networks, inputs: Inputs, latent: Tensor) -> Tensor:
     """The whole of our pipeline, from given noise."""
     model = AniFaceDiff(NARROW)
     model.unet, model.reference, model.motion = networks.unet, networks.reference, networks.motion
-    conditioning = Conditioning(
+    conditioning = VideoConditioning(
         reference=reference_of(networks, inputs, latent),
         context=inputs.text,
         unconditional=inputs.text,

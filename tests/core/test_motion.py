@@ -30,9 +30,9 @@ from anifacediff_core.motion.smoothing import (
     HEAD_REACH,
     LEAST_EXPRESSION,
     LEAST_TURN,
-    calm,
+    noise_std,
+    smooth,
     smooth_motion,
-    tremble,
     without_spikes,
 )
 
@@ -108,11 +108,11 @@ def read(head: HeadModel, turns: Tensor) -> FaceParameters:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_still_head_stays_still(head: HeadModel, names: list[str], seed: int) -> None:
     params = read(head, noisy_turns(torch.zeros(150), seed))
-    for calmed in (
+    for smoothed in (
         smooth_motion(params, names, SMOOTHING, SMOOTHING),
         smooth_parameters(params, names, SMOOTHING),  # what DECA Extract does
     ):
-        turns = degrees(calmed.pose[:, 3:6])
+        turns = degrees(smoothed.pose[:, 3:6])
         assert (turns - turns.mean(0)).square().sum(1).mean().sqrt() < 0.1
     turns = degrees(params.pose[:, 3:6])
     assert (turns - turns.mean(0)).square().sum(1).mean().sqrt() > 0.28, "the noise is as measured"
@@ -145,8 +145,8 @@ def lag(clean: Tensor, found: Tensor) -> float:
 @pytest.mark.parametrize(("height", "hertz"), [(15.0, 1.0), (10.0, 2.0), (5.0, 0.5)])
 def test_shaking_the_head_keeps_its_height(height: float, hertz: float) -> None:
     clean = height * torch.sin(2 * math.pi * hertz * torch.arange(100) / 25)
-    calmed = degrees(calm(noisy_turns(clean, 1), SMOOTHING, LEAST_TURN, HEAD_REACH, together=True)[:, 1])
-    assert (calmed * clean).sum() / clean.square().sum() == pytest.approx(1, abs=0.03)
+    smoothed = degrees(smooth(noisy_turns(clean, 1), SMOOTHING, LEAST_TURN, HEAD_REACH, together=True)[:, 1])
+    assert (smoothed * clean).sum() / clean.square().sum() == pytest.approx(1, abs=0.03)
 
 
 def test_blinks_and_speech_survive(head: HeadModel, names: list[str]) -> None:
@@ -157,14 +157,15 @@ def test_blinks_and_speech_survive(head: HeadModel, names: list[str]) -> None:
     params.expression[20:24, blink] = torch.tensor([0.5, 1.0, 0.7, 0.2])
     speech = 0.4 + 0.2 * torch.sin(2 * math.pi * time / 6)  # four syllables a second
     params.expression[:, jaw] = speech + 0.03 * torch.randn(80, generator=generator)
-    calmed = smooth_motion(params, names, SMOOTHING, SMOOTHING).expression
-    assert calmed[21, blink] > 0.95
-    kept = ((calmed[:, jaw] - 0.4) * (speech - 0.4)).sum() / (speech - 0.4).square().sum()
+    smoothed = smooth_motion(params, names, SMOOTHING, SMOOTHING).expression
+    assert smoothed[21, blink] > 0.95
+    kept = ((smoothed[:, jaw] - 0.4) * (speech - 0.4)).sum() / (speech - 0.4).square().sum()
     assert kept == pytest.approx(1, abs=0.1)
     assert (
-        calmed[:, names.index("mouthLeft")].std() < 0.5 * params.expression[:, names.index("mouthLeft")].std()
+        smoothed[:, names.index("mouthLeft")].std()
+        < 0.5 * params.expression[:, names.index("mouthLeft")].std()
     )
-    assert calmed.min() >= 0 and calmed.max() <= 1
+    assert smoothed.min() >= 0 and smoothed.max() <= 1
 
 
 def test_blinks_survive_strong_smoothing(head: HeadModel, names: list[str]) -> None:
@@ -172,9 +173,11 @@ def test_blinks_survive_strong_smoothing(head: HeadModel, names: list[str]) -> N
     params.expression[:, blink] = 0.02 * torch.randn(60, generator=torch.Generator().manual_seed(0)).abs()
     params.expression[20:24, blink] = torch.tensor([0.5, 1.0, 0.7, 0.2])
     params.expression[30:, names.index("jawOpen")] = 1.0
-    calmed = smooth_motion(params, names, 1.0, 1.0).expression
-    assert calmed[21, blink] > 0.9
-    assert calmed.min() == 0 and calmed.max() == 1, "a smooth curve that swings over its ends is cut there"
+    smoothed = smooth_motion(params, names, 1.0, 1.0).expression
+    assert smoothed[21, blink] > 0.9
+    assert smoothed.min() == 0 and smoothed.max() == 1, (
+        "a smooth curve that swings over its ends is cut there"
+    )
 
 
 def test_a_moving_head_trembles_less(head: HeadModel, names: list[str]) -> None:
@@ -188,11 +191,11 @@ def test_a_moving_head_trembles_less(head: HeadModel, names: list[str]) -> None:
 
 def test_smoothing_keeps_lines_and_what_it_must_not_touch(head: HeadModel, names: list[str]) -> None:
     line = torch.arange(40.0)[:, None] * torch.tensor([[0.01, -0.02]])
-    torch.testing.assert_close(calm(line, 1.0, 1.0, HEAD_REACH), line, atol=1e-4, rtol=0)
+    torch.testing.assert_close(smooth(line, 1.0, 1.0, HEAD_REACH), line, atol=1e-4, rtol=0)
     noise = torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(calm(noise, 0.0, 0.1, HEAD_REACH), noise)
+    assert torch.equal(smooth(noise, 0.0, 0.1, HEAD_REACH), noise)
     for frames in (1, 2, 3, 5):
-        assert torch.isfinite(calm(noise[:frames], 1.0, 0.1, HEAD_REACH)).all()
+        assert torch.isfinite(smooth(noise[:frames], 1.0, 0.1, HEAD_REACH)).all()
     params = read(head, noisy_turns(torch.zeros(40), 0))
     only_face = smooth_motion(params, names, 0.0, 1.0)
     assert torch.equal(only_face.pose[:, :6], params.pose[:, :6])
@@ -203,14 +206,14 @@ def test_smoothing_keeps_lines_and_what_it_must_not_touch(head: HeadModel, names
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_smoothing_in_any_precision(head: HeadModel, names: list[str], dtype: torch.dtype) -> None:
-    calmed = smooth_motion(motion(head, names).to(dtype=dtype), names, 0.5, 0.5)
-    assert calmed.pose.dtype == dtype and torch.isfinite(calmed.pose.float()).all()
+    smoothed = smooth_motion(motion(head, names).to(dtype=dtype), names, 0.5, 0.5)
+    assert smoothed.pose.dtype == dtype and torch.isfinite(smoothed.pose.float()).all()
 
 
 def test_smoothing_does_not_depend_on_the_direction_of_time() -> None:
     values = torch.randn(50, 3, generator=torch.Generator().manual_seed(4)).cumsum(0)
-    forward = calm(values, 0.5, LEAST_EXPRESSION, FACE_REACH)
-    backward = calm(values.flip(0), 0.5, LEAST_EXPRESSION, FACE_REACH).flip(0)
+    forward = smooth(values, 0.5, LEAST_EXPRESSION, FACE_REACH)
+    backward = smooth(values.flip(0), 0.5, LEAST_EXPRESSION, FACE_REACH).flip(0)
     torch.testing.assert_close(forward, backward)
     assert not torch.allclose(forward, values, atol=0.01)
 
@@ -218,9 +221,9 @@ def test_smoothing_does_not_depend_on_the_direction_of_time() -> None:
 def test_tremble_is_the_noises_deviation() -> None:
     time = torch.arange(300.0)[:, None]
     noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 0.4])
-    found = tremble(torch.sin(time / 4) + noise, 0.01)
+    found = noise_std(torch.sin(time / 4) + noise, 0.01)
     torch.testing.assert_close(found, torch.tensor([0.1, 0.4]), rtol=0.2, atol=0)
-    assert torch.equal(tremble(noise[:3], 0.01), torch.tensor([0.01, 0.01]))
+    assert torch.equal(noise_std(noise[:3], 0.01), torch.tensor([0.01, 0.01]))
 
 
 def test_single_outliers_vanish_and_tips_stay() -> None:
@@ -654,9 +657,9 @@ def test_frames_far_apart_are_no_noise(head: HeadModel, names: list[str]) -> Non
     params, jaw = head.neutral(16), names.index("jawOpen")
     params.expression[:, jaw] = torch.rand(16, generator=generator)
     params.pose[:, 3:6] = 0.4 * (torch.rand(16, 3, generator=generator) - 0.5)
-    calmed = smooth_motion(params, names, 0.3, 0.3)
-    assert (calmed.expression - params.expression).abs().max() < 0.09
-    assert (calmed.pose - params.pose).abs().max() < 0.04
+    smoothed = smooth_motion(params, names, 0.3, 0.3)
+    assert (smoothed.expression - params.expression).abs().max() < 0.09
+    assert (smoothed.pose - params.pose).abs().max() < 0.04
 
 
 def test_syllables_keep_their_width(head: HeadModel, names: list[str]) -> None:
@@ -665,5 +668,5 @@ def test_syllables_keep_their_width(head: HeadModel, names: list[str]) -> None:
     spoken = 0.25 + 0.25 * torch.sin(torch.arange(100.0) * 2 * torch.pi / 5)
     noise = 0.01 * torch.randn(100, generator=torch.Generator().manual_seed(0))
     params.expression[:, jaw] = (spoken + noise).clamp(0, 1)
-    calmed = smooth_motion(params, names, 0.3, 0.3).expression[:, jaw]
-    assert calmed[10:90].std() > 0.95 * spoken[10:90].std()
+    smoothed = smooth_motion(params, names, 0.3, 0.3).expression[:, jaw]
+    assert smoothed[10:90].std() > 0.95 * spoken[10:90].std()

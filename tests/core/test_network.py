@@ -12,11 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.attention import Conditions, transformer_block_names
+from anifacediff_core.network.attention import AttentionInputs, transformer_block_names
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import clip_preprocess
-from anifacediff_core.network.model import PARTS, AniFaceDiff, FixedRows
+from anifacediff_core.network.model import PARTS, AniFaceDiff, GraphableForward
 from anifacediff_core.network.unet import make_unet, run_unet
 from harness.weights import randomize
 
@@ -158,7 +158,7 @@ def test_reference_attention_concatenates_keys_and_values(model: AniFaceDiff) ->
     name = model.block_names[2]
     attention = model.unet.get_submodule(name).attn1
     hidden, reference = torch.randn(FRAMES, 16, 96), torch.randn(1, 16, 96)
-    conditions = Conditions(FRAMES, {name: (attention.to_k(reference), attention.to_v(reference))})
+    conditions = AttentionInputs(FRAMES, {name: (attention.to_k(reference), attention.to_v(reference))})
     actual = attention(hidden, conditions=conditions)
     context = torch.cat([hidden, reference.expand(FRAMES, -1, -1)], 1)
     plain = UNet2DConditionModel.from_config(model.unet.config).get_submodule(name).attn1
@@ -228,7 +228,7 @@ def test_forward_and_gradient_in_bfloat16(model: AniFaceDiff, batch: dict) -> No
 def test_fixed_rows_takes_tensors_only(model: AniFaceDiff, batch: dict) -> None:
     expected = model(**batch)
     rows = batch.pop("conditional_rows")
-    assert relative_error(FixedRows(model, rows)(*batch.values()), expected) < 1e-5
+    assert relative_error(GraphableForward(model, rows)(*batch.values()), expected) < 1e-5
 
 
 def test_forward_and_backward_touch_one_device_only(batch: dict) -> None:
@@ -256,11 +256,13 @@ def test_cuda_graph_equals_eager(model: AniFaceDiff, batch: dict) -> None:
     graphed.load_state_dict(model.state_dict())
     rows = batch.pop("conditional_rows")
     inputs = [value.cuda() for value in batch.values()]
-    eager = FixedRows(graphed, rows)(*inputs)
+    eager = GraphableForward(graphed, rows)(*inputs)
     eager.square().mean().backward()
     expected = [p.grad.clone() for p in graphed.parameters() if p.requires_grad]
     graphed.zero_grad()
-    module = torch.cuda.make_graphed_callables(FixedRows(graphed, rows), tuple(x.clone() for x in inputs))
+    module = torch.cuda.make_graphed_callables(
+        GraphableForward(graphed, rows), tuple(x.clone() for x in inputs)
+    )
     output = module(*inputs)
     output.square().mean().backward()
     assert relative_error(output, eager) < 1e-3

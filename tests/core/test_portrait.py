@@ -12,7 +12,7 @@ from torch import Tensor
 from anifacediff_core.capture import search
 from anifacediff_core.capture.capture import Models, crop_portrait
 from anifacediff_core.capture.detector import Detection
-from anifacediff_core.capture.missing import MISSING, held
+from anifacediff_core.capture.missing import MISSING, last_valid_index
 from anifacediff_core.capture.portrait import Portrait, find_portrait, following
 from anifacediff_core.capture.search import Follower
 from anifacediff_core.capture.tracker import Tracker
@@ -213,7 +213,7 @@ def test_unknown_choices() -> None:
 
 def test_held_frames() -> None:
     valid = torch.tensor([False, True, False, False, True, False])
-    assert held(valid).tolist() == [1, 1, 1, 1, 4, 4]
+    assert last_valid_index(valid).tolist() == [1, 1, 1, 1, 4, 4]
 
 
 # ---- which face

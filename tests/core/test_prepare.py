@@ -34,11 +34,11 @@ from anifacediff_core.lab.cli import main
 from anifacediff_core.lab.scale import Scale
 from anifacediff_core.lab.training import prepare as module
 from anifacediff_core.lab.training import shard_chunks
-from anifacediff_core.lab.training.avatar_shards import AvatarRecipe, prepare_avatars
-from anifacediff_core.lab.training.clips import Clip, Recipe, find_clips
+from anifacediff_core.lab.training.avatar_shards import AvatarShardsConfig, prepare_avatars
+from anifacediff_core.lab.training.clips import Clip, PrepareConfig, find_clips
 from anifacediff_core.lab.training.data import NormalsNoise
 from anifacediff_core.lab.training.prepare import Encoders, prepare
-from anifacediff_core.lab.training.shard_chunks import Shares, write_chunk
+from anifacediff_core.lab.training.shard_chunks import SplitRatios, write_chunk
 from anifacediff_core.lab.training.shard_format import Segment, find_shards, read_shard
 from anifacediff_core.lab.training.shard_pictures import decode_picture
 from anifacediff_core.lab.training.shards import ShardSource
@@ -53,7 +53,7 @@ from harness.weights import randomize
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASSETS = REPOSITORY / "anifacediff_core" / "assets"
 ENCODERS = Encoders(str(ASSETS / "demo.safetensors"), device="cpu")
-SMALL = Recipe(size=64, chunk=2, segment=4, picture="png")
+SMALL = PrepareConfig(size=64, chunk=2, segment=4, picture="png")
 FRAMES = 6
 
 
@@ -121,22 +121,22 @@ def skipped(folder: Path) -> dict[str, str]:
 def test_names_tell_identity_and_split(tmp_path: Path, path: str, identity: str, split: str | None) -> None:
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).touch()
-    expected = split or Shares().split(identity)
-    assert find_clips(tmp_path, Recipe()) == [Clip(path, identity, expected)]
+    expected = split or SplitRatios().split(identity)
+    assert find_clips(tmp_path, PrepareConfig()) == [Clip(path, identity, expected)]
 
 
 def test_an_expression_of_ones_own_tells_the_identity(tmp_path: Path) -> None:
     for name in ("a_take1_x.mp4", "a_take2_x.mp4"):
         (tmp_path / name).touch()
-    clips = find_clips(tmp_path, Recipe(identity=r"^([a-z]+)_take"))
+    clips = find_clips(tmp_path, PrepareConfig(identity=r"^([a-z]+)_take"))
     assert {clip.identity for clip in clips} == {"a"} and len(clips) == 2
     with pytest.raises(InputError, match="finds no identity in a_take1_x.mp4"):
-        find_clips(tmp_path, Recipe(identity=r"(\d{5})"))
+        find_clips(tmp_path, PrepareConfig(identity=r"(\d{5})"))
     with pytest.raises(InputError, match="no regular expression"):
-        Recipe(identity="(")
+        PrepareConfig(identity="(")
     for fps in ("0", "1/0", "fast"):
         with pytest.raises(InputError, match="are no frame rate"):
-            Recipe(fps=fps)
+            PrepareConfig(fps=fps)
 
 
 def test_a_folder_of_pictures_is_one_clip_whatever_its_name(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_folder_of_pictures_is_one_clip_whatever_its_name(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     for index in range(3):
         (folder / f"{index:07d}.png").touch()
-    assert [clip.path for clip in find_clips(tmp_path, Recipe())] == [f"train/{folder.name}"]
+    assert [clip.path for clip in find_clips(tmp_path, PrepareConfig())] == [f"train/{folder.name}"]
 
 
 def test_splits_share_no_identity_and_stay_as_they_are(tmp_path: Path) -> None:
@@ -152,16 +152,16 @@ def test_splits_share_no_identity_and_stay_as_they_are(tmp_path: Path) -> None:
         for take in range(2):
             (tmp_path / f"person{person}").mkdir(exist_ok=True)
             (tmp_path / f"person{person}" / f"{take}.mp4").touch()
-    recipe = Recipe(shares=Shares(0.6, 0.2, 0.2))
-    clips = find_clips(tmp_path, recipe)
+    config = PrepareConfig(shares=SplitRatios(0.6, 0.2, 0.2))
+    clips = find_clips(tmp_path, config)
     of = {name: {c.identity for c in clips if c.split == name} for name in ("train", "val", "test")}
     assert sum(map(len, of.values())) == 60
     assert len(of["train"]) > len(of["val"]) > 3 and len(of["test"]) > 3
     shutil.rmtree(tmp_path / "person0")
-    again = {clip.identity: clip.split for clip in find_clips(tmp_path, recipe)}
+    again = {clip.identity: clip.split for clip in find_clips(tmp_path, config)}
     assert all(again[clip.identity] == clip.split for clip in clips if clip.identity in again)
     with pytest.raises(InputError, match="must add up to 1"):
-        Shares(0.5, 0.1, 0.1)
+        SplitRatios(0.5, 0.1, 0.1)
 
 
 def test_an_identity_in_the_folders_of_two_splits_is_refused(tmp_path: Path) -> None:
@@ -169,15 +169,15 @@ def test_an_identity_in_the_folders_of_two_splits_is_refused(tmp_path: Path) -> 
         (tmp_path / split / "anna").mkdir(parents=True)
         (tmp_path / split / "anna" / "one.mp4").touch()
     with pytest.raises(InputError, match="'anna' lies in the folders of two splits"):
-        find_clips(tmp_path, Recipe())
-    assert len({clip.split for clip in find_clips(tmp_path, Recipe(split_folders=False))}) == 1
+        find_clips(tmp_path, PrepareConfig())
+    assert len({clip.split for clip in find_clips(tmp_path, PrepareConfig(split_folders=False))}) == 1
 
 
 def test_folders_without_videos_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no videos and no folders of pictures"):
-        find_clips(tmp_path, Recipe())
+        find_clips(tmp_path, PrepareConfig())
     with pytest.raises(InputError, match="There is no folder"):
-        find_clips(tmp_path / "gone", Recipe())
+        find_clips(tmp_path / "gone", PrepareConfig())
 
 
 # ---- what is written
@@ -375,7 +375,7 @@ def test_a_worker_lost_between_shards_and_record_leaves_nothing_twice(
 ) -> None:
     root, out = copies(*names(3)), tmp_path / "out"
     seen = watch_captures(monkeypatch)
-    real = shard_chunks.replacing
+    real = shard_chunks.atomic_write
 
     def dies_at_the_record(path: Path) -> Any:
         if path.parent.name == "chunks":
@@ -383,7 +383,7 @@ def test_a_worker_lost_between_shards_and_record_leaves_nothing_twice(
         return real(path)
 
     with monkeypatch.context() as broken:
-        broken.setattr(shard_chunks, "replacing", dies_at_the_record)
+        broken.setattr(shard_chunks, "atomic_write", dies_at_the_record)
         with pytest.raises(KeyboardInterrupt):
             prepare(root, out, ENCODERS, SMALL)
     assert len(list(out.glob("*.tar"))) == 1, "the shards of the first chunk are there, unlisted"
@@ -472,11 +472,11 @@ def test_several_processes_prepare_each_clip_once(copies: Callable[..., Path], t
 
 
 def test_avatars_become_the_same_shards_with_their_true_parameters(tmp_path: Path) -> None:
-    recipe = AvatarRecipe(count=3, frames=3, fps="1", size=64, normals=True, chunk=2, picture="png")
+    config = AvatarShardsConfig(count=3, frames=3, fps="1", size=64, normals=True, chunk=2, picture="png")
     told: list[tuple[int, int]] = []
-    prepare_avatars(tmp_path, recipe, "cpu", progress=lambda done, total: told.append((done, total)))
+    prepare_avatars(tmp_path, config, "cpu", progress=lambda done, total: told.append((done, total)))
     found = segments(tmp_path)
-    assert sorted(s.info.identity for s in found) == [recipe.identity(number) for number in range(3)]
+    assert sorted(s.info.identity for s in found) == [config.identity(number) for number in range(3)]
     assert told[-1][0] == told[-1][1] and all(s.parameters.valid.all() for s in found)
     first = found[0]
     drawn = render_normals(HeadModel.bundled(), first.parameters, 64)
@@ -484,10 +484,10 @@ def test_avatars_become_the_same_shards_with_their_true_parameters(tmp_path: Pat
     assert (stored - drawn).abs().max() < 0.51 / 255
     before = {path: path.read_bytes() for path in tmp_path.glob("*.tar")}
     shutil.rmtree(tmp_path / "chunks")
-    prepare_avatars(tmp_path, recipe, "cpu")
+    prepare_avatars(tmp_path, config, "cpu")
     assert {path: path.read_bytes() for path in tmp_path.glob("*.tar")} == before, "seeds decide everything"
     with pytest.raises(InputError, match="was begun with count 3 and not 4"):
-        prepare_avatars(tmp_path, replace(recipe, count=4), "cpu")
+        prepare_avatars(tmp_path, replace(config, count=4), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -495,12 +495,12 @@ def test_avatars_become_the_same_shards_with_their_true_parameters(tmp_path: Pat
 )
 def test_avatars_that_no_shard_can_have_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
-        replace(AvatarRecipe(count=1), **change)
+        replace(AvatarShardsConfig(count=1), **change)
     assert "\n" not in str(caught.value)
 
 
 def test_an_avatar_in_a_shard_wears_its_own_shape(tmp_path: Path) -> None:
-    prepare_avatars(tmp_path, AvatarRecipe(count=1, frames=2, size=64, picture="png"), "cpu")
+    prepare_avatars(tmp_path, AvatarShardsConfig(count=1, frames=2, size=64, picture="png"), "cpu")
     (segment,) = segments(tmp_path)
     head = HeadModel.bundled()
     assert segment.parameters.shape.abs().max() > 0

@@ -27,7 +27,6 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.lab.cli import main
 from anifacediff_core.lab.evaluation import pairs as pairs_module
-from anifacediff_core.lab.evaluation import results
 from anifacediff_core.lab.evaluation.faces import FaceReader, face_distances, five_points
 from anifacediff_core.lab.evaluation.generate import VARIANTS, Generator
 from anifacediff_core.lab.evaluation.identity import Embedder
@@ -42,8 +41,8 @@ from anifacediff_core.lab.evaluation.pairs import (
     read_pairs,
     write_pairs,
 )
-from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, Networks, measure
-from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingError, warped_difference
+from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, MetricModels, measure
+from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingMetric, warped_difference
 from anifacediff_core.lab.evaluation.tables import results_markdown
 from anifacediff_core.lab.metrics import flicker
 from anifacediff_core.sampling.settings import SamplingSettings
@@ -59,6 +58,9 @@ class MeanColors:
 
     def __call__(self, frames: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(frames, 3).flatten(1)
+
+
+from anifacediff_core.lab.evaluation.sheet import SHEET_SIDE
 
 
 def write_clip(folder: Path, frames: Tensor) -> None:
@@ -267,7 +269,7 @@ def test_motion_is_no_warping_error_but_flicker_is() -> None:
     picture = torch.nn.functional.interpolate(noise(1, 3, 12), (96, 96), mode="bicubic").clamp(0.1, 0.9)[0]
 
     def error(frames: Iterator[Tensor]) -> float:
-        found = WarpingError()
+        found = WarpingMetric()
         for frame in frames:
             found.update(frame)
         return found.value
@@ -283,9 +285,9 @@ def test_motion_is_no_warping_error_but_flicker_is() -> None:
 
 
 @pytest.fixture
-def networks(tmp_path: Path) -> Networks:
+def networks(tmp_path: Path) -> MetricModels:
     path = write_onnx(tmp_path / "arcface.onnx", np.random.default_rng(0).normal(size=(3, 8)), side=112)
-    return Networks(inception=MeanColors(), embedder=Embedder.load(path))
+    return MetricModels(inception=MeanColors(), embedder=Embedder.load(path))
 
 
 def copy_truth(pairs: list[Pair], folder: Path) -> Method:
@@ -303,7 +305,7 @@ def test_the_truth_as_a_result_is_perfect(videos: Path, tmp_path: Path) -> None:
     pairs = draw_pairs(videos, (SAME,), count=4)
     method = copy_truth(pairs, tmp_path / "truth")
     embedder = Embedder.load(write_onnx(tmp_path / "net.onnx", np.eye(3), side=112))
-    networks = Networks(MeanColors(), embedder)
+    networks = MetricModels(MeanColors(), embedder)
     report, _ = measure([method], pairs, networks, reference=find_clips(tmp_path / "truth"))
     found = report["methods"]["truth"]["protocols"][SAME]
     assert found["psnr"] == pytest.approx(100) and found["ssim"] == pytest.approx(1, abs=1e-5)
@@ -315,7 +317,7 @@ def test_the_truth_as_a_result_is_perfect(videos: Path, tmp_path: Path) -> None:
 
 
 def test_moving_truth_has_flicker_one_and_no_distance(
-    videos: Path, tmp_path: Path, networks: Networks
+    videos: Path, tmp_path: Path, networks: MetricModels
 ) -> None:
     pairs = draw_pairs(videos, (SAME,), count=4)
     methods = [copy_truth(pairs, tmp_path / "truth"), copy_truth(pairs, tmp_path / "still")]
@@ -326,7 +328,7 @@ def test_moving_truth_has_flicker_one_and_no_distance(
     truth, still = (report["methods"][name]["protocols"][SAME] for name in ("truth", "still"))
     assert truth["fid"] == pytest.approx(0, abs=1e-9) and truth["flicker"] == pytest.approx(1)
     assert still["fid"] > 1e-4 and still["flicker"] == 0 and still["csim"] != truth["csim"]
-    assert sheet is not None and sheet.shape == (3, 4 * results.SHEET_SIDE, 4 * results.SHEET_SIDE)
+    assert sheet is not None and sheet.shape == (3, 4 * SHEET_SIDE, 4 * SHEET_SIDE)
 
 
 def test_csim_is_the_mean_cosine_with_the_source_over_all_frames(tmp_path: Path) -> None:
@@ -337,7 +339,7 @@ def test_csim_is_the_mean_cosine_with_the_source_over_all_frames(tmp_path: Path)
     shown = torch.stack([red, green, (red + green) - 0.5]).view(3, 3, 1, 1).expand(3, 3, 16, 16)
     write_clip(tmp_path / "ours" / pairs[0].pair, shown)
     embedder = Embedder.load(write_onnx(tmp_path / "net.onnx", np.eye(3), side=112))
-    report, _ = measure([Method.of("ours", tmp_path / "ours")], pairs, Networks(embedder=embedder))
+    report, _ = measure([Method.of("ours", tmp_path / "ours")], pairs, MetricModels(embedder=embedder))
     # 128/255 is not quite 0.5, and with it every other color of the files
     x, y = 1.0, 2 * 128 / 255 - 1
     colors = np.array([[x, y, y], [y, x, y], [x, x, y]])
@@ -349,7 +351,7 @@ def test_csim_is_the_mean_cosine_with_the_source_over_all_frames(tmp_path: Path)
 
 def test_missing_networks_are_said_in_the_cells(videos: Path, tmp_path: Path) -> None:
     pairs = draw_pairs(videos, (SAME, CROSS), count=2)
-    report, _ = measure([copy_truth(pairs, tmp_path / "fomm")], pairs, Networks())
+    report, _ = measure([copy_truth(pairs, tmp_path / "fomm")], pairs, MetricModels())
     for protocol in (SAME, CROSS):
         found = report["methods"]["fomm"]["protocols"][protocol]
         assert all(found.get(metric) is None for metric in ("fid", "csim", "apd", "aed"))
@@ -359,7 +361,7 @@ def test_missing_networks_are_said_in_the_cells(videos: Path, tmp_path: Path) ->
 
 
 def test_bad_results_are_listed_and_the_rest_is_measured(
-    videos: Path, tmp_path: Path, networks: Networks
+    videos: Path, tmp_path: Path, networks: MetricModels
 ) -> None:
     pairs = draw_pairs(videos, (SAME,), count=4)
     method = copy_truth(pairs, tmp_path / "ours")
@@ -391,7 +393,7 @@ def test_a_damaged_video_does_not_stop_the_others(videos: Path, tmp_path: Path) 
             video.write(noise(11, 0))
     whole = (folder / f"{pairs[0].pair}.mp4").read_bytes()
     (folder / f"{pairs[0].pair}.mp4").write_bytes(whole[: len(whole) // 2])
-    report, _ = measure([Method.of("ours", folder)], pairs, Networks())
+    report, _ = measure([Method.of("ours", folder)], pairs, MetricModels())
     assert list(report["methods"]["ours"]["problems"]) == [pairs[0].pair]
     assert report["methods"]["ours"]["protocols"][SAME]["results"] == 1
 
@@ -419,7 +421,7 @@ def test_frames_are_never_held_all_at_once(
     monkeypatch.setattr(results, "one_frame", lambda clip, index: torch.zeros(3, 16, 16))
     (tmp_path / "ours" / "p").mkdir(parents=True)
     report, _ = measure(
-        [Method.of("ours", tmp_path / "ours")], pairs, Networks(MeanColors()), reference=[Path("unused")]
+        [Method.of("ours", tmp_path / "ours")], pairs, MetricModels(MeanColors()), reference=[Path("unused")]
     )
     assert report["methods"]["ours"]["protocols"][SAME]["frames"] == 200
     assert most <= 2 * pairs_module.AT_ONCE + 2  # a stack, the one before it, and their last frames
@@ -522,7 +524,7 @@ def test_variants_switch_alignment_and_adapter(
     assert pipeline.calls == ([(0.0, scale), cross] if variant.fsa else [cross])
     method = Method.of(name, tmp_path / "out")
     assert (method.fsa, method.adapter, method.protocols) == (variant.fsa, variant.adapter, variant.protocols)
-    report, _ = measure([method], pairs, Networks())
+    report, _ = measure([method], pairs, MetricModels())
     assert report["methods"][name]["problems"] == {}
 
 
@@ -550,7 +552,7 @@ def test_a_source_that_nobody_needs_does_not_cost_the_report(videos: Path, tmp_p
     (pair,) = draw_pairs(videos, (CROSS,), count=1)
     shutil.copytree(pair.driving, tmp_path / "results" / pair.pair)
     gone = replace(pair, source=str(tmp_path / "gone.png"))
-    report, sheet = measure([Method.of("copy", tmp_path / "results")], [gone], Networks())
+    report, sheet = measure([Method.of("copy", tmp_path / "results")], [gone], MetricModels())
     assert report["methods"]["copy"]["protocols"][CROSS]["results"] == 1
     assert sheet is not None and float(sheet[:, :, :160].std()) == 0
 
@@ -609,7 +611,7 @@ def test_avatars_from_the_list_to_the_report(
     assert "five points" in report["networks"]["csim"]
     text = (tmp_path / "report" / "report.md").read_text()
     assert "pose (bundled encoder)" in text and "no DECA file" in text and "Table 2" in text
-    assert read_image(tmp_path / "report" / "sheet.jpg").shape[-1] == 5 * results.SHEET_SIDE
+    assert read_image(tmp_path / "report" / "sheet.jpg").shape[-1] == 5 * SHEET_SIDE
 
 
 def test_a_folder_of_clips_in_one_command(
@@ -638,7 +640,7 @@ def test_apd_and_aed_are_measured_by_decas_own_file(avatars: Path, tmp_path: Pat
     flame.write_pickle(tmp_path / "generic_model.pkl", flame.make_fields())
     pairs = [replace(pair, frames=2) for pair in draw_pairs(avatars, (SAME,), count=1)]
     reader = FaceReader.deca(tmp_path / "deca_model.tar", tmp_path / "generic_model.pkl", files.BUNDLED)
-    report, _ = measure([copy_truth(pairs, tmp_path / "truth")], pairs, Networks(readers=(reader,)))
+    report, _ = measure([copy_truth(pairs, tmp_path / "truth")], pairs, MetricModels(readers=(reader,)))
     found = report["methods"]["truth"]["protocols"][SAME]
     assert found["frames_without_face"] == {"DECA (deca_model.tar)": 0}
     assert found["apd"] == pytest.approx(0, abs=1e-6) and found["aed"] == pytest.approx(0, abs=1e-6)

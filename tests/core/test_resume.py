@@ -25,8 +25,8 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.training import distribution, engine, launch, states
 from anifacediff_core.lab.training.data import Pool, PoolPlan
-from anifacediff_core.lab.training.journal import Journal
 from anifacediff_core.lab.training.phases import run_phase
+from anifacediff_core.lab.training.run_logger import RunLogger
 from anifacediff_core.lab.training.settings import read_experiment
 from anifacediff_core.lab.training.task import Loop, TrainingError, load_weights
 
@@ -85,7 +85,7 @@ class Walk:
     def weights(self) -> dict[str, torch.Tensor]:
         return dict(self.module.state_dict())
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def walk(folder: Path, task: Walk | None = None, **loop: Any) -> dict[int, float
     )
     task = task or Walk()
     accelerator = distribution.make_accelerator(settings, seed=0)
-    engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
+    engine.run(task, settings, accelerator, folder, RunLogger(folder, accelerator))
     return losses(folder / "log.jsonl")
 
 
@@ -275,7 +275,7 @@ def test_a_phase_that_gets_no_further_is_not_started_again(
         launch.run_all({"phases": {"walk": {}}}, tmp_path, [], devices=99)
 
 
-def test_a_journal_whose_reader_is_gone_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_whose_reader_is_gone_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(*_: Any, **__: Any) -> None:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 

@@ -13,7 +13,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
@@ -39,7 +39,7 @@ def pipeline(head: HeadModel) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def conditioning(pipeline: Pipeline) -> Conditioning:
+def conditioning(pipeline: Pipeline) -> VideoConditioning:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         return pipeline.model.encode_conditioning(
@@ -113,10 +113,10 @@ def test_euler_is_ddim(zero_terminal_snr: bool, prediction: str) -> None:
         expected = scheduler.step(network(expected, int(timestep)), timestep, expected, eta=0).prev_sample
 
     timesteps, sigmas = schedule.trailing(20)
-    latents = schedule.noisy(noise, sigmas[0])
+    latents = schedule.noise_scaling(noise, sigmas[0])
     for step, timestep in enumerate(timesteps):
-        prediction_ = network(schedule.model_input(latents, sigmas[step]), int(timestep))
-        denoised = schedule.denoised(prediction_, latents, sigmas[step])
+        prediction_ = network(schedule.scale_model_input(latents, sigmas[step]), int(timestep))
+        denoised = schedule.pred_original_sample(prediction_, latents, sigmas[step])
         latents = euler_step(latents, denoised, sigmas[step], sigmas[step + 1])
     assert (latents - expected).norm() / expected.norm() < 2e-3
 
@@ -130,9 +130,11 @@ def test_true_prediction_gives_back_the_clean_latents(prediction: str) -> None:
         target = noise if prediction == "epsilon" else alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         noisy = clean + sigma * noise
         assert torch.allclose(
-            schedule.model_input(noisy, sigma), alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, atol=1e-4
+            schedule.scale_model_input(noisy, sigma),
+            alpha.sqrt() * clean + (1 - alpha).sqrt() * noise,
+            atol=1e-4,
         )
-        assert torch.allclose(schedule.denoised(target, noisy, sigma), clean, atol=1e-4)
+        assert torch.allclose(schedule.pred_original_sample(target, noisy, sigma), clean, atol=1e-4)
 
 
 # --- windows --------------------------------------------------------------------------------------------
@@ -202,16 +204,16 @@ def test_noise_has_unit_variance_and_the_common_share(shared: float) -> None:
 # --- pipeline -------------------------------------------------------------------------------------------
 
 
-def test_one_window_is_a_plain_sampling_loop(pipeline: Pipeline, conditioning: Conditioning) -> None:
+def test_one_window_is_a_plain_sampling_loop(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
     noise = torch.randn(9, 4, 8, 8)
     actual = pipeline.sample(conditioning, steps=3, cfg=2.0, noise=noise)
     model, schedule = pipeline.model, NoiseSchedule.of(pipeline.model.config)
     timesteps, sigmas = schedule.trailing(3)
-    latents = schedule.noisy(noise, sigmas[0])
+    latents = schedule.noise_scaling(noise, sigmas[0])
     for step in range(3):
         with torch.no_grad():
             both = model.predict(
-                schedule.model_input(latents, sigmas[step]),
+                schedule.scale_model_input(latents, sigmas[step]),
                 timesteps[step : step + 1],
                 conditioning,
                 expression_scale=1.0,
@@ -219,7 +221,7 @@ def test_one_window_is_a_plain_sampling_loop(pipeline: Pipeline, conditioning: C
             )
         conditional, unconditional = both.chunk(2)
         guided = 2 * conditional - unconditional
-        denoised = schedule.denoised(guided, latents, sigmas[step])
+        denoised = schedule.pred_original_sample(guided, latents, sigmas[step])
         latents = euler_step(latents, denoised, sigmas[step], sigmas[step + 1])
     assert (actual - latents).norm() / latents.norm() < 1e-4
 
@@ -247,7 +249,7 @@ def test_prediction_is_the_training_forward(pipeline: Pipeline) -> None:
 
 
 def test_without_guidance_only_the_conditional_half_runs(
-    pipeline: Pipeline, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, conditioning: VideoConditioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
     predict = pipeline.model.predict
@@ -263,7 +265,7 @@ def test_without_guidance_only_the_conditional_half_runs(
 
 
 def test_what_nobody_asks_for_is_as_the_weights_want_it(
-    pipeline: Pipeline, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, conditioning: VideoConditioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipeline, "sampling", SamplingConfig(steps=3, cfg=2.0))
     noise = torch.randn(9, 4, 8, 8)
@@ -273,7 +275,9 @@ def test_what_nobody_asks_for_is_as_the_weights_want_it(
     assert torch.equal(asked, pipeline.sample(conditioning, steps=1, cfg=2.0, noise=noise))
 
 
-def test_windows_of_independent_frames_change_nothing(pipeline: Pipeline, conditioning: Conditioning) -> None:
+def test_windows_of_independent_frames_change_nothing(
+    pipeline: Pipeline, conditioning: VideoConditioning
+) -> None:
     """Frames are independent then, so any windows must give the same."""
     still = Pipeline(AniFaceDiff(CONFIG), pipeline.autoencoder, pipeline.head)
     still.model.load_state_dict({k: v for k, v in pipeline.model.state_dict().items() if "motion." not in k})
@@ -284,7 +288,7 @@ def test_windows_of_independent_frames_change_nothing(pipeline: Pipeline, condit
 
 
 def test_network_never_sees_more_than_a_window(
-    pipeline: Pipeline, conditioning: Conditioning, monkeypatch: pytest.MonkeyPatch
+    pipeline: Pipeline, conditioning: VideoConditioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = []
     predict = pipeline.model.predict
@@ -302,14 +306,14 @@ def test_network_never_sees_more_than_a_window(
     assert done == [(i, 6) for i in range(1, 7)]
 
 
-def test_seed_and_expression_scale(pipeline: Pipeline, conditioning: Conditioning) -> None:
+def test_seed_and_expression_scale(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
     first = pipeline.sample(conditioning, steps=1, seed=1)
     assert torch.equal(first, pipeline.sample(conditioning, steps=1, seed=1))
     assert not torch.allclose(first, pipeline.sample(conditioning, steps=1, seed=2))
     assert not torch.allclose(first, pipeline.sample(conditioning, steps=1, seed=1, expression_scale=0.0))
 
 
-def test_cancelled_by_the_progress_callback(pipeline: Pipeline, conditioning: Conditioning) -> None:
+def test_cancelled_by_the_progress_callback(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
     def cancel(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
@@ -338,7 +342,7 @@ def test_from_file_to_frames(pipeline: Pipeline, parameters: FaceParameters, tmp
 
 
 def test_bad_sources_and_windows_are_refused(
-    pipeline: Pipeline, conditioning: Conditioning, parameters: FaceParameters
+    pipeline: Pipeline, conditioning: VideoConditioning, parameters: FaceParameters
 ) -> None:
     for shape in ((1, 3, 64, 72), (1, 4, 64, 64), (2, 3, 64, 64), (1, 3, 60, 60)):
         with pytest.raises(InputError, match="expected one RGB square"):
@@ -350,7 +354,7 @@ def test_bad_sources_and_windows_are_refused(
 
 
 @pytest.mark.slow
-def test_bfloat16_runs(pipeline: Pipeline, conditioning: Conditioning) -> None:
+def test_bfloat16_runs(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
     model = AniFaceDiff(CONFIG, motion=True)
     model.load_state_dict(pipeline.model.state_dict())
     low = Pipeline(model, AutoEncoder(), pipeline.head, dtype=torch.bfloat16)

@@ -32,8 +32,15 @@ from anifacediff_core.progress import Progress
 from anifacediff_core.sampling import segments as module
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.pipeline import Pipeline
-from anifacediff_core.sampling.segments import Carried, Footage, Make, Segment, Work, plan_segments
-from anifacediff_core.sampling.windows import blend_finished, initial_noise
+from anifacediff_core.sampling.segments import (
+    ResumableVideo,
+    Segment,
+    SegmentFn,
+    SegmentState,
+    VideoTiming,
+    plan_segments,
+)
+from anifacediff_core.sampling.windows import blend_previous, initial_noise
 from anifacediff_core.video import VideoWriter, frame_pace, join_videos, probe, read_frames
 from harness.videos import RATE, SOUND_RATE, steady, write_driver
 from harness.weights import narrow_config, randomize
@@ -42,7 +49,7 @@ FRAMES, LENGTH, OVERLAP = 20, 6, 2
 
 
 class Made:
-    """Makes segments whose pictures follow from what the one before handed on.
+    """Makes segments whose pictures follow from the state after the one before.
 
     Attributes:
         asked: numbers of the segments that were made.
@@ -53,9 +60,9 @@ class Made:
         self.asked: list[int] = []
         self.stop_at, self.side = stop_at, side
 
-    def __call__(self, segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+    def __call__(self, segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
         self.asked.append(segment.number)
-        before = float(carried["level"]) if carried else 0.0
+        before = float(state["level"]) if state else 0.0
         return self.pictures(segment, before), {"level": torch.tensor(before + 0.1)}
 
     def pictures(self, segment: Segment, before: float) -> Iterator[Tensor]:
@@ -69,30 +76,30 @@ class Made:
 class Run:
     """One video in the making, and what was said."""
 
-    def __init__(self, folder: Path, footage: Footage | None = None) -> None:
+    def __init__(self, folder: Path, timing: VideoTiming | None = None) -> None:
         self.out, self.partial = folder / "out.mp4", folder / "out.partial.mp4"
         self.folder = folder / "out.mp4.work"
-        self.footage = footage or Footage(RATE)
+        self.timing = timing or VideoTiming(RATE)
         self.said: list[str] = []
 
-    def begin(self, decisive: str = "settings") -> AbstractContextManager[Work]:
-        return Work.begin(self.folder, self.partial, decisive, self.footage, self.said.append)
+    def begin(self, cache_key: str = "settings") -> AbstractContextManager[ResumableVideo]:
+        return ResumableVideo.begin(self.folder, self.partial, cache_key, self.timing, self.said.append)
 
-    def __call__(self, make: Made, decisive: str = "settings", frames: int = FRAMES) -> int:
-        return self.run(plan_segments(frames, LENGTH, OVERLAP), make, decisive=decisive)
+    def __call__(self, make: Made, cache_key: str = "settings", frames: int = FRAMES) -> int:
+        return self.run(plan_segments(frames, LENGTH, OVERLAP), make, cache_key=cache_key)
 
     def run(
         self,
         segments: list[Segment],
-        make: Make,
+        make: SegmentFn,
         progress: Progress | None = None,
-        decisive: str = "settings",
+        cache_key: str = "settings",
     ) -> int:
-        with self.begin(decisive) as work:
+        with self.begin(cache_key) as work:
             return work.run(self.out, segments, make, progress)
 
-    def parameters(self, driver: str, read: Any, decisive: str = "settings") -> tuple[FaceParameters, str]:
-        with self.begin(decisive) as work:
+    def parameters(self, driver: str, read: Any, cache_key: str = "settings") -> tuple[FaceParameters, str]:
+        with self.begin(cache_key) as work:
             return work.parameters(driver, read)
 
     def join_finished(self) -> int:
@@ -223,8 +230,8 @@ def test_other_settings_start_anew_and_keep_what_was_finished(run: Run) -> None:
     assert sorted(path.name for path in run.folder.iterdir()) == ["manifest.json"]
 
 
-def notes(**footage: Any) -> str:
-    whole = {"rate": "24", "sound": None, "times": [], **footage}
+def notes(**timing: Any) -> str:
+    whole = {"rate": "24", "sound": None, "times": [], **timing}
     return json.dumps({"version": 1, "fingerprint": "settings", "footage": whole})
 
 
@@ -252,8 +259,8 @@ def test_a_second_run_is_refused(run: Run, whole: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from anifacediff_core.storage import sole
-with sole(Path(sys.argv[1]), "busy"):
+from anifacediff_core.storage import file_lock
+with file_lock(Path(sys.argv[1]), "busy"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -458,8 +465,8 @@ def facts(path: Path) -> tuple[int, Fraction, float]:
 def test_frames_rate_and_sound_are_exact(tmp_path: Path, seconds: Fraction) -> None:
     driver = tmp_path / "driver.mp4"
     write_driver(driver, steady(FRAMES), float(seconds))
-    run = Run(tmp_path, Footage.of(driver))
-    assert (run.footage.rate, run.footage.times) == (RATE, ()), "though the file's mean is another"
+    run = Run(tmp_path, VideoTiming.of(driver))
+    assert (run.timing.rate, run.timing.times) == (RATE, ()), "though the file's mean is another"
     run(Made())
     frames, rate, longer = facts(run.out)
     assert (frames, rate) == (FRAMES, RATE) and abs(longer) < 2048 / SOUND_RATE * RATE
@@ -486,12 +493,12 @@ def test_times_of_a_video_without_a_constant_rate_are_kept(tmp_path: Path) -> No
     driver = tmp_path / "driver.mp4"
     write_driver(driver, list(times), float(times[-1]))
     assert frame_pace(driver)[1] == pytest.approx(list(times), abs=1e-4)
-    run = Run(tmp_path, Footage.of(driver))
+    run = Run(tmp_path, VideoTiming.of(driver))
     run(Made())
     assert frame_pace(run.out)[1] == pytest.approx(list(times), abs=1e-4)
     assert len(frames_of(run.out)) == FRAMES and probe(run.out).has_audio
 
-    cut = Run(tmp_path / "cut", Footage.of(driver, 12))
+    cut = Run(tmp_path / "cut", VideoTiming.of(driver, 12))
     cut(Made(), frames=12)
     assert frame_pace(cut.out)[1] == pytest.approx(list(times[:12]), abs=1e-4)
 
@@ -510,7 +517,7 @@ def test_sound_begins_with_the_pictures(tmp_path: Path) -> None:
     late = [0.5 + time for time in steady(FRAMES)]
     write_driver(tmp_path / "late.mp4", late, 0.5 + float(FRAMES / RATE))
     (tmp_path / "late.mp4").rename(driver)
-    run = Run(tmp_path, Footage(RATE, str(driver)))
+    run = Run(tmp_path, VideoTiming(RATE, str(driver)))
     run(Made())
     assert abs(facts(run.out)[2]) < 2048 / SOUND_RATE * RATE
 
@@ -540,7 +547,7 @@ def test_any_sound_goes_along(
     run: Run, name: str, codec: str, rate: int, container: str, found: tuple[str, int]
 ) -> None:
     write_sound(run.out.with_name(name), codec, rate, container)
-    run.footage = Footage(RATE, str(run.out.with_name(name)))
+    run.timing = VideoTiming(RATE, str(run.out.with_name(name)))
     run(Made())
     with av.open(str(run.out)) as result:
         coder = result.streams.audio[0].codec_context
@@ -551,7 +558,7 @@ def test_any_sound_goes_along(
 def test_damaged_sound_costs_no_pictures(run: Run) -> None:
     sound = run.out.with_name("sound.wav")
     sound.write_bytes(b"no sound at all")
-    run.footage = Footage(RATE, str(sound))
+    run.timing = VideoTiming(RATE, str(sound))
     assert run(Made()) == len(frames_of(run.out)) == FRAMES
     assert not probe(run.out).has_audio and "sound.wav cannot be kept and is left out" in run.said[-1]
 
@@ -575,7 +582,7 @@ with VideoWriter(Path(sys.argv[1]), Fraction(24), repeatable=True) as video:
 
 
 def test_without_sound_and_with_a_driver_that_is_gone(tmp_path: Path) -> None:
-    run = Run(tmp_path, Footage(RATE, str(tmp_path / "gone.mp4")))
+    run = Run(tmp_path, VideoTiming(RATE, str(tmp_path / "gone.mp4")))
     run(Made())
     assert not probe(run.out).has_audio
 
@@ -622,8 +629,8 @@ def test_fingerprints_change_with_everything(tmp_path: Path) -> None:
 
 def test_finished_frames_fade_into_new_ones() -> None:
     new, finished = torch.ones(6, 1, 1, 1), torch.zeros(3, 1, 1, 1)
-    assert blend_finished(new, finished).flatten().tolist() == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
-    assert torch.equal(blend_finished(new, finished[:0]), new)
+    assert blend_previous(new, finished).flatten().tolist() == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert torch.equal(blend_previous(new, finished[:0]), new)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
@@ -649,17 +656,17 @@ def pipeline() -> Pipeline:
     return Pipeline(network, randomize(AutoEncoder(), 1), HeadModel.bundled())
 
 
-Maker = Callable[[Segment, Carried], tuple[Iterator[Tensor], Carried]]
+SegmentMaker = Callable[[Segment, SegmentState], tuple[Iterator[Tensor], SegmentState]]
 
 
-def maker(pipeline: Pipeline, driving: FaceParameters, latents: dict[int, Tensor]) -> Maker:
+def maker(pipeline: Pipeline, driving: FaceParameters, latents: dict[int, Tensor]) -> SegmentMaker:
     source, portrait = driving[0], torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
 
-    def make(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+    def make(segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
         conditioning = pipeline.conditioning(portrait, source, driving[segment.sampled])
         sampled = pipeline.sample(
             conditioning, steps=2, cfg=1.0, window=5, overlap=OVERLAP, shared_noise=0.5,
-            first=segment.start, finished=carried.get("latents"),
+            first=segment.start, previous_latents=state.get("latents"),
         )  # fmt: skip
         written = segment.stop - segment.start
         latents[segment.number] = sampled
@@ -681,10 +688,10 @@ def test_latents_do_not_depend_on_where_it_was_interrupted(
             driving, _ = work.parameters("driver", lambda: (moving(frames), "note"))
             make = maker(pipeline, driving, made)
 
-            def some(segment: Segment, carried: Carried) -> tuple[Iterator[Tensor], Carried]:
+            def some(segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
                 if len(made) == most:
                     raise KeyboardInterrupt
-                return make(segment, carried)
+                return make(segment, state)
 
             with suppress(KeyboardInterrupt):
                 work.run(run.out, segments, some, None)
@@ -705,10 +712,10 @@ def test_neighboring_segments_meet_without_a_seam(pipeline: Pipeline) -> None:
     head = pipeline.head
     driving = FaceParameters.neutral(16, head.name, head.n_shape, head.n_expression)
     found: dict[int, Tensor] = {}
-    make, carried = maker(pipeline, driving, found), {}
+    make, state = maker(pipeline, driving, found), {}
     first, second = plan_segments(16, 8, 4)
     for segment in (first, second):
-        _, carried = make(segment, carried)
+        _, state = make(segment, state)
     apart: dict[int, Tensor] = {}
     maker(pipeline, driving, apart)(second, {})
     last, ahead = found[0][first.stop - 1], found[0][first.stop]

@@ -222,7 +222,7 @@ def test_batches_after_a_restore_are_those_of_a_run_without_a_stop(
     noise = NormalsNoise(weakened=0.25, blurred=0.25)
     settings: dict[str, Any] = {"workers": workers, "noise": noise, "rows": 5}
     whole = source(urls, head, **settings)
-    expected = [whole.draw() for _ in range(17)]  # 48 picks an epoch: into the second
+    expected = [whole.draw() for _ in range(17)]  # 48 samples an epoch: into the second
     assert {told(latent) for pairs in expected for latent in pairs.latents}
     for stop in (0, 3, 11):
         before = source(urls, head, **settings)
@@ -257,7 +257,7 @@ def test_going_on_opens_only_shards_that_are_still_needed(
 
     data = source(videos, head, buffer=2)
     for _ in range(10):
-        data.draw()  # 40 of 48 picks
+        data.draw()  # 40 of 48 samples
     opened: list[str] = []
 
     def watched(url: str) -> Any:
@@ -323,7 +323,7 @@ def test_stored_normals_are_those_that_are_drawn(head: HeadModel, tmp_path: Path
     noise = NormalsNoise(weakened=0.25, blurred=0.25)
     stored = source(urls, head, noise=noise)
     rendered = source(urls, head, noise=noise, normals="rendered")
-    assert stored.reading.normals and not rendered.reading.normals
+    assert stored.config.normals and not rendered.config.normals
     for _ in range(3):
         a, b = stored.draw().normals, rendered.draw().normals
         assert a.max() > 0.5

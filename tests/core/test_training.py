@@ -27,18 +27,18 @@ from anifacediff_core.lab.evaluation.protocol import Protocol
 from anifacediff_core.lab.training import distribution, engine
 from anifacediff_core.lab.training.autoencoder import AutoencoderSettings, fold_moments, latent_moments
 from anifacediff_core.lab.training.capture import (
+    Augmentation,
     CaptureSettings,
-    Spoil,
+    augment,
     detector_error,
     encoder_batch,
     jpeg,
-    spoil,
 )
 from anifacediff_core.lab.training.data import Pool, PoolPlan, weaken_expression
-from anifacediff_core.lab.training.journal import Journal
 from anifacediff_core.lab.training.phase import network_config
 from anifacediff_core.lab.training.phases import PHASES, run_phase
 from anifacediff_core.lab.training.reenactment import DenoisingSettings, diffuse, mixed_noise
+from anifacediff_core.lab.training.run_logger import RunLogger
 from anifacediff_core.lab.training.settings import build, read_experiment
 from anifacediff_core.lab.training.task import Loop, TrainingError, load_weights
 from anifacediff_core.network.autoencoder import AutoEncoder
@@ -116,7 +116,7 @@ class Line:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.drawn = state["drawn"]
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         self.sampled.append(fraction)
         return {"weight": float(self.module.weight.detach())}
 
@@ -124,7 +124,7 @@ class Line:
 def train_line(folder: Path, task: Line, **loop: Any) -> list[dict[str, Any]]:
     settings = Loop(learning_rate=0.1, lr_warmup_steps=5, mixed_precision="no", **loop)
     accelerator = distribution.make_accelerator(settings, seed=0)
-    engine.run(task, settings, accelerator, folder, Journal(folder, accelerator))
+    engine.run(task, settings, accelerator, folder, RunLogger(folder, accelerator))
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
@@ -270,6 +270,11 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
         build(PoolPlan, settings["pool"])
         build(Loop, settings["loop"])
         build(kinds.get(phase, DenoisingSettings), settings.get("settings"))
+
+
+def test_experiments_with_former_names_of_settings_are_read() -> None:
+    assert build(Loop, {"steps": 1, "clip": 0.5}).max_grad_norm == 0.5
+    assert build(CaptureSettings, {"spoil": {"blur": 0.0}}).augmentation == Augmentation(blur=0)
 
 
 def test_diffusion_targets_lead_back_to_the_clean_latents() -> None:
@@ -466,7 +471,9 @@ def test_weakened_normals_keep_the_head_and_lose_the_expression() -> None:
 def test_crops_and_their_cameras_agree() -> None:
     head = HeadModel.bundled()
     pool = Pool(Studio(head), head, PoolPlan(identities=2, stills=1, size=128, normals=False), seed=1).fill()
-    settings = CaptureSettings(rows=4, spoil=Spoil(color=0, gray=0, blur=0, noise=0, blocks=0, occlusion=0))
+    settings = CaptureSettings(
+        rows=4, augmentation=Augmentation(color=0, gray=0, blur=0, noise=0, blocks=0, occlusion=0)
+    )
     crops, params = encoder_batch(pool, head, settings)
     covered = draw_normals(head, params, 224).amax(1, keepdim=True) > 0
     background = crops[:, :, :4].mean((2, 3), keepdim=True)
@@ -476,12 +483,12 @@ def test_crops_and_their_cameras_agree() -> None:
     assert (squares[:, :2] + squares[:, 2:] / 2 - 0.5).abs().max() < 0.1, "the face is in the crop's middle"
 
 
-def test_spoiled_pictures_stay_pictures_and_jpeg_hardly_changes_a_flat_one() -> None:
+def test_augmented_pictures_stay_pictures_and_jpeg_hardly_changes_a_flat_one() -> None:
     torch.manual_seed(0)
     images = torch.rand(16, 3, 64, 64)
-    spoiled = spoil(images, Spoil())
-    assert spoiled.shape == images.shape and spoiled.min() >= 0 and spoiled.max() <= 1
-    assert (spoiled - images).abs().mean((1, 2, 3)).min() > 0
+    augmented = augment(images, Augmentation())
+    assert augmented.shape == images.shape and augmented.min() >= 0 and augmented.max() <= 1
+    assert (augmented - images).abs().mean((1, 2, 3)).min() > 0
     flat = torch.full((4, 3, 32, 32), 0.5)
     assert (jpeg(flat) - flat).abs().max() < 0.02
 

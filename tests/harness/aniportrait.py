@@ -108,7 +108,7 @@ def pose_guider_file(config: NetworkConfig) -> dict[str, Tensor]:
 class Inputs:
     """What one call is about: a source and the frames of a driving video.
 
-    Arguments:
+    Args:
         drawings: landmarks of every frame (frames, 3, H, W), whole 8-bit values in [0, 1].
         source_drawing, source: the source's landmarks, and its picture (1, 3, H, W), in the same values.
         embedding: of the source picture (1, dim).
@@ -249,7 +249,7 @@ class Theirs:
     def sample(self, inputs: Inputs, vae: AutoencoderKL, *, finite: bool = False) -> Tensor:
         """The latents that its pipeline ends with, (frames, 4, h, w).
 
-        Arguments:
+        Args:
             finite: whether the highest noise level is finite, as in ComfyUI, or pure noise.
         """
         scheduler = DDIMScheduler(

@@ -13,7 +13,7 @@ from typing import Any
 from anifacediff_core.lab.training import prepare as module
 from anifacediff_core.lab.training import shard_chunks
 from anifacediff_core.lab.training.prepare import Preparer
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 WAIT = 90.0  # seconds for the doomed node to get so far
 FATAL = 5  # the doomed node is killed during the first chunk with shards from this one on
@@ -36,14 +36,14 @@ class Marked(Preparer):
         if node != (self.out / "doomed").read_text():
             wait_for(lambda: (self.out / "killed").exists())
         elif self.begun == FATAL:
-            shard_chunks.replacing = self._hold_records  # type: ignore[assignment]
+            shard_chunks.atomic_write = self._hold_records  # type: ignore[assignment]
         return super().__call__(job)
 
     def _hold_records(self, path: Path) -> Any:
         if path.parent.name == shard_chunks.RECORDS and list(self.out.glob(f"{path.stem}-*.tar")):
             (self.out / "fatal").write_text(path.stem)
             time.sleep(WAIT)
-        return replacing(path)
+        return atomic_write(path)
 
 
 def wait_for(reached: Callable[[], bool]) -> bool:

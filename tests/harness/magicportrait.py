@@ -81,7 +81,7 @@ class Networks:
 class Inputs:
     """What one call is about: a source and the frames of a driving video.
 
-    Arguments:
+    Args:
         pictures: depth, normals and render of every frame (frames, 9, H, W), whole 8-bit values in [0, 1].
         source: the source picture (1, 3, H, W), whole 8-bit values in [0, 1].
         text: embedding of the fixed text (1, tokens, dim).
@@ -224,7 +224,7 @@ class Theirs:
     def sample(self, inputs: Inputs, vae: AutoencoderKL, terminal: float = 0.0) -> Tensor:
         """The latents that its pipeline ends with, (frames, 4, h, w).
 
-        Arguments:
+        Args:
             terminal: ᾱ of the last time step, which is 0 with zero terminal SNR.
         """
         pipeline = self.pipeline.MultiGuidance2LongVideoPipeline(

@@ -57,7 +57,7 @@ def on_path() -> Iterator[None]:
 class Face:
     """A head, its skin and where it is in a picture.
 
-    Arguments:
+    Args:
         parameters: frames; the camera is that of DECA's own square.
         square: (3,) left, top, side of the source points of DECA's square in the picture, in pixels.
     """
@@ -185,7 +185,7 @@ def stand_ins() -> dict[str, ModuleType]:
 def draw(face: Face, folder: Path) -> Tensor:
     """The three pictures of every frame as its script saves them, (frames, 9, SIZE, SIZE) uint8.
 
-    Arguments:
+    Args:
         folder: for the files that it reads.
     """
     places, triangles = face.places()

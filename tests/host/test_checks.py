@@ -174,7 +174,7 @@ def test_text_on_nodes_is_no_markup(extension: Extension, monkeypatch: pytest.Mo
     server = SimpleNamespace(send_progress_text=lambda text, node: sent.append(text))
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=server)))
     monkeypatch.setattr(runtime, "get_executing_context", lambda: SimpleNamespace(node_id="1"))
-    runtime.tell("<img src=x onerror=window.pwned=1>\x1b[2J & 'so on'\nanother line")
+    runtime.notify("<img src=x onerror=window.pwned=1>\x1b[2J & 'so on'\nanother line")
     assert sent == ["&lt;img src=x onerror=window.pwned=1>\\x1b[2J & 'so on'\nanother line"]
 
 

@@ -107,7 +107,7 @@ def test_the_collection_finds_what_is_used() -> None:
 class Call:
     """How we call something of the host.
 
-    Arguments:
+    Args:
         positional: number of arguments by position, a method's own object among them.
         keywords: names of those by keyword.
         inherited: defaults of the parameters that we leave out, of all releases that we have seen.

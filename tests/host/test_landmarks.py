@@ -14,7 +14,7 @@ from anifacediff_core.capture import mediapipe
 from anifacediff_core.capture.drawing import draw_reenactment
 from anifacediff_core.capture.geometry import BASIS
 from anifacediff_core.network.autoencoder import AutoEncoder
-from anifacediff_core.network.conditioning import Conditioning
+from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.weights.checkpoint import save_checkpoint
@@ -37,11 +37,13 @@ def drawings() -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def conditioning(core: AniFaceDiff, drawings: Tensor) -> Conditioning:
+def conditioning(core: AniFaceDiff, drawings: Tensor) -> VideoConditioning:
     generator = torch.Generator().manual_seed(2)
     context = torch.randn(1, 1, NARROW.cross_attention_dim, generator=generator)
     latent = torch.randn(1, 4, SIZE // 8, SIZE // 8, generator=generator)
-    return Conditioning(core.encode_reference(latent, context), context, core.encode_pose(drawings), None)
+    return VideoConditioning(
+        core.encode_reference(latent, context), context, core.encode_pose(drawings), None
+    )
 
 
 def face(x: float = 0.0, jaw: float = 0.0, size: int = 200) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def test_pose_features(host: SimpleNamespace, core: AniFaceDiff, drawings: Tenso
 
 @pytest.mark.parametrize("cfg", [1.0, 3.5])
 def test_native_model(
-    comfy: ModuleType, host: SimpleNamespace, core: AniFaceDiff, conditioning: Conditioning, cfg: float
+    comfy: ModuleType, host: SimpleNamespace, core: AniFaceDiff, conditioning: VideoConditioning, cfg: float
 ) -> None:
     model = host.apply.apply_anifacediff(
         host.model.load_model(core.unet.state_dict(), NARROW),

@@ -22,7 +22,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import PARTS, AniFaceDiff
-from anifacediff_core.storage import sole
+from anifacediff_core.storage import file_lock
 from anifacediff_core.video import VideoWriter, probe, read_frames
 from anifacediff_core.weights.checkpoint import save_checkpoint
 from harness.extension import Extension
@@ -342,7 +342,7 @@ def test_damaged_drivers(extension: Extension, inputs: dict[str, Any], tmp_path:
 
 
 def test_what_another_run_makes_is_refused(extension: Extension, inputs: dict[str, Any], prefix: str) -> None:
-    with sole(extension.base / "output" / f"{prefix}.work" / "lock", "busy"):
+    with file_lock(extension.base / "output" / f"{prefix}.work" / "lock", "busy"):
         told = extension.refusal("ReenactLongVideo", filename_prefix=prefix, **inputs)
     assert "is being made by another run" in told
 

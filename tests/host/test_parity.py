@@ -177,7 +177,7 @@ def call_core(
         sigma = schedule.sigmas[500]
         latents = noise * sigma
         prediction = twin.core.predict(
-            schedule.model_input(latents, sigma),
+            schedule.scale_model_input(latents, sigma),
             torch.tensor([500]),
             given,
             expression_scale=weight if "expression" in conditions else 0.0,
@@ -186,7 +186,7 @@ def call_core(
         if cfg != 1:
             conditional, unconditional = prediction.chunk(2)
             prediction = unconditional + cfg * (conditional - unconditional)
-        return schedule.denoised(prediction, latents, sigma)
+        return schedule.pred_original_sample(prediction, latents, sigma)
 
 
 def noise_for(frames: int, seed: int = 12) -> Tensor:

@@ -43,7 +43,7 @@ def _values(batch: Batch) -> dict[str, Any]:
     return {field.name: getattr(batch, field.name) for field in fields(batch)}  # type: ignore[arg-type]
 
 
-class Dice:
+class Rng:
     """Seeded draws of ``count`` rows; a seed means the same for any target device."""
 
     def __init__(

@@ -14,7 +14,7 @@ from torch import Tensor
 from anifacediff_core.head.model import HeadModel
 
 from . import palettes
-from .batch import Batch, Dice
+from .batch import Batch, Rng
 from .material import Clutter, Mouth, Texture
 
 SHAPE_SPREAD, SHAPE_LIMIT = 0.75, 2.0
@@ -203,58 +203,58 @@ class Identity(Batch):
             head: the head model that they will wear.
             device: of the result; default the generator's.
         """
-        dice = Dice(count, generator, device)
-        shape = dice.normal(head.n_shape).clamp(-SHAPE_LIMIT, SHAPE_LIMIT) * SHAPE_SPREAD
-        scheme = palettes.SCHEMES.to(dice.device)[dice.choose([1.0] * len(palettes.SCHEMES))]
-        masculine = dice.uniform(0, 1)
-        skin = _skin(dice, masculine)
-        accessories = _accessories(dice, scheme)
-        hair = _hair(dice, scheme, masculine, accessories)
+        rng = Rng(count, generator, device)
+        shape = rng.normal(head.n_shape).clamp(-SHAPE_LIMIT, SHAPE_LIMIT) * SHAPE_SPREAD
+        scheme = palettes.SCHEMES.to(rng.device)[rng.choose([1.0] * len(palettes.SCHEMES))]
+        masculine = rng.uniform(0, 1)
+        skin = _skin(rng, masculine)
+        accessories = _accessories(rng, scheme)
+        hair = _hair(rng, scheme, masculine, accessories)
         return cls(
             shape=shape,
-            rest=torch.zeros(count, head.n_expression, device=dice.device),
+            rest=torch.zeros(count, head.n_expression, device=rng.device),
             skin=skin,
-            face_hair=_face_hair(dice, hair, masculine),
+            face_hair=_face_hair(rng, hair, masculine),
             eyes=Eyes(
-                _vary(dice, dice.pick(palettes.IRIS), 0.06),
-                dice.uniform(0.57, 0.67),
-                dice.uniform(0.34, 0.44),
+                _vary(rng, rng.pick(palettes.IRIS), 0.06),
+                rng.uniform(0.57, 0.67),
+                rng.uniform(0.34, 0.44),
             ),
             hair=hair,
             accessories=accessories,
-            body=_body(dice, scheme),
-            backdrop=_backdrop(dice, scheme),
-            light=_light(dice, scheme),
-            mouth=Mouth(torch.ones(count, 3, device=dice.device), torch.zeros(count, device=dice.device)),
-            texture=Texture.none(count, dice.device),
-            clutter=Clutter.none(count, dice.device),
+            body=_body(rng, scheme),
+            backdrop=_backdrop(rng, scheme),
+            light=_light(rng, scheme),
+            mouth=Mouth(torch.ones(count, 3, device=rng.device), torch.zeros(count, device=rng.device)),
+            texture=Texture.none(count, rng.device),
+            clutter=Clutter.none(count, rng.device),
         )
 
 
-def _vary(dice: Dice, color: Tensor, spread: float) -> Tensor:
-    return (color * (1 + dice.normal(3) * spread)).clamp(0.02, 1)
+def _vary(rng: Rng, color: Tensor, spread: float) -> Tensor:
+    return (color * (1 + rng.normal(3) * spread)).clamp(0.02, 1)
 
 
-def _skin(dice: Dice, masculine: Tensor) -> Skin:
-    scale = palettes.SKIN.to(dice.device)
-    position = dice.uniform(0, len(scale) - 1.001)
+def _skin(rng: Rng, masculine: Tensor) -> Skin:
+    scale = palettes.SKIN.to(rng.device)
+    position = rng.uniform(0, len(scale) - 1.001)
     lower = position.long()
     tone = torch.lerp(scale[lower], scale[lower + 1], (position - lower)[:, None])
     made_up = masculine < 0.5
     return Skin(
-        tone=_vary(dice, tone, 0.015),
-        lips=dice.pick(palettes.LIPS),
-        lip_strength=torch.where(made_up, dice.uniform(0.45, 0.95), dice.uniform(0.25, 0.5)),
-        blush=dice.uniform(0.25, 0.8),
-        freckles=dice.chance(0.2) * dice.uniform(0.5, 1.0) * (position < LIGHT_SCALES),
-        eyeshadow=dice.pick(palettes.EYESHADOW),
-        eyeshadow_strength=made_up * dice.chance(0.5) * dice.uniform(0.2, 0.55),
-        lash=torch.where(made_up, dice.uniform(0.8, 1.0), dice.uniform(0.45, 0.75)),
+        tone=_vary(rng, tone, 0.015),
+        lips=rng.pick(palettes.LIPS),
+        lip_strength=torch.where(made_up, rng.uniform(0.45, 0.95), rng.uniform(0.25, 0.5)),
+        blush=rng.uniform(0.25, 0.8),
+        freckles=rng.chance(0.2) * rng.uniform(0.5, 1.0) * (position < LIGHT_SCALES),
+        eyeshadow=rng.pick(palettes.EYESHADOW),
+        eyeshadow_strength=made_up * rng.chance(0.5) * rng.uniform(0.2, 0.55),
+        lash=torch.where(made_up, rng.uniform(0.8, 1.0), rng.uniform(0.45, 0.75)),
     )
 
 
-def _hair(dice: Dice, scheme: Tensor, masculine: Tensor, accessories: Accessories) -> Hair:
-    weights = torch.tensor(HAIR_WEIGHTS, device=dice.device).expand(dice.count, -1).clone()
+def _hair(rng: Rng, scheme: Tensor, masculine: Tensor, accessories: Accessories) -> Hair:
+    weights = torch.tensor(HAIR_WEIGHTS, device=rng.device).expand(rng.count, -1).clone()
     long_styles = [HAIR_STYLES.index(name) for name in ("bob", "long", "wavy", "bun")]
     short_styles = [HAIR_STYLES.index(name) for name in ("bald", "buzz", "crop")]
     weights[:, long_styles] *= (1.6 - 1.3 * masculine)[:, None]
@@ -265,131 +265,131 @@ def _hair(dice: Dice, scheme: Tensor, masculine: Tensor, accessories: Accessorie
     weights[:, tall] *= (~covered)[:, None]
     mohawk_like = [HAIR_STYLES.index(name) for name in ("bald", "buzz", "mohawk")]
     weights[:, mohawk_like] *= (accessories.hat != HATS.index("headband"))[:, None]
-    style = dice.choose(weights)
+    style = rng.choose(weights)
 
     def of_style(values: tuple[float, ...]) -> Tensor:
-        return torch.tensor(values, device=dice.device)[style]
+        return torch.tensor(values, device=rng.device)[style]
 
     def is_style(*names: str) -> Tensor:
         return torch.stack([style == HAIR_STYLES.index(name) for name in names]).any(0)
 
-    dyed = dice.chance(0.22)[:, None]
-    color = _vary(dice, torch.where(dyed, scheme[:, 4], dice.pick(palettes.NATURAL_HAIR)), 0.05)
-    length = is_style("bob") * dice.uniform(0.015, 0.055) + is_style("long") * dice.uniform(0.09, 0.17)
-    length = length + is_style("wavy") * dice.uniform(0.08, 0.16)
+    dyed = rng.chance(0.22)[:, None]
+    color = _vary(rng, torch.where(dyed, scheme[:, 4], rng.pick(palettes.NATURAL_HAIR)), 0.05)
+    length = is_style("bob") * rng.uniform(0.015, 0.055) + is_style("long") * rng.uniform(0.09, 0.17)
+    length = length + is_style("wavy") * rng.uniform(0.08, 0.16)
     return Hair(
         style=style,
         color=color,
-        tip=(color * dice.uniform(1.08, 1.4, 1)).clamp(0, 1),
-        front=of_style(HAIR_FRONT) + dice.uniform(-0.05, 0.05),
-        side=of_style(HAIR_SIDE) + dice.uniform(-0.04, 0.04),
+        tip=(color * rng.uniform(1.08, 1.4, 1)).clamp(0, 1),
+        front=of_style(HAIR_FRONT) + rng.uniform(-0.05, 0.05),
+        side=of_style(HAIR_SIDE) + rng.uniform(-0.04, 0.04),
         back=of_style(HAIR_BACK),
-        thickness=of_style(HAIR_THICKNESS) * dice.uniform(0.85, 1.2),
-        top=of_style(HAIR_TOP) * dice.uniform(0.5, 1.3),
-        fringe=(dice.uniform(0, 1) < of_style(HAIR_FRINGE)) * dice.uniform(0.12, 0.30),
-        part=dice.uniform(0.35, 0.8) * torch.where(dice.chance(0.5), 1.0, -1.0),
+        thickness=of_style(HAIR_THICKNESS) * rng.uniform(0.85, 1.2),
+        top=of_style(HAIR_TOP) * rng.uniform(0.5, 1.3),
+        fringe=(rng.uniform(0, 1) < of_style(HAIR_FRINGE)) * rng.uniform(0.12, 0.30),
+        part=rng.uniform(0.35, 0.8) * torch.where(rng.chance(0.5), 1.0, -1.0),
         length=length,
-        grooves=of_style(HAIR_GROOVES) * dice.uniform(0.7, 1.2),
-        count=dice.uniform(8, 13).round(),
-        sweep=dice.uniform(-0.7, 0.7),
-        wave=is_style("wavy") * dice.uniform(0.006, 0.010),
-        phase=dice.uniform(0, 2 * math.pi, 4),
-        bun=is_style("bun") * dice.uniform(0.031, 0.041),
-        bun_pair=dice.chance(0.4).float(),
-        bun_height=dice.uniform(0.2, 0.8),
+        grooves=of_style(HAIR_GROOVES) * rng.uniform(0.7, 1.2),
+        count=rng.uniform(8, 13).round(),
+        sweep=rng.uniform(-0.7, 0.7),
+        wave=is_style("wavy") * rng.uniform(0.006, 0.010),
+        phase=rng.uniform(0, 2 * math.pi, 4),
+        bun=is_style("bun") * rng.uniform(0.031, 0.041),
+        bun_pair=rng.chance(0.4).float(),
+        bun_height=rng.uniform(0.2, 0.8),
     )
 
 
-def _face_hair(dice: Dice, hair: Hair, masculine: Tensor) -> FaceHair:
-    grows = (masculine > 0.5) & dice.chance(0.5) & (hair.length == 0)
-    kind = dice.choose([0.4, 0.2, 0.25, 0.15])  # full beard, mustache, goatee, stubble
+def _face_hair(rng: Rng, hair: Hair, masculine: Tensor) -> FaceHair:
+    grows = (masculine > 0.5) & rng.chance(0.5) & (hair.length == 0)
+    kind = rng.choose([0.4, 0.2, 0.25, 0.15])  # full beard, mustache, goatee, stubble
     full, stubble = (kind == 0) | (kind == 3), (kind == 3).float()
-    strength = dice.uniform(0.85, 1.0)
+    strength = rng.uniform(0.85, 1.0)
     return FaceHair(
-        brow=(hair.color * dice.uniform(0.45, 0.75, 1)).clamp(0.05, 0.75),
-        brow_thickness=dice.uniform(0.034, 0.052) + 0.012 * masculine,
-        brow_height=dice.uniform(1.58, 1.635),
-        brow_arch=dice.uniform(0.03, 0.09),
-        brow_tilt=dice.uniform(-0.11, 0.01),
+        brow=(hair.color * rng.uniform(0.45, 0.75, 1)).clamp(0.05, 0.75),
+        brow_thickness=rng.uniform(0.034, 0.052) + 0.012 * masculine,
+        brow_height=rng.uniform(1.58, 1.635),
+        brow_arch=rng.uniform(0.03, 0.09),
+        brow_tilt=rng.uniform(-0.11, 0.01),
         color=hair.color * 0.85,
         beard=grows * full * strength,
-        mustache=grows * (full | (kind == 1) | (kind == 2) & dice.chance(0.6)) * strength,
+        mustache=grows * (full | (kind == 1) | (kind == 2) & rng.chance(0.6)) * strength,
         goatee=grows * (full | (kind == 2)) * strength,
         stubble=stubble,
     )
 
 
-def _accessories(dice: Dice, scheme: Tensor) -> Accessories:
-    own_color = dice.chance(0.5)[:, None]
+def _accessories(rng: Rng, scheme: Tensor) -> Accessories:
+    own_color = rng.chance(0.5)[:, None]
     return Accessories(
-        hat=dice.choose([0.80, 0.08, 0.07, 0.05]),
+        hat=rng.choose([0.80, 0.08, 0.07, 0.05]),
         hat_color=torch.where(own_color, scheme[:, 2], scheme[:, 3]),
         hat_accent=torch.where(own_color, scheme[:, 4], scheme[:, 2]),
-        hat_tilt=dice.uniform(-0.05, 0.06),
-        glasses=dice.chance(0.25).float(),
-        frame_color=torch.where(dice.chance(0.65)[:, None], dice.pick(palettes.FRAMES), scheme[:, 2] * 0.8),
-        frame_width=dice.uniform(0.0245, 0.0275),
-        frame_height=dice.uniform(0.0185, 0.0225),
-        frame_squareness=dice.uniform(2.0, 3.6),
-        frame_thickness=dice.uniform(0.0026, 0.0036),
+        hat_tilt=rng.uniform(-0.05, 0.06),
+        glasses=rng.chance(0.25).float(),
+        frame_color=torch.where(rng.chance(0.65)[:, None], rng.pick(palettes.FRAMES), scheme[:, 2] * 0.8),
+        frame_width=rng.uniform(0.0245, 0.0275),
+        frame_height=rng.uniform(0.0185, 0.0225),
+        frame_squareness=rng.uniform(2.0, 3.6),
+        frame_thickness=rng.uniform(0.0026, 0.0036),
     )
 
 
-def _body(dice: Dice, scheme: Tensor) -> Body:
-    swapped = dice.chance(0.3)[:, None]
+def _body(rng: Rng, scheme: Tensor) -> Body:
+    swapped = rng.chance(0.3)[:, None]
     return Body(
-        width=dice.uniform(0.88, 1.12),
-        collar=dice.choose([0.35, 0.2, 0.25, 0.2]),
-        color=_vary(dice, torch.where(swapped, scheme[:, 3], scheme[:, 2]), 0.03),
+        width=rng.uniform(0.88, 1.12),
+        collar=rng.choose([0.35, 0.2, 0.25, 0.2]),
+        color=_vary(rng, torch.where(swapped, scheme[:, 3], scheme[:, 2]), 0.03),
         accent=torch.where(swapped, scheme[:, 2], scheme[:, 3]),
-        stripes=dice.chance(0.25) * dice.uniform(0.026, 0.045),
-        collar_accent=dice.chance(0.4).float(),
+        stripes=rng.chance(0.25) * rng.uniform(0.026, 0.045),
+        collar_accent=rng.chance(0.4).float(),
     )
 
 
-def _backdrop(dice: Dice, scheme: Tensor) -> Backdrop:
-    flipped = dice.chance(0.3)[:, None]
+def _backdrop(rng: Rng, scheme: Tensor) -> Backdrop:
+    flipped = rng.chance(0.3)[:, None]
     discs = torch.stack(
         [
-            dice.uniform(-1.1, 1.1, DISCS),
-            dice.uniform(-1.1, 0.9, DISCS),
-            dice.uniform(0.12, 0.34, DISCS),
-            dice.uniform(0.25, 0.7, DISCS),
+            rng.uniform(-1.1, 1.1, DISCS),
+            rng.uniform(-1.1, 0.9, DISCS),
+            rng.uniform(0.12, 0.34, DISCS),
+            rng.uniform(0.25, 0.7, DISCS),
         ],
         dim=-1,
     )
     return Backdrop(
-        kind=dice.choose([0.25, 0.25, 0.2, 0.18, 0.12]),
+        kind=rng.choose([0.25, 0.25, 0.2, 0.18, 0.12]),
         light=torch.where(flipped, scheme[:, 1], scheme[:, 0]),
         deep=torch.where(flipped, scheme[:, 0], scheme[:, 1]),
         accent=scheme[:, 3],
-        angle=dice.uniform(0, 2 * math.pi),
+        angle=rng.uniform(0, 2 * math.pi),
         discs=discs,
     )
 
 
-def _light(dice: Dice, scheme: Tensor) -> Light:
-    across = dice.uniform(0.35, 0.95) * torch.where(dice.chance(0.5), 1.0, -1.0)
-    up = dice.uniform(0.35, 0.8)
+def _light(rng: Rng, scheme: Tensor) -> Light:
+    across = rng.uniform(0.35, 0.95) * torch.where(rng.chance(0.5), 1.0, -1.0)
+    up = rng.uniform(0.35, 0.8)
     key = torch.stack([across.sin() * up.cos(), up.sin(), across.cos() * up.cos()], dim=1)
-    warmth = dice.uniform(-0.4, 1.0, 1)
-    white = torch.ones(1, 3, device=dice.device)
-    key_color = (white + warmth * torch.tensor([0.05, 0.0, -0.08], device=dice.device)) * dice.uniform(
+    warmth = rng.uniform(-0.4, 1.0, 1)
+    white = torch.ones(1, 3, device=rng.device)
+    key_color = (white + warmth * torch.tensor([0.05, 0.0, -0.08], device=rng.device)) * rng.uniform(
         0.88, 1.05, 1
     )
     # The set bounces its color into the shadows.
     bounce = scheme[:, 0] / scheme[:, 0].mean(1, keepdim=True)
     fill_color = torch.lerp(
-        torch.tensor([0.94, 0.98, 1.08], device=dice.device).expand_as(bounce), bounce, 0.4
+        torch.tensor([0.94, 0.98, 1.08], device=rng.device).expand_as(bounce), bounce, 0.4
     )
-    toon = torch.where(dice.chance(0.35), dice.uniform(0.6, 1.0), dice.chance(0.3) * dice.uniform(0.1, 0.5))
+    toon = torch.where(rng.chance(0.35), rng.uniform(0.6, 1.0), rng.chance(0.3) * rng.uniform(0.1, 0.5))
     return Light(
         key=key,
         key_color=key_color,
-        fill_color=fill_color * dice.uniform(0.46, 0.58, 1),
-        rim=dice.uniform(0.15, 0.6),
+        fill_color=fill_color * rng.uniform(0.46, 0.58, 1),
+        rim=rng.uniform(0.15, 0.6),
         toon=toon,
-        bands=dice.choose([0.6, 0.4]).float() + 2,
-        outline=(toon > 0.55) * dice.chance(0.7) * dice.uniform(0.6, 0.95),
-        catch=torch.ones(dice.count, device=dice.device),
+        bands=rng.choose([0.6, 0.4]).float() + 2,
+        outline=(toon > 0.55) * rng.chance(0.7) * rng.uniform(0.6, 0.95),
+        catch=torch.ones(rng.count, device=rng.device),
     )

@@ -13,7 +13,7 @@ from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 
-from .batch import Dice
+from .batch import Rng
 
 YAW, PITCH, ROLL = 0.5, 0.25, 0.15  # radians, limits
 SCALE, SCALE_SPREAD = 6.2, 0.08  # a face of 0.17 m fills about half of the frame's height
@@ -62,36 +62,36 @@ def random_frames(
         ``count`` frames with shape 0: give them an identity's by ``dataclasses.replace(params, shape=…)``.
         The head turns in the neck joint; the eye joints follow the eyeLook actions.
     """
-    dice = Dice(count, generator, device)
-    expression = _expression(dice, head.expression_names)
-    pose = torch.zeros(count, 15, device=dice.device)
-    pose[:, 3:6] = _head_turn(dice)
+    rng = Rng(count, generator, device)
+    expression = _expression(rng, head.expression_names)
+    pose = torch.zeros(count, 15, device=rng.device)
+    pose[:, 3:6] = _head_turn(rng)
     camera = torch.stack(
         [
-            SCALE * (1 + dice.uniform(-SCALE_SPREAD, SCALE_SPREAD)),
-            dice.uniform(-SHIFT_X, SHIFT_X),
-            dice.uniform(*SHIFT_Y),
+            SCALE * (1 + rng.uniform(-SCALE_SPREAD, SCALE_SPREAD)),
+            rng.uniform(-SHIFT_X, SHIFT_X),
+            rng.uniform(*SHIFT_Y),
         ],
         dim=1,
     )
-    neutral = FaceParameters.neutral(count, head.name, head.n_shape, head.n_expression).to(dice.device)
+    neutral = FaceParameters.neutral(count, head.name, head.n_shape, head.n_expression).to(rng.device)
     return look_along(
         replace(neutral, expression=expression, pose=pose, camera=camera), head.expression_names
     )
 
 
-def _head_turn(dice: Dice) -> Tensor:
+def _head_turn(rng: Rng) -> Tensor:
     """(count, 3) axis-angle; most heads nearly face the camera, all of the range occurs."""
-    turned = dice.chance(0.55)
-    yaw = torch.where(turned, dice.uniform(-YAW, YAW), (dice.normal() * 0.14).clamp(-YAW, YAW))
-    pitch = (dice.normal() * 0.12).clamp(-PITCH, PITCH)
-    roll = (dice.normal() * 0.07).clamp(-ROLL, ROLL)
+    turned = rng.chance(0.55)
+    yaw = torch.where(turned, rng.uniform(-YAW, YAW), (rng.normal() * 0.14).clamp(-YAW, YAW))
+    pitch = (rng.normal() * 0.12).clamp(-PITCH, PITCH)
+    roll = (rng.normal() * 0.07).clamp(-ROLL, ROLL)
     return rotation.from_euler(yaw, pitch, roll)
 
 
-def _expression(dice: Dice, names: list[str]) -> Tensor:
+def _expression(rng: Rng, names: list[str]) -> Tensor:
     """(count, expressions) in [0, 1]."""
-    values = torch.zeros(dice.count, len(names), device=dice.device)
+    values = torch.zeros(rng.count, len(names), device=rng.device)
 
     def add(actions: tuple[str, ...], amount: Tensor) -> None:
         for action in actions:
@@ -101,32 +101,32 @@ def _expression(dice: Dice, names: list[str]) -> Tensor:
         return f"{action}Left", f"{action}Right"
 
     for actions, (probability, strongest) in SINGLE_ACTIONS.items():
-        add(actions, dice.chance(probability) * dice.uniform(0.1, strongest))
-    smile = dice.chance(0.48) * dice.uniform(0.15, 1.0)
+        add(actions, rng.chance(probability) * rng.uniform(0.1, strongest))
+    smile = rng.chance(0.48) * rng.uniform(0.15, 1.0)
     for side in sides("mouthSmile"):
-        add((side,), smile * dice.uniform(0.75, 1.0))
+        add((side,), smile * rng.uniform(0.75, 1.0))
     add(sides("cheekSquint"), smile * 0.6)
     serious = (smile == 0).float()
-    add(sides("mouthFrown"), serious * dice.chance(0.25) * dice.uniform(0.2, 0.9))
-    add(("mouthPucker",), serious * dice.chance(0.2) * dice.uniform(0.2, 0.9))
-    add(("mouthFunnel",), serious * dice.chance(0.15) * dice.uniform(0.2, 0.8))
-    jaw = dice.chance(0.55) * dice.uniform(0.05, 0.85)
+    add(sides("mouthFrown"), serious * rng.chance(0.25) * rng.uniform(0.2, 0.9))
+    add(("mouthPucker",), serious * rng.chance(0.2) * rng.uniform(0.2, 0.9))
+    add(("mouthFunnel",), serious * rng.chance(0.15) * rng.uniform(0.2, 0.8))
+    jaw = rng.chance(0.55) * rng.uniform(0.05, 0.85)
     add(("jawOpen",), jaw)
-    add(("mouthClose",), dice.chance(0.06) * jaw * 0.5)
-    add(("tongueOut",), (dice.chance(0.06) & (jaw > 0.55)) * dice.uniform(0.4, 0.8))
-    blink = torch.where(dice.chance(0.14), dice.uniform(0.6, 1.0), dice.chance(0.3) * dice.uniform(0.0, 0.4))
+    add(("mouthClose",), rng.chance(0.06) * jaw * 0.5)
+    add(("tongueOut",), (rng.chance(0.06) & (jaw > 0.55)) * rng.uniform(0.4, 0.8))
+    blink = torch.where(rng.chance(0.14), rng.uniform(0.6, 1.0), rng.chance(0.3) * rng.uniform(0.0, 0.4))
     add(sides("eyeBlink"), blink)
     for side in sides("eyeBlink"):
-        add((side,), dice.chance(0.05) * dice.uniform(0.5, 1.0))
-    add(sides("eyeWide"), (blink < 0.1) * dice.chance(0.18) * dice.uniform(0.2, 0.9))
-    _look(add, dice)
+        add((side,), rng.chance(0.05) * rng.uniform(0.5, 1.0))
+    add(sides("eyeWide"), (blink < 0.1) * rng.chance(0.18) * rng.uniform(0.2, 0.9))
+    _look(add, rng)
     return values.clamp(0, 1)
 
 
-def _look(add: Callable[[tuple[str, ...], Tensor], None], dice: Dice) -> None:
+def _look(add: Callable[[tuple[str, ...], Tensor], None], rng: Rng) -> None:
     """Gaze: both eyes turn together."""
-    across = dice.chance(0.65) * dice.uniform(-1, 1)
-    up = dice.chance(0.55) * dice.uniform(-0.8, 0.8)
+    across = rng.chance(0.65) * rng.uniform(-1, 1)
+    up = rng.chance(0.55) * rng.uniform(-0.8, 0.8)
     add(("eyeLookOutLeft", "eyeLookInRight"), across.clamp(min=0))
     add(("eyeLookInLeft", "eyeLookOutRight"), (-across).clamp(min=0))
     add(("eyeLookUpLeft", "eyeLookUpRight"), up.clamp(min=0))

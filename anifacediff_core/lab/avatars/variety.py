@@ -15,7 +15,7 @@ from torch import Tensor
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 
-from .batch import Dice
+from .batch import Rng
 from .identity import Identity
 from .material import LEAVES, WAVES, Clutter, Mouth, Texture
 from .poses import SCALE
@@ -47,15 +47,15 @@ YAW, PITCH, ROLL = 0.6, 0.35, 0.35  # radians that a turned head may add
 
 def widen(identity: Identity, share: float, generator: torch.Generator, head: HeadModel) -> Identity:
     """Give about `share` of the avatars a look far from the gallery's; the others stay as they are."""
-    dice = Dice(len(identity), generator, identity.device)
-    wide = dice.chance(share).float()
-    identity = _lit(dice, _made_up(dice, identity, wide), wide)
+    rng = Rng(len(identity), generator, identity.device)
+    wide = rng.chance(share).float()
+    identity = _lit(rng, _made_up(rng, identity, wide), wide)
     return replace(
         identity,
-        shape=identity.shape * (1 + wide * dice.chance(0.6) * dice.uniform(0, WIDER))[:, None],
-        rest=_rest(dice, head.expression_names) * wide[:, None],
-        texture=_texture(dice, wide),
-        clutter=_clutter(dice, wide),
+        shape=identity.shape * (1 + wide * rng.chance(0.6) * rng.uniform(0, WIDER))[:, None],
+        rest=_rest(rng, head.expression_names) * wide[:, None],
+        texture=_texture(rng, wide),
+        clutter=_clutter(rng, wide),
     )
 
 
@@ -66,23 +66,23 @@ def wander(
 
     Their mouths are wide open and show teeth more often.
     """
-    avatars = Dice(len(motion) // frames, generator, motion.camera.device)
-    dice = Dice(len(motion), generator, motion.camera.device)
+    avatars = Rng(len(motion) // frames, generator, motion.camera.device)
+    rng = Rng(len(motion), generator, motion.camera.device)
     wide = avatars.chance(share)
     base = torch.exp(avatars.uniform(math.log(FAR), math.log(NEAR)))
     place = avatars.uniform(-1, 1, 2)
-    zoom = 0.08 * dice.normal() + dice.chance(0.3) * dice.uniform(-0.6, 0.6)
+    zoom = 0.08 * rng.normal() + rng.chance(0.3) * rng.uniform(-0.6, 0.6)
     scale = SCALE * (base.repeat_interleave(frames) * zoom.exp()).clamp(FAR, NEAR)
     room = (1 / scale - HALF_HEAD).clamp(min=0.02)[:, None]
-    where = (place.repeat_interleave(frames, 0) + 0.35 * dice.normal(2)).clamp(-1, 1) * room
+    where = (place.repeat_interleave(frames, 0) + 0.35 * rng.normal(2)).clamp(-1, 1) * room
     where[:, 1] = 0.7 * where[:, 1] - 0.017
     camera = torch.cat([scale[:, None], where], 1)
-    turned = dice.chance(0.35)[:, None] * dice.uniform(-1, 1, 3)
+    turned = rng.chance(0.35)[:, None] * rng.uniform(-1, 1, 3)
     turn = turned * torch.tensor([PITCH, YAW, ROLL], device=camera.device)
     pose = motion.pose.clone()
     pose[:, 3:6] = pose[:, 3:6] + turn
     chosen = wide.repeat_interleave(frames)[:, None]
-    expression = torch.maximum(motion.expression, _mouths(dice, head.expression_names) * chosen)
+    expression = torch.maximum(motion.expression, _mouths(rng, head.expression_names) * chosen)
     return replace(
         motion,
         expression=expression,
@@ -91,20 +91,20 @@ def wander(
     )
 
 
-def _mouths(dice: Dice, names: list[str]) -> Tensor:
+def _mouths(rng: Rng, names: list[str]) -> Tensor:
     """(rows, expressions): smiles that show teeth, and open mouths; nothing for most rows."""
-    actions = torch.zeros(dice.count, len(names), device=dice.device)
-    smile, wide = dice.chance(0.22), dice.chance(0.18)
+    actions = torch.zeros(rng.count, len(names), device=rng.device)
+    smile, wide = rng.chance(0.22), rng.chance(0.18)
     ranges: dict[tuple[str, ...], tuple[Tensor, float, float]] = {
         ("mouthSmileLeft", "mouthSmileRight"): (smile, 0.4, 1.0),
         ("mouthUpperUpLeft", "mouthUpperUpRight"): (smile, 0.1, 0.8),
         ("mouthLowerDownLeft", "mouthLowerDownRight"): (smile, 0.0, 0.8),
-        ("mouthStretchLeft", "mouthStretchRight"): (smile & dice.chance(0.4), 0.0, 0.6),
+        ("mouthStretchLeft", "mouthStretchRight"): (smile & rng.chance(0.4), 0.0, 0.6),
         ("cheekSquintLeft", "cheekSquintRight"): (smile, 0.2, 0.8),
         ("jawOpen",): (smile | wide, 0.0, 1.0),
     }
     for group, (shown, low, high) in ranges.items():
-        amount = shown * dice.uniform(low, high)
+        amount = shown * rng.uniform(low, high)
         for action in group:
             actions[:, names.index(action)] = amount
     jaw = names.index("jawOpen")
@@ -112,28 +112,28 @@ def _mouths(dice: Dice, names: list[str]) -> Tensor:
     return actions
 
 
-def _rest(dice: Dice, names: list[str]) -> Tensor:
-    rest = torch.zeros(dice.count, len(names), device=dice.device)
+def _rest(rng: Rng, names: list[str]) -> Tensor:
+    rest = torch.zeros(rng.count, len(names), device=rng.device)
     for actions, (probability, strongest) in RESTING.items():
-        amount = dice.chance(probability) * dice.uniform(0, strongest)
+        amount = rng.chance(probability) * rng.uniform(0, strongest)
         for action in actions:
             rest[:, names.index(action)] = amount
     return rest
 
 
-def _made_up(dice: Dice, identity: Identity, wide: Tensor) -> Identity:
+def _made_up(rng: Rng, identity: Identity, wide: Tensor) -> Identity:
     """Skin, brows, eyes and mouth from bare to painted."""
     skin, hair, eyes, glasses = identity.skin, identity.face_hair, identity.eyes, identity.accessories
     on = wide[:, None]
     bare = torch.tensor([1.0, 0.78, 0.76], device=on.device)
-    lips = torch.lerp(skin.lips, skin.tone * bare, on * dice.uniform(0, 1, 1))
-    brow = torch.lerp(hair.brow, skin.tone * 0.8, on * dice.uniform(0, 0.7, 1))
-    dark = dice.chance(0.5)[:, None] * on
-    tooth = torch.stack([torch.ones_like(wide), dice.uniform(0.88, 1), dice.uniform(0.65, 1)], 1)
-    tooth = tooth * dice.uniform(0.55, 1.0, 1)
+    lips = torch.lerp(skin.lips, skin.tone * bare, on * rng.uniform(0, 1, 1))
+    brow = torch.lerp(hair.brow, skin.tone * 0.8, on * rng.uniform(0, 0.7, 1))
+    dark = rng.chance(0.5)[:, None] * on
+    tooth = torch.stack([torch.ones_like(wide), rng.uniform(0.88, 1), rng.uniform(0.65, 1)], 1)
+    tooth = tooth * rng.uniform(0.55, 1.0, 1)
 
     def scaled(values: Tensor, low: float, high: float) -> Tensor:
-        return values * torch.lerp(torch.ones_like(wide), dice.uniform(low, high), wide)
+        return values * torch.lerp(torch.ones_like(wide), rng.uniform(low, high), wide)
 
     return replace(
         identity,
@@ -148,27 +148,27 @@ def _made_up(dice: Dice, identity: Identity, wide: Tensor) -> Identity:
             hair,
             brow=brow,
             brow_thickness=scaled(hair.brow_thickness, 0.5, 1.3),
-            brow_tilt=hair.brow_tilt + wide * dice.uniform(-0.08, 0.08),
+            brow_tilt=hair.brow_tilt + wide * rng.uniform(-0.08, 0.08),
         ),
         eyes=replace(
             eyes,
-            iris=torch.lerp(eyes.iris, eyes.iris * dice.uniform(0.2, 0.6, 1), dark),
+            iris=torch.lerp(eyes.iris, eyes.iris * rng.uniform(0.2, 0.6, 1), dark),
             radius=scaled(eyes.radius, 0.8, 1.15),
             pupil=scaled(eyes.pupil, 0.6, 1.5),
         ),
         accessories=replace(glasses, frame_thickness=scaled(glasses.frame_thickness, 0.35, 1.3)),
-        mouth=Mouth(torch.lerp(torch.ones_like(tooth), tooth, on), dice.uniform(0, 0.5) * wide),
+        mouth=Mouth(torch.lerp(torch.ones_like(tooth), tooth, on), rng.uniform(0, 0.5) * wide),
     )
 
 
-def _lit(dice: Dice, identity: Identity, wide: Tensor) -> Identity:
+def _lit(rng: Rng, identity: Identity, wide: Tensor) -> Identity:
     """Light from anywhere in front, hard or soft, of any color; flat drawings stay among them."""
     light = identity.light
-    across, up = dice.uniform(-1.4, 1.4), dice.uniform(-0.3, 1.2)
+    across, up = rng.uniform(-1.4, 1.4), rng.uniform(-0.3, 1.2)
     key = torch.stack([across.sin() * up.cos(), up.sin(), across.cos() * up.cos()], 1)
-    color = (1 + 0.18 * dice.normal(3)).clamp(0.4, 1.6)
-    photographic = dice.chance(0.75) * wide
-    balance = dice.uniform(0, 1, 1)  # all from the sky, or all from the key light
+    color = (1 + 0.18 * rng.normal(3)).clamp(0.4, 1.6)
+    photographic = rng.chance(0.75) * wide
+    balance = rng.uniform(0, 1, 1)  # all from the sky, or all from the key light
 
     def blend(first: Tensor, second: Tensor) -> Tensor:
         return torch.lerp(first, second, wide.view(-1, *[1] * (first.dim() - 1)))
@@ -180,49 +180,49 @@ def _lit(dice: Dice, identity: Identity, wide: Tensor) -> Identity:
             key=torch.where(wide[:, None] > 0, key, light.key),
             key_color=blend(light.key_color, color * (0.25 + 1.0 * balance)),
             fill_color=blend(
-                light.fill_color, (1.05 - 0.75 * balance) * (1 + 0.12 * dice.normal(3)).clamp(0.5, 1.5)
+                light.fill_color, (1.05 - 0.75 * balance) * (1 + 0.12 * rng.normal(3)).clamp(0.5, 1.5)
             ),
-            rim=light.rim * (1 - wide * dice.uniform(0.3, 1)),
+            rim=light.rim * (1 - wide * rng.uniform(0.3, 1)),
             toon=light.toon * (1 - photographic),
             outline=light.outline * (1 - photographic),
-            catch=blend(light.catch, dice.uniform(-0.4, 1.2).clamp(0, 1)),
+            catch=blend(light.catch, rng.uniform(-0.4, 1.2).clamp(0, 1)),
         ),
     )
 
 
-def _texture(dice: Dice, wide: Tensor) -> Texture:
+def _texture(rng: Rng, wide: Tensor) -> Texture:
     frequency = directions(wide.device).norm(dim=-1)
-    amplitude = frequency ** -dice.uniform(0.1, 1.4, 1) * dice.uniform(-1, 1, WAVES)
+    amplitude = frequency ** -rng.uniform(0.1, 1.4, 1) * rng.uniform(-1, 1, WAVES)
     amplitude = amplitude / amplitude.norm(dim=1, keepdim=True)
     return Texture(
-        phase=dice.uniform(0, 2 * math.pi, WAVES),
+        phase=rng.uniform(0, 2 * math.pi, WAVES),
         amplitude=amplitude * wide[:, None],
-        tint=dice.uniform(0.6, 1.4, 3),
-        skin=0.28 * dice.uniform(0, 1) ** 2,
-        spots=0.5 * dice.uniform(0, 1) ** 2,
-        hair=0.9 * dice.uniform(0, 1),
-        stretch=0.05 + dice.uniform(0, 1) ** 3,
-        cloth=0.6 * dice.uniform(0, 1) ** 2,
-        shine=torch.lerp(torch.ones_like(wide), dice.uniform(0.1, 2.6), wide),
+        tint=rng.uniform(0.6, 1.4, 3),
+        skin=0.28 * rng.uniform(0, 1) ** 2,
+        spots=0.5 * rng.uniform(0, 1) ** 2,
+        hair=0.9 * rng.uniform(0, 1),
+        stretch=0.05 + rng.uniform(0, 1) ** 3,
+        cloth=0.6 * rng.uniform(0, 1) ** 2,
+        shine=torch.lerp(torch.ones_like(wide), rng.uniform(0.1, 2.6), wide),
     )
 
 
-def _clutter(dice: Dice, wide: Tensor) -> Clutter:
+def _clutter(rng: Rng, wide: Tensor) -> Clutter:
     """Dead leaves: sizes by a power law, in front of each other, up to the frame's own size."""
-    small = dice.uniform(0, 1, LEAVES) ** 2
+    small = rng.uniform(0, 1, LEAVES) ** 2
     size = 0.04 + 0.6 * small
-    shown = (dice.uniform(0, 1, LEAVES) < dice.uniform(0, 1, 1) ** 1.5) * dice.chance(0.75)[:, None]
-    square = torch.where(dice.uniform(0, 1, LEAVES) < 0.5, 2.0, dice.uniform(4, 16, LEAVES))
-    tilted = dice.chance(0.4)[:, None] * dice.uniform(0, math.pi, LEAVES)
-    gray = dice.uniform(0, 1, LEAVES)[..., None].expand(-1, -1, 3)
-    color = torch.lerp(gray, dice.uniform(0, 1, LEAVES, 3), dice.uniform(0, 1, 1, 1)) ** 2
-    shape = [dice.uniform(-1.1, 1.1, LEAVES), dice.uniform(-1.1, 1.1, LEAVES)]
-    shape += [size * dice.uniform(0.4, 1.6, LEAVES), size * dice.uniform(0.4, 1.6, LEAVES), tilted]
+    shown = (rng.uniform(0, 1, LEAVES) < rng.uniform(0, 1, 1) ** 1.5) * rng.chance(0.75)[:, None]
+    square = torch.where(rng.uniform(0, 1, LEAVES) < 0.5, 2.0, rng.uniform(4, 16, LEAVES))
+    tilted = rng.chance(0.4)[:, None] * rng.uniform(0, math.pi, LEAVES)
+    gray = rng.uniform(0, 1, LEAVES)[..., None].expand(-1, -1, 3)
+    color = torch.lerp(gray, rng.uniform(0, 1, LEAVES, 3), rng.uniform(0, 1, 1, 1)) ** 2
+    shape = [rng.uniform(-1.1, 1.1, LEAVES), rng.uniform(-1.1, 1.1, LEAVES)]
+    shape += [size * rng.uniform(0.4, 1.6, LEAVES), size * rng.uniform(0.4, 1.6, LEAVES), tilted]
     leaves = torch.cat([torch.stack([*shape, square * shown * wide[:, None]], -1), color], -1)
     order = small.argsort(dim=1, descending=True)  # the large ones behind
     return Clutter(
-        waves=1.4 * dice.uniform(0, 1) ** 1.5 * wide,
-        wave=torch.cat([dice.uniform(0, 2 * math.pi, WAVES, 2), dice.uniform(-0.5, 0.5, WAVES, 3)], dim=-1),
+        waves=1.4 * rng.uniform(0, 1) ** 1.5 * wide,
+        wave=torch.cat([rng.uniform(0, 2 * math.pi, WAVES, 2), rng.uniform(-0.5, 0.5, WAVES, 3)], dim=-1),
         leaves=leaves.gather(1, order[..., None].expand_as(leaves)),
-        blur=dice.chance(0.4) * dice.uniform(0.5, 1),
+        blur=rng.chance(0.4) * rng.uniform(0.5, 1),
     )

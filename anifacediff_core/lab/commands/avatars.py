@@ -135,10 +135,10 @@ def shards(
     scale: Scale,
 ) -> None:
     """Shards of moving avatars, for training."""
-    from ..training.avatar_shards import AvatarRecipe, prepare_avatars
+    from ..training.avatar_shards import AvatarShardsConfig, prepare_avatars
 
-    recipe = AvatarRecipe(count, frames, str(fps), rendering.size, seed=rendering.seed, normals=normals)
-    made = prepare_avatars(out, recipe, rendering.device, scale, progress=bar("chunks"))
+    config = AvatarShardsConfig(count, frames, str(fps), rendering.size, seed=rendering.seed, normals=normals)
+    made = prepare_avatars(out, config, rendering.device, scale, progress=bar("chunks"))
     print(f"{out}: {made} shards.")
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from ..options import Checkpoint, Device, File, Positive, Sampling, bar, checkpoint_or_bundled
 
 if TYPE_CHECKING:
-    from ..evaluation.results import Networks
+    from ..evaluation.results import MetricModels
 
 Pairs = Annotated[Path, "list that evaluate pairs wrote"]
 Color = tuple[float, float, float]
@@ -41,12 +41,12 @@ class Measuring:
     every: Annotated[Positive, "take every so many reference frames"] = 1
     sheet_rows: Annotated[Positive, "pairs on the contact sheet"] = 8
 
-    def networks(self, checkpoint: Path, device: Any) -> Networks:
+    def networks(self, checkpoint: Path, device: Any) -> MetricModels:
         """The networks whose files are named, on a device."""
         from ..evaluation.faces import FaceReader
         from ..evaluation.frechet import Inception
         from ..evaluation.identity import FIXED, POINTS, Embedder
-        from ..evaluation.results import Networks
+        from ..evaluation.results import MetricModels
 
         if (self.deca is None) != (self.flame is None):
             raise InputError("DECA and FLAME belong together: name both, with --deca and --flame.")
@@ -55,7 +55,7 @@ class Measuring:
             readers.append(FaceReader.deca(self.deca, self.flame, checkpoint, device))
         if self.bundled_encoder:
             readers.append(FaceReader.bundled(checkpoint, device))
-        return Networks(
+        return MetricModels(
             inception=Inception.load(self.inception, device) if self.inception else None,
             embedder=Embedder.load(self.arcface, device) if self.arcface else None,
             crop=self.identity_crop or (POINTS if readers else FIXED),
@@ -302,5 +302,5 @@ def _unique(named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
 
 def _write_report(folder: Path, name: str, report: dict[str, Any], text: str) -> None:
     for ending, content in (("json", json.dumps(report, indent=1, allow_nan=False)), ("md", text)):
-        with replacing(folder / f"{name}.{ending}") as temporary:
+        with atomic_write(folder / f"{name}.{ending}") as temporary:
             Path(temporary).write_text(content, encoding="utf-8")

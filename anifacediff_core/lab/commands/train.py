@@ -9,7 +9,7 @@ from typing import Annotated
 
 from ..options import Checkpoint, Device, FaceFiles, bar, checkpoint_or_bundled
 from ..scale import Scale
-from ..training.clips import Recipe
+from ..training.clips import PrepareConfig
 
 
 def train(
@@ -41,7 +41,7 @@ def train(
 def prepare(
     videos: Annotated[Path, "folder with videos or folders of pictures"],
     out: Annotated[Path, "folder for the shards"],
-    recipe: Recipe,
+    config: PrepareConfig,
     shares: Annotated[
         tuple[float, float, float], "how identities are divided", {"metavar": ("TRAIN", "VAL", "TEST")}
     ] = (0.9, 0.05, 0.05),
@@ -54,10 +54,10 @@ def prepare(
     """Turn videos of faces into shards for training; the same command goes on after an interruption."""
     from ..training.prepare import Encoders, describe
     from ..training.prepare import prepare as write
-    from ..training.shard_chunks import Shares
+    from ..training.shard_chunks import SplitRatios
 
     files = {name: str(path) for name, path in faces.named().items()}
     encoders = Encoders(str(checkpoint_or_bundled(checkpoint).resolve()), **files, device=device)
-    recipe = replace(recipe, shares=Shares(*shares))
-    for line in describe(write(videos, out, encoders, recipe, scale, progress=bar("clips")), out):
+    config = replace(config, shares=SplitRatios(*shares))
+    for line in describe(write(videos, out, encoders, config, scale, progress=bar("clips")), out):
         print(line)

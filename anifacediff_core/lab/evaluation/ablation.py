@@ -44,7 +44,7 @@ SHOWN = ("frechet", "csim", "csim_truth", "apd", "aed", "psnr", "eyes", "flicker
 class Variant:
     """How the results of one line of the table are made.
 
-    Arguments:
+    Args:
         title: for people.
         generated: by the network; the others are what it is compared with.
         aligned: the normals have the source's shape (FSA); otherwise the driver's.
@@ -170,9 +170,9 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any
     cases = [{key: report["protocol"].get(key) for key in SAME_CASES} for report in (before, after)]
     unlike = [key for key in SAME_CASES if cases[0][key] != cases[1][key]]
     if unlike:
-        told = ", ".join(f"{key} {cases[0][key]} and {cases[1][key]}" for key in unlike)
+        differences = ", ".join(f"{key} {cases[0][key]} and {cases[1][key]}" for key in unlike)
         raise InputError(
-            f"The reports are about different pairs ({told}); measure both with the same options."
+            f"The reports are about different pairs ({differences}); measure both with the same options."
         )
     old, new = ({name: _numbers(c) for name, c in report["pairs"].items()} for report in (before, after))
     return [

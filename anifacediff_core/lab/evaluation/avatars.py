@@ -197,8 +197,8 @@ def measure(image: Tensor, truth: Tensor, masks: dict[str, Tensor], frames: int)
 
 
 @dataclass(frozen=True)
-class Court:
-    """The judges' view of a batch of cases: what every result is held against."""
+class CaseTargets:
+    """What the judges find in the true pictures of a batch of cases, to compare every result with."""
 
     judges: Judges
     source: Tensor
@@ -208,12 +208,12 @@ class Court:
     frames: int
 
     @classmethod
-    def of(cls, judges: Judges, cases: Cases, pictures: Pictures) -> Court:
+    def of(cls, judges: Judges, cases: Cases, pictures: Pictures) -> CaseTargets:
         return cls(
             judges,
-            judges.opinion(pictures.source).face.repeat_interleave(cases.frames, 0),
-            judges.opinion(pictures.truth).face,
-            judges.opinion(pictures.driving).motion,
+            judges.predict(pictures.source).face.repeat_interleave(cases.frames, 0),
+            judges.predict(pictures.truth).face,
+            judges.predict(pictures.driving).motion,
             true_motion(cases.motion),
             cases.frames,
         )
@@ -224,7 +224,7 @@ class Court:
         Returns:
             measures of every clip, means over its frames; features of the pictures (P * F, 256), on the CPU.
         """
-        found = self.judges.opinion(image)
+        found = self.judges.predict(image)
         per_frame = {
             "csim": similarity(found.face, self.source),
             "csim_truth": similarity(found.face, self.truth),
@@ -288,7 +288,7 @@ def evaluate(
         middle = slice(cases.frames // 2, None, cases.frames)
         wanted = start < sheet_rows
         read = _reader(protocol, cases, read_face, read_known)
-        court = None if judges is None else Court.of(judges, cases, pictures)
+        targets = None if judges is None else CaseTargets.of(judges, cases, pictures)
         if wanted:
             _keep(
                 record,
@@ -299,14 +299,14 @@ def evaluate(
         if read is not None:
             record.truth.append(cases.motion.to("cpu"))
             record.read["truth"].append(read(pictures.truth))
-        if court is not None:
-            judged, features = court.judge(pictures.truth)
+        if targets is not None:
+            judged, features = targets.judge(pictures.truth)
             record.judged_truth += judged
             record.features["truth"].append(features)
         for name, image in reenact_cases(reenact, cases, pictures, protocol, start, head, read_face):
             clips = measure(image, pictures.truth, masks, cases.frames)
-            if court is not None:
-                judged, features = court.judge(image)
+            if targets is not None:
+                judged, features = targets.judge(image)
                 clips = [clip | more for clip, more in zip(clips, judged, strict=True)]
                 record.features[name].append(features)
             record.clips[name] += clips

@@ -25,7 +25,7 @@ SEED_OFFSET = 500_000_000  # far from the seeds of training pools
 class Cases:
     """P pairs of source A and driver B with F frames each, as parameters.
 
-    Arguments:
+    Args:
         sources, drivers: P identities each.
         still: (P) A's parameters in the source picture.
         motion: (P * F) the driver's track; its shape is B's.

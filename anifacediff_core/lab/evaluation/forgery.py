@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anifacediff_core.capture.capture import sample
+from anifacediff_core.capture.capture import crop_resize
 from anifacediff_core.capture.detector import SQUARE_SCALE
 from anifacediff_core.capture.locate import LANDMARKS_GROWTH, FindsFaces
 from anifacediff_core.errors import InputError
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from .onnx_model import OnnxModel
 from .pairs import batches, clip_frames, count_frames, find_clips
@@ -146,7 +146,7 @@ class Detector:
     def _cut(self, frames: Tensor, squares: Tensor) -> Tensor:
         height, width = self.model.size or (self.preprocessing.size,) * 2
         if self.preprocessing.margin is not None:
-            frames = sample(frames, squares, max(height, width), outside="zeros")
+            frames = crop_resize(frames, squares, max(height, width), outside="zeros")
         if frames.shape[-2:] != (height, width):
             frames = F.interpolate(
                 frames, (height, width), mode="bilinear", antialias=True, align_corners=False
@@ -248,8 +248,8 @@ def _by_name(videos: Videos) -> dict[str, tuple[int, str] | None]:
     known: dict[str, tuple[int, str] | None] = {}
     for clip, label, method in videos:
         for name in {str(clip), clip.as_posix(), clip.name, clip.stem}:
-            told = (label, method)
-            known[name] = told if known.get(name, told) == told else None
+            entry = (label, method)
+            known[name] = entry if known.get(name, entry) == entry else None
     return known
 
 
@@ -289,14 +289,14 @@ def detection_rates(scores: Iterable[Score]) -> dict[str, Any]:
     for item in frames:
         by_video.setdefault((item.video, item.label, item.method), []).append(item.score)
     means = [(label, math.fsum(values) / len(values)) for (_, label, _), values in by_video.items()]
-    told: dict[str, Any] = {}
+    measures: dict[str, Any] = {}
     for kind, rows in (("frame", [(item.label, item.score) for item in frames]), ("video", means)):
         labels, values = [label for label, _ in rows], [value for _, value in rows]
         if len(set(labels)) < 2:
             raise InputError("AUC needs scores of real and of fake videos; only one kind is there.")
-        told[f"{kind}_auc"], told[f"{kind}_eer"] = _auc(labels, values), _equal_error(labels, values)
-        told[f"real_{kind}s"], told[f"fake_{kind}s"] = labels.count(REAL), labels.count(FAKE)
-    return told
+        measures[f"{kind}_auc"], measures[f"{kind}_eer"] = _auc(labels, values), _equal_error(labels, values)
+        measures[f"real_{kind}s"], measures[f"fake_{kind}s"] = labels.count(REAL), labels.count(FAKE)
+    return measures
 
 
 def _auc(labels: list[int], values: list[float]) -> float:
@@ -327,7 +327,7 @@ def forgery_report(
 ) -> dict[str, Any]:
     """Rates of each detector on each method's fakes, and on all of them where there are several.
 
-    Arguments:
+    Args:
         detectors: scores by detector.
     """
     methods = list(
@@ -338,22 +338,22 @@ def forgery_report(
         groups[method or ALL] = lambda item, wanted=method: item.label == REAL or item.method == wanted  # type: ignore[misc]
     if len(methods) > 1:
         groups[ALL] = lambda item: True
-    told: dict[str, Any] = {"methods": {}, "problems": problems, "note": note}
+    report: dict[str, Any] = {"methods": {}, "problems": problems, "note": note}
     for name, wanted in groups.items():
         rows = {}
         for detector, scores in detectors.items():
             kept = [item for item in scores if wanted(item)]
             if any(item.label == FAKE for item in kept):
                 rows[detector] = detection_rates(kept)
-        told["methods"][name] = rows
+        report["methods"][name] = rows
     if not methods:
         raise InputError("AUC needs scores of real and of fake videos; only one kind is there.")
-    return told
+    return report
 
 
 def write_scores(path: Path, scores: list[Score]) -> None:
     """Write scores as the CSV that `read_scores` reads."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.writer(stream)
         table.writerow(["video", "frame", "score", "label", "method"])
         table.writerows([s.video, s.frame, repr(s.score), s.label, s.method] for s in scores)

@@ -21,7 +21,7 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.settings import SamplingSettings
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import VideoWriter, probe, write_image
 
 from .pairs import CROSS, PROTOCOLS, Pair, count_frames, driving_frames, one_frame
@@ -57,7 +57,7 @@ VARIANTS = {
 class Generator:
     """Reenacts pairs; driving videos are captured once for all variants.
 
-    Arguments:
+    Args:
         pipeline: the networks.
         models: that capture faces, for the same head.
         sampling: λ counts where the adapter is on.
@@ -106,7 +106,7 @@ class Generator:
         if not self.pictures:
             driving = Path(pair.driving)
             rate = probe(driving).rate if driving.is_file() else FALLBACK_RATE
-            with replacing(target) as temporary, VideoWriter(temporary, rate, crf=10) as video:
+            with atomic_write(target) as temporary, VideoWriter(temporary, rate, crf=10) as video:
                 for part in frames:
                     video.write(part)
             return
@@ -170,7 +170,7 @@ def _claim(
     """Write down what the folder's results are made with and of, and refuse to mix them with others: lists of
     pairs all have the same names in them.
     """
-    told = {
+    settings = {
         "method": "AniFaceDiff",
         "checkpoint": checkpoint,
         **asdict(variant),
@@ -184,16 +184,16 @@ def _claim(
             there = parse_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             there = None
-        if there != told:
+        if there != settings:
             raise InputError(
                 f"The folder {out} holds results of other settings or pairs; choose another one."
             )
         return
-    with replacing(file) as temporary:
-        Path(temporary).write_text(json.dumps(told, indent=1), encoding="utf-8")
+    with atomic_write(file) as temporary:
+        Path(temporary).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
 
 def _fingerprint(pairs: list[Pair]) -> str:
     """Of a list, wherever its videos lie."""
-    told = [asdict(p) | {"source": Path(p.source).name, "driving": Path(p.driving).name} for p in pairs]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    entries = [asdict(p) | {"source": Path(p.source).name, "driving": Path(p.driving).name} for p in pairs]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]

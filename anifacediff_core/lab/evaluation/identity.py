@@ -77,7 +77,7 @@ class Unit(nn.Module):
 class Sizes:
     """Of an IR network, read off its tensors; `hidden` is 0 for one without squeeze and excitation.
 
-    Arguments:
+    Args:
         blocks: channels in, channels out and stride of each.
         scaled: whether the last normalization has weights of its own.
     """
@@ -159,7 +159,7 @@ class Embedder:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Embedder:
-        """Read a face recognition network, told by its content.
+        """Read a face recognition network, recognized by its content.
 
         Raises:
             InputError: the file is missing, damaged, or of another kind.

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -41,7 +41,6 @@ WIDTHS = (24, 40, 64, 96)
 IDENTITY_BLOCKS, MOTION_BLOCKS = (1, 1, 1, 1), (1, 1, 2, 1)
 DEPTH, HIDDEN, EMBEDDING = 16, 128, 128
 LARGEST_SIDE = 4096
-J = TypeVar("J", bound="Judge")
 
 
 class Residual(nn.Module):
@@ -76,7 +75,7 @@ def trunk(widths: Sequence[int], blocks: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Judge(nn.Module):
+class JudgeNet(nn.Module):
     """From pictures (n, 3, side, side) in [0, 1] to numbers (n, answers).
 
     The last map is flattened, not averaged: shape and expression are where things are.
@@ -89,26 +88,26 @@ class Judge(nn.Module):
         self.mix = nn.Linear(DEPTH * (side // STRIDE) ** 2, HIDDEN)
         self.answer = nn.Linear(HIDDEN, answers)
 
-    def look(self, pictures: Tensor) -> Tensor:
+    def backbone(self, pictures: Tensor) -> Tensor:
         """The last map, flattened."""
         return F.relu(self.squeeze(self.trunk(pictures * 2 - 1))).flatten(1)
 
-    def consider(self, seen: Tensor) -> Tensor:
+    def embed(self, seen: Tensor) -> Tensor:
         """The map's features (n, 128)."""
         return F.relu(self.mix(seen))
 
     def forward(self, pictures: Tensor) -> Tensor:
-        return self.answer(self.consider(self.look(pictures)))
+        return self.answer(self.embed(self.backbone(pictures)))
 
 
-class IdentityJudge(Judge):
+class IdentityNet(JudgeNet):
     """Who it is: 128 numbers, not yet of unit length."""
 
     def __init__(self, side: int = SIDE, widths: Sequence[int] = WIDTHS) -> None:
         super().__init__(EMBEDDING, side, widths, IDENTITY_BLOCKS)
 
 
-class MotionJudge(Judge):
+class MotionNet(JudgeNet):
     """How it moves: expressions, the neck's axis-angle and the camera of the view, normalized.
 
     Means and deviations are buffers.
@@ -151,8 +150,8 @@ class Judges:
         provenance: how they were made, from the file's header.
     """
 
-    identity: IdentityJudge
-    motion: MotionJudge
+    identity: IdentityNet
+    motion: MotionNet
     side: int = SIDE
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -160,19 +159,21 @@ class Judges:
         return replace(self, identity=self.identity.to(device), motion=self.motion.to(device))
 
     @torch.no_grad()
-    def opinion(self, pictures: Tensor, batch: int = 256) -> Opinion:
+    def predict(self, pictures: Tensor, batch: int = 256) -> Predictions:
         """What both see in whole square pictures (n, 3, size, size) in [0, 1]."""
         seen = [view(part, self.side) for part in pictures.float().split(batch)]
         who, how = (
-            torch.cat([judge.consider(judge.look(part)) for part in seen])
+            torch.cat([judge.embed(judge.backbone(part)) for part in seen])
             for judge in (self.identity, self.motion)
         )
         face = F.normalize(self.identity.answer(who), dim=1)
-        return Opinion(face, denormalize(self.motion, self.motion.answer(how)), torch.cat([who, how], dim=1))
+        return Predictions(
+            face, denormalize(self.motion, self.motion.answer(how)), torch.cat([who, how], dim=1)
+        )
 
 
 @dataclass(frozen=True)
-class Opinion:
+class Predictions:
     """What the judges see in pictures.
 
     Attributes:
@@ -196,7 +197,7 @@ def view(pictures: Tensor, side: int) -> Tensor:
     return pictures[..., top : top + side, left : left + side]
 
 
-def denormalize(judge: MotionJudge, vector: Tensor) -> Motion:
+def denormalize(judge: MotionNet, vector: Tensor) -> Motion:
     """The motion judge's answer in natural units, the camera being the whole picture's."""
     values = vector.float() * judge.deviation + judge.mean
     expression, neck, camera = values.split((values.shape[1] - 6, 3, 3), dim=1)
@@ -228,7 +229,7 @@ def pose_distance(found: Motion, wanted: Motion) -> Tensor:
     return (found.neck - wanted.neck).abs().mean(1)
 
 
-def turn(found: Motion, wanted: Motion) -> Tensor:
+def rotation_angle(found: Motion, wanted: Motion) -> Tensor:
     """Angle between the heads in degrees, (n,)."""
     return torch.rad2deg(rotation.angle_between(found.neck, wanted.neck))
 
@@ -266,7 +267,7 @@ def save_judges(path: Path, weights: Mapping[str, Tensor], provenance: dict[str,
     write_tensors(path, stored, {"format": FORMAT, "provenance": json.dumps(provenance)})
 
 
-def judge_weights(identity: IdentityJudge, motion: MotionJudge) -> dict[str, Tensor]:
+def judge_weights(identity: IdentityNet, motion: MotionNet) -> dict[str, Tensor]:
     found = {f"identity.{name}": value for name, value in identity.state_dict().items()}
     return found | {f"motion.{name}": value for name, value in motion.state_dict().items()}
 
@@ -307,8 +308,8 @@ def _build(tensors: dict[str, Tensor], provenance: dict[str, Any]) -> Judges:
     if not isinstance(provenance, dict) or not 0 < side <= LARGEST_SIDE:
         raise ValueError("a header or a side that no judge has")
     with torch.device("meta"):  # what the tensors' shapes claim takes no memory before all of them fit
-        identity = IdentityJudge(side, _widths(who))
-        motion = MotionJudge(len(how["mean"]) - 6, side, _widths(how))
+        identity = IdentityNet(side, _widths(who))
+        motion = MotionNet(len(how["mean"]) - 6, side, _widths(how))
     identity = fill(identity, who, "The judge of identity").eval().requires_grad_(False)
     motion = fill(motion, how, "The judge of motion").eval().requires_grad_(False)
     return Judges(identity, motion, side, provenance)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import IMAGE_ENDINGS, VIDEO_ENDINGS, numbered_pictures, read_frames, read_image
 
 SAME, CROSS = "same", "cross"
@@ -227,7 +227,7 @@ def write_pairs(path: Path, pairs: list[Pair]) -> None:
         whole = Path(file).resolve()
         return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(whole)
 
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+    with atomic_write(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         table = csv.DictWriter(stream, [field.name for field in fields(Pair)])
         table.writeheader()
         for pair in pairs:

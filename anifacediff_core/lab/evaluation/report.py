@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture, sample
+from anifacediff_core.capture.capture import capture, crop_resize
 from anifacediff_core.capture.detector import face_square
 from anifacediff_core.capture.encoder import CROP
 from anifacediff_core.claims import parse_json
@@ -148,7 +148,7 @@ def known_reader(checkpoint: Checkpoint, head: HeadModel) -> KnownReader | None:
     def read(pictures: Tensor, where: FaceParameters) -> FaceParameters:
         squares = face_square(head, where)
         parts = zip(pictures.split(128), squares.split(128), strict=True)
-        readings = [encoder.read(sample(part, square, CROP)) for part, square in parts]
+        readings = [encoder.read(crop_resize(part, square, CROP)) for part, square in parts]
         expression, neck = (
             torch.cat([getattr(r, name) for r in readings]) for name in ("expression", "neck")
         )

@@ -27,11 +27,11 @@ from .faces import FaceReader, ReadFaces, face_distances
 from .frechet import Features, RunningGaussian, frechet_distance
 from .identity import FIXED, POINTS, Embedder, cut_points, cut_portrait
 from .pairs import PROTOCOLS, SAME, Pair, batches, clip_frames, count_frames, driving_frames, one_frame
-from .steadiness import Flicker, WarpingError, has_opencv
+from .sheet import results_sheet, small
+from .steadiness import Flicker, WarpingMetric, has_opencv
 
 METHOD_FILE = "method.json"  # in a folder of results, what `evaluate run` tells about them
 LEAST_SIDE = 12  # pixels that OpenCV's optical flow needs
-SHEET_SIDE = 160
 METRICS = (
     "psnr",
     "ssim",
@@ -47,7 +47,7 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class Networks:
+class MetricModels:
     """The networks that measure, as far as the user named their files.
 
     Attributes:
@@ -65,29 +65,29 @@ class Networks:
     @property
     def names(self) -> dict[str, str]:
         """What measures each metric, for the report."""
-        told = {}
+        names = {}
         if self.inception is not None:
-            told["fid"] = self.inception.name
+            names["fid"] = self.inception.name
         if self.embedder is not None:
             crop = "five points" if self.crop == POINTS else "fixed part of the portrait"
-            told["csim"] = f"{self.embedder.name}, {crop}"
+            names["csim"] = f"{self.embedder.name}, {crop}"
         for reader in self.readers:
-            told["apd, aed" if reader.is_deca else "pose, expression"] = reader.name
-        return told
+            names["apd, aed" if reader.is_deca else "pose, expression"] = reader.name
+        return names
 
     @property
     def missing(self) -> dict[str, str]:
         """Why a metric of the paper is not measured at all."""
-        told = {}
+        reasons = {}
         if self.inception is None:
-            told["fid"] = "no Inception file"
+            reasons["fid"] = "no Inception file"
         if self.embedder is None:
-            told["csim"] = "no ArcFace file"
+            reasons["csim"] = "no ArcFace file"
         if not any(reader.is_deca for reader in self.readers):
-            told |= dict.fromkeys(("apd", "aed"), "no DECA file")
+            reasons |= dict.fromkeys(("apd", "aed"), "no DECA file")
         if not has_opencv():
-            told["warping"] = "no OpenCV"
-        return told
+            reasons["warping"] = "no OpenCV"
+        return reasons
 
     @property
     def aligner(self) -> FaceReader | None:
@@ -100,7 +100,7 @@ class Networks:
 
 
 @dataclass
-class Tally:
+class MetricAccumulator:
     """What a method has shown in one protocol so far."""
 
     gaussian: RunningGaussian = field(default_factory=RunningGaussian)
@@ -130,7 +130,7 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Known:
+class DrivingFaces:
     """What is the same for all methods about a pair, read once."""
 
     frames: int
@@ -144,28 +144,28 @@ class Truth:
     Kept are parameters and embeddings, never pictures.
     """
 
-    def __init__(self, networks: Networks) -> None:
-        self.networks = networks
-        self._known: dict[tuple[str, int, int], Known] = {}
+    def __init__(self, models: MetricModels) -> None:
+        self.models = models
+        self._driving_faces: dict[tuple[str, int, int], DrivingFaces] = {}
         self._embeddings: dict[tuple[str, int], Tensor] = {}
 
-    def driving(self, pair: Pair) -> Known:
+    def driving(self, pair: Pair) -> DrivingFaces:
         key = (pair.driving, pair.first, pair.frames)
-        if key not in self._known:
+        if key not in self._driving_faces:
             count, size = count_frames(Path(pair.driving), pair.first, pair.frames)
             faces = tuple(
-                reader(driving_frames(pair), "the driving video", count) for reader in self.networks.readers
+                reader(driving_frames(pair), "the driving video", count) for reader in self.models.readers
             )
-            self._known[key] = Known(count, size, faces)
-        return self._known[key]
+            self._driving_faces[key] = DrivingFaces(count, size, faces)
+        return self._driving_faces[key]
 
     def source_embedding(self, pair: Pair) -> Tensor:
         """(1, features)."""
-        assert self.networks.embedder is not None
+        assert self.models.embedder is not None
         key = (pair.source, pair.source_frame)
         if key not in self._embeddings:
             picture = one_frame(Path(pair.source), pair.source_frame)[None]
-            aligner = self.networks.aligner
+            aligner = self.models.aligner
             if aligner is None:
                 face = cut_portrait(picture)
             else:
@@ -173,7 +173,7 @@ class Truth:
                 if not seen.parameters.valid.all():
                     raise InputError(f"No face was found in the source {Path(pair.source).name}.")
                 face = cut_points(picture, seen.points)
-            self._embeddings[key] = self.networks.embedder(face)
+            self._embeddings[key] = self.models.embedder(face)
         return self._embeddings[key]
 
 
@@ -212,26 +212,28 @@ class Method:
         if not folder.is_dir():
             raise InputError(f"There is no folder {folder} with the results of {name}.")
         try:
-            told = parse_json((folder / METHOD_FILE).read_text(encoding="utf-8"))
+            settings = parse_json((folder / METHOD_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return cls(name, folder)
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder / METHOD_FILE} could not be read ({shown(error)}); remove it."
             ) from error
-        told = told if isinstance(told, dict) else {}
-        flags = [told.get(key) if isinstance(told.get(key), bool) else None for key in ("fsa", "adapter")]
-        protocols = told.get("protocols")
+        settings = settings if isinstance(settings, dict) else {}
+        flags = [
+            settings.get(key) if isinstance(settings.get(key), bool) else None for key in ("fsa", "adapter")
+        ]
+        protocols = settings.get("protocols")
         known = tuple(str(p) for p in protocols) if isinstance(protocols, list) else ()
-        return cls(name, folder, flags[0], flags[1], known, str(told.get("checkpoint", "")))
+        return cls(name, folder, flags[0], flags[1], known, str(settings.get("checkpoint", "")))
 
 
 @dataclass
 class Measured:
-    """A method's tallies by protocol, what went wrong by pair, and small pictures for the contact sheet."""
+    """A method's metrics by protocol, what went wrong by pair, and small pictures for the contact sheet."""
 
     method: Method
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    metrics: dict[str, MetricAccumulator] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
@@ -239,7 +241,7 @@ class Measured:
 def measure_method(
     method: Method,
     pairs: list[Pair],
-    networks: Networks,
+    models: MetricModels,
     truth: Truth,
     *,
     sheet_pairs: int = 8,
@@ -255,16 +257,16 @@ def measure_method(
     measured = Measured(method)
     wanted = [pair for pair in pairs if not method.protocols or pair.protocol in method.protocols]
     for index, pair in enumerate(wanted):
-        tally = measured.tallies.setdefault(pair.protocol, Tally())
+        metrics = measured.metrics.setdefault(pair.protocol, MetricAccumulator())
         try:
             clip = find_result(method.folder, pair.pair)
-            known = truth.driving(pair)
+            driving_faces = truth.driving(pair)
             count, size = count_frames(clip)
             if max(size) < LEAST_SIDE:
                 raise InputError(f"its frames have only {size[1]}x{size[0]} pixels")
-            if count != known.frames:
-                raise InputError(f"it has {count} frames where {known.frames} drive")
-            _measure_pair(clip, pair, known, size, networks, truth, tally)
+            if count != driving_faces.frames:
+                raise InputError(f"it has {count} frames where {driving_faces.frames} drive")
+            _measure_pair(clip, pair, driving_faces, size, models, truth, metrics)
         except InputError as error:
             measured.problems[pair.pair] = str(error)
         else:
@@ -278,34 +280,34 @@ def measure_method(
 def _measure_pair(
     clip: Path,
     pair: Pair,
-    known: Known,
+    driving_faces: DrivingFaces,
     size: tuple[int, int],
-    networks: Networks,
+    models: MetricModels,
     truth: Truth,
-    tally: Tally,
+    metrics: MetricAccumulator,
 ) -> None:
-    """Measure one result; a failure leaves the tally as it was, as far as reading can fail."""
-    source = truth.source_embedding(pair) if networks.embedder is not None else None
-    faces = tuple(reader(clip_frames(clip), "the result", known.frames) for reader in networks.readers)
-    for reader, found, driving in zip(networks.readers, faces, known.faces, strict=True):
+    """Measure one result; a failure leaves the metrics as they were, as far as reading can fail."""
+    source = truth.source_embedding(pair) if models.embedder is not None else None
+    faces = tuple(reader(clip_frames(clip), "the result", driving_faces.frames) for reader in models.readers)
+    for reader, found, driving in zip(models.readers, faces, driving_faces.faces, strict=True):
         distances = face_distances(found.parameters, driving.parameters, reader.is_deca)
         names = ("apd", "aed") if reader.is_deca else ("pose_bundled", "expression_bundled")
-        tally.add(pair.pair, names[0], distances.pose)
-        tally.add(pair.pair, names[1], distances.expression)
-        tally.add(pair.pair, f"rotation_{'deca' if reader.is_deca else 'bundled'}", distances.rotation)
-        tally.without_face[reader.name] = tally.without_face.get(reader.name, 0) + distances.missing
+        metrics.add(pair.pair, names[0], distances.pose)
+        metrics.add(pair.pair, names[1], distances.expression)
+        metrics.add(pair.pair, f"rotation_{'deca' if reader.is_deca else 'bundled'}", distances.rotation)
+        metrics.without_face[reader.name] = metrics.without_face.get(reader.name, 0) + distances.missing
     flicker = Flicker() if pair.protocol == SAME else None
-    warping = WarpingError() if has_opencv() else None
+    warping = WarpingMetric() if has_opencv() else None
     true_frames = driving_frames(pair)
     nearness: dict[str, list[Tensor]] = {"psnr": [], "ssim": []}
     similarities: list[Tensor] = []
     done = 0
     for frames in batches(clip_frames(clip)):
-        if networks.inception is not None:
-            tally.gaussian.update(networks.inception(frames))
-        if networks.embedder is not None and source is not None:
-            part = faces[0][done : done + len(frames)] if networks.aligner is not None else None
-            similarities.append(_similarity(frames, part, source, networks.embedder))
+        if models.inception is not None:
+            metrics.gaussian.update(models.inception(frames))
+        if models.embedder is not None and source is not None:
+            part = faces[0][done : done + len(frames)] if models.aligner is not None else None
+            similarities.append(_similarity(frames, part, source, models.embedder))
         if flicker is not None:
             true = torch.stack(list(islice(true_frames, len(frames))))
             for frame, other in zip(frames, true, strict=True):
@@ -317,20 +319,20 @@ def _measure_pair(
             for frame in frames:
                 warping.update(frame)
         done += len(frames)
-    tally.results += 1
-    tally.frames += done
+    metrics.results += 1
+    metrics.frames += done
     if similarities:
         values = torch.cat(similarities)
-        tally.add(pair.pair, "csim", values)
-        if networks.aligner is not None:
+        metrics.add(pair.pair, "csim", values)
+        if models.aligner is not None:
             name = "the alignment of CSIM"
-            tally.without_face[name] = tally.without_face.get(name, 0) + done - len(values)
+            metrics.without_face[name] = metrics.without_face.get(name, 0) + done - len(values)
     if flicker is not None:
         for metric, parts in nearness.items():
-            tally.add(pair.pair, metric, torch.cat(parts))
-        tally.add_clip(pair.pair, "flicker", flicker.value)
+            metrics.add(pair.pair, metric, torch.cat(parts))
+        metrics.add_clip(pair.pair, "flicker", flicker.value)
     if warping is not None:
-        tally.add_clip(pair.pair, "warping", warping.value)
+        metrics.add_clip(pair.pair, "warping", warping.value)
 
 
 def _fitted(frames: Tensor, size: torch.Size) -> Tensor:
@@ -370,7 +372,7 @@ def reference_features(
 def measure(
     methods: list[Method],
     pairs: list[Pair],
-    networks: Networks,
+    models: MetricModels,
     *,
     reference: list[Path] | None = None,
     every: int = 1,
@@ -388,27 +390,27 @@ def measure(
         the report, and the contact sheet (3, height, width), None where there is nothing to show.
     """
     bar = bar or (lambda text: lambda done, total: None)
-    networks.aligner  # noqa: B018 - refuse early what cannot be aligned
+    models.aligner  # noqa: B018 - refuse early what cannot be aligned
     real, clips = None, reference or named_clips(pairs)
-    if networks.inception is not None:
-        real = reference_features(clips, networks.inception, every, bar("reference"))
-    truth = Truth(networks)
+    if models.inception is not None:
+        real = reference_features(clips, models.inception, every, bar("reference"))
+    truth = Truth(models)
     found = [
-        measure_method(method, pairs, networks, truth, sheet_pairs=sheet_pairs, progress=bar(method.name))
+        measure_method(method, pairs, models, truth, sheet_pairs=sheet_pairs, progress=bar(method.name))
         for method in methods
     ]
     report: dict[str, Any] = {
-        "networks": networks.names,
-        "missing": networks.missing,
+        "networks": models.names,
+        "missing": models.missing,
         "pairs": {p: count for p in PROTOCOLS if (count := sum(pair.protocol == p for pair in pairs))},
         "reference": {
             "videos": len(clips),
             "frames": real.count if real is not None else None,
             "chosen": "named by the user" if reference else "all videos of the list of pairs",
         },
-        "methods": {item.method.name: _summary(item, networks, real) for item in found},
+        "methods": {item.method.name: _summary(item, models, real) for item in found},
     }
-    return report, _sheet(found, pairs, sheet_pairs)
+    return report, results_sheet([item.pictures for item in found], pairs, sheet_pairs)
 
 
 def named_clips(pairs: list[Pair]) -> list[Path]:
@@ -416,62 +418,25 @@ def named_clips(pairs: list[Pair]) -> list[Path]:
     return sorted({Path(name) for pair in pairs for name in (pair.source, pair.driving)})
 
 
-def _summary(measured: Measured, networks: Networks, real: RunningGaussian | None) -> dict[str, Any]:
+def _summary(measured: Measured, models: MetricModels, real: RunningGaussian | None) -> dict[str, Any]:
     method = measured.method
-    told: dict[str, Any] = {"fsa": method.fsa, "adapter": method.adapter, "checkpoint": method.checkpoint}
-    told["protocols"] = {}
-    for protocol, tally in measured.tallies.items():
+    summary: dict[str, Any] = {"fsa": method.fsa, "adapter": method.adapter, "checkpoint": method.checkpoint}
+    summary["protocols"] = {}
+    for protocol, metrics in measured.metrics.items():
         values: dict[str, float | None] = {
-            metric: tally.mean(metric) for metric in METRICS if metric != "fid"
+            metric: metrics.mean(metric) for metric in METRICS if metric != "fid"
         }
-        extra = {name: tally.mean(name) for name in tally.sums if name not in METRICS}
+        extra = {name: metrics.mean(name) for name in metrics.sums if name not in METRICS}
         if real is not None:
-            distance = frechet_distance(tally.gaussian, real)
+            distance = frechet_distance(metrics.gaussian, real)
             values["fid"] = distance if math.isfinite(distance) else None
-        told["protocols"][protocol] = {
-            "results": tally.results,
-            "frames": tally.frames,
-            "frames_without_face": tally.without_face,
+        summary["protocols"][protocol] = {
+            "results": metrics.results,
+            "frames": metrics.frames,
+            "frames_without_face": metrics.without_face,
             **values,
             **extra,
-            "pairs": tally.clips,
+            "pairs": metrics.clips,
         }
-    told["problems"] = measured.problems
-    return told
-
-
-# ---- contact sheet
-
-
-def small(picture: Tensor, side: int = SHEET_SIDE) -> Tensor:
-    """(3, height, width) fitted into (3, side, side), on white."""
-    height, width = picture.shape[-2:]
-    scale = side / max(height, width)
-    size = (max(round(height * scale), 1), max(round(width * scale), 1))
-    fitted = F.interpolate(picture[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-    sheet = torch.ones(3, side, side)
-    top, left = (side - size[0]) // 2, (side - size[1]) // 2
-    sheet[:, top : top + size[0], left : left + size[1]] = fitted.clamp(0, 1)
-    return sheet
-
-
-def _sheet(found: list[Measured], pairs: list[Pair], rows: int) -> Tensor | None:
-    """Source, driving frame, and each method's frame at the same time; gray where there is none."""
-    from anifacediff_core.video import contact_sheet
-
-    shown = [pair for pair in pairs if any(pair.pair in item.pictures for item in found)][:rows]
-    if not shown:
-        return None
-    gray = torch.full((3, SHEET_SIDE, SHEET_SIDE), 0.5)
-    sources, driving = [], []
-    for pair in shown:
-        try:
-            sources.append(small(one_frame(Path(pair.source), pair.source_frame)))
-        except InputError:  # without CSIM nobody has needed it, and what was measured must not be lost
-            sources.append(gray)
-        count, _ = count_frames(Path(pair.driving), pair.first, pair.frames)
-        driving.append(small(one_frame(Path(pair.driving), pair.first + count // 2)))
-    columns = [torch.stack(sources), torch.stack(driving)]
-    for item in found:
-        columns.append(torch.stack([item.pictures.get(pair.pair, gray) for pair in shown]))
-    return contact_sheet(columns)
+    summary["problems"] = measured.problems
+    return summary

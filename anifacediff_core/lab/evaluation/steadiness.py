@@ -52,7 +52,7 @@ class Flicker:
         return self._moved / max(self._expected, 1e-8 * self._count)
 
 
-class WarpingError:
+class WarpingMetric:
     """Mean of |this frame - next frame moved back|² over the pixels that both frames show.
 
     The square is summed over RGB in [0, 1], averaged over pixels and then over pairs of frames. Flow is

@@ -23,7 +23,7 @@ from .task import Tensors
 class AutoencoderSettings:
     """What to optimize on which crops.
 
-    Arguments:
+    Args:
         rows: crops in a batch, of each process.
         crop: side of the crops in pixels.
         noise: deviation of noise on the latents, so that the decoder forgives small errors of the UNet.
@@ -140,7 +140,7 @@ class AutoencoderTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pool.load_state_dict(state)
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         folded = self._folded()
         truth = self.held_out.images.float().div(255)
         image = torch.cat(

@@ -18,22 +18,31 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from ..avatars.identity import Identity
 from ..avatars.studio import Studio
 from ..avatars.tracks import random_tracks
 from ..scale import Scale, run
-from .shard_chunks import PLAN, Shares, done_chunk, finish, read_plan, require_same, sweep, write_chunk
+from .shard_chunks import (
+    PLAN,
+    SplitRatios,
+    done_chunk,
+    finish,
+    read_plan,
+    remove_stale,
+    require_same,
+    write_chunk,
+)
 from .shard_format import SEGMENT_FRAMES, SPLITS, Segment, SegmentInfo
 from .shard_pictures import encode_picture, require_pictures
 
 
 @dataclass(frozen=True)
-class AvatarRecipe:
+class AvatarShardsConfig:
     """What decides the content of the shards.
 
-    Arguments:
+    Args:
         count: avatars, each with one clip.
         frames: of each clip.
         fps: frame rate; about 1 gives frames that differ, for stage 1.
@@ -52,7 +61,7 @@ class AvatarRecipe:
     quality: int = 95
     seed: int = 0
     normals: bool = False
-    shares: Shares = field(default_factory=Shares)
+    shares: SplitRatios = field(default_factory=SplitRatios)
     chunk: int = 16
 
     def __post_init__(self) -> None:
@@ -67,8 +76,8 @@ class AvatarRecipe:
 class AvatarPreparer:
     """Makes a chunk's shards; a worker of `scale.run`."""
 
-    def __init__(self, out: str, recipe: AvatarRecipe, device: str) -> None:
-        self.out, self.recipe = Path(out), recipe
+    def __init__(self, out: str, config: AvatarShardsConfig, device: str) -> None:
+        self.out, self.config = Path(out), config
         self.head = HeadModel.bundled().to(pick_device(device))
         self.studio = Studio(self.head)
 
@@ -80,7 +89,7 @@ class AvatarPreparer:
         return write_chunk(self.out, job["name"], job["split"], segments, [])
 
     def _segments(self, number: int, split: str) -> Iterator[Segment]:
-        r = self.recipe
+        r = self.config
         generator = torch.Generator().manual_seed(r.seed * 1_000_003 + number)
         identity = Identity.random(1, generator, self.head)
         track = random_tracks(1, r.frames, float(Fraction(r.fps)), generator, self.head).to("cpu")
@@ -102,14 +111,14 @@ class AvatarPreparer:
 
 def prepare_avatars(
     out: str | Path,
-    recipe: AvatarRecipe,
+    config: AvatarShardsConfig,
     device: str = "auto",
     scale: Scale | None = None,
     progress: Progress | None = None,
 ) -> int:
     """Write shards of avatars; call it again to go on after an interruption. Returns the number of shards.
 
-    Arguments:
+    Args:
         progress: called with chunks (done, total).
 
     Raises:
@@ -118,29 +127,29 @@ def prepare_avatars(
     out = Path(out).resolve()
     plan = read_plan(out)
     if plan is not None:
-        require_same(out, plan["recipe"], asdict(recipe))
-    with replacing(out / PLAN) as temporary:
-        Path(temporary).write_text(json.dumps({"recipe": asdict(recipe)}))
-    sweep(out)
-    chunks = _chunks(recipe)
+        require_same(out, plan["recipe"], asdict(config))
+    with atomic_write(out / PLAN) as temporary:
+        Path(temporary).write_text(json.dumps({"recipe": asdict(config)}))
+    remove_stale(out)
+    chunks = _chunks(config)
     waiting = [chunk for chunk in chunks if done_chunk(out, chunk["name"]) is None]
     done = len(chunks) - len(waiting)
     try:
-        for _ in run(partial(AvatarPreparer, str(out), recipe, device), waiting, scale or Scale()):
+        for _ in run(partial(AvatarPreparer, str(out), config, device), waiting, scale or Scale()):
             done += 1
             if progress is not None:
                 progress(done, len(chunks))
     finally:
-        about = {"size": recipe.size, "head": HeadModel.bundled().name, "normals": recipe.normals}
+        about = {"size": config.size, "head": HeadModel.bundled().name, "normals": config.normals}
         finish(out, [chunk["name"] for chunk in chunks], **about)
     return len(list(out.glob("*.tar")))
 
 
-def _chunks(recipe: AvatarRecipe) -> list[dict[str, Any]]:
+def _chunks(config: AvatarShardsConfig) -> list[dict[str, Any]]:
     chunks = []
     for split in SPLITS:
-        own = [n for n in range(recipe.count) if recipe.shares.split(recipe.identity(n)) == split]
-        for number, start in enumerate(range(0, len(own), recipe.chunk)):
-            avatars = own[start : start + recipe.chunk]
+        own = [n for n in range(config.count) if config.shares.split(config.identity(n)) == split]
+        for number, start in enumerate(range(0, len(own), config.chunk)):
+            avatars = own[start : start + config.chunk]
             chunks.append({"name": f"{split}-{number:05d}", "split": split, "avatars": avatars})
     return chunks

@@ -1,6 +1,6 @@
 """Training the capture networks: the face encoder on jittered crops, the detector on composed pictures.
 
-Both are spoiled by the same strong augmentation, so that a real video's compression, blur, color casts and
+Both see the same strong augmentation, so that a real video's compression, blur, color casts and
 occlusions are nothing new to them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,10 +35,10 @@ OUTER_CORNERS = (36, 45)
 
 
 @dataclass(frozen=True)
-class Spoil:
+class Augmentation:
     """Strengths of the augmentation; shares are of the rows.
 
-    Arguments:
+    Args:
         color: greatest change of brightness, contrast, saturation and of each channel.
         gray: share without color.
         blur: share reduced and enlarged again, by up to `blur_factor`.
@@ -61,14 +61,14 @@ class Spoil:
 class CaptureSettings:
     """Batches and weights of the losses.
 
-    Arguments:
+    Args:
         rows: crops for the encoder in a batch, of each process; the detector gets as many pictures.
         shift, scale: greatest jitter of the crop, in parts of its side.
         shape_weight, expression_weight, neck_weight, camera_weight: in the loss of the normalized vector.
         landmark_weight: of the distance of projected landmarks, in parts of the crop.
         opening_weight: of the error of how wide lids and lips are open, in parts of the eyes' distance.
         detector_weight: of the detector's loss.
-        spoil: augmentation.
+        augmentation: its strengths.
     """
 
     rows: int = 128
@@ -81,7 +81,9 @@ class CaptureSettings:
     landmark_weight: float = 10.0
     opening_weight: float = 0.0
     detector_weight: float = 1.0
-    spoil: Spoil = field(default_factory=Spoil)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    OLD_NAMES: ClassVar[dict[str, str]] = {"spoil": "augmentation"}
 
 
 class CaptureNetworks(nn.Module):
@@ -98,7 +100,7 @@ class CaptureNetworks(nn.Module):
 # ---- pictures
 
 
-def sample_squares(images: Tensor, squares: Tensor, size: int) -> Tensor:
+def crop_resize_square(images: Tensor, squares: Tensor, size: int) -> Tensor:
     """Cut squares out of pictures and scale them.
 
     Args:
@@ -126,7 +128,7 @@ def chosen(rows: int, share: float, device: torch.device) -> Tensor:
     return torch.rand(rows, 1, 1, 1, device=device) < share
 
 
-def spoil(images: Tensor, strength: Spoil) -> Tensor:
+def augment(images: Tensor, strength: Augmentation) -> Tensor:
     """Change pictures (rows, 3, side, side) as cameras, codecs and hands do."""
     images = _occlude(images, strength)
     images = _recolor(images, strength)
@@ -137,7 +139,7 @@ def spoil(images: Tensor, strength: Spoil) -> Tensor:
     return torch.where(chosen(rows, strength.blocks, device), jpeg(images), images)
 
 
-def _recolor(images: Tensor, strength: Spoil) -> Tensor:
+def _recolor(images: Tensor, strength: Augmentation) -> Tensor:
     rows, device, c = len(images), images.device, strength.color
     gray = images.mean(1, keepdim=True)
     saturation = uniform(rows, 1 - 2 * c, 1 + 2 * c, device).clamp(min=0)
@@ -150,7 +152,7 @@ def _recolor(images: Tensor, strength: Spoil) -> Tensor:
     return images.clamp(1e-4, 1).pow(uniform(rows, 1 - c, 1 + c, device))
 
 
-def _soften(images: Tensor, strength: Spoil) -> Tensor:
+def _soften(images: Tensor, strength: Augmentation) -> Tensor:
     """Reduce and enlarge: in a few groups of rows, each with a factor of its own."""
     parts = []
     for part in images.chunk(8):
@@ -161,7 +163,7 @@ def _soften(images: Tensor, strength: Spoil) -> Tensor:
     return torch.cat(parts)
 
 
-def _occlude(images: Tensor, strength: Spoil) -> Tensor:
+def _occlude(images: Tensor, strength: Augmentation) -> Tensor:
     """Lay a rectangle over a part: of one color, or cut from another picture of the batch."""
     rows, device, side = len(images), images.device, images.shape[-1]
     grid = (torch.arange(side, device=device) + 0.5) / side
@@ -195,7 +197,7 @@ def jpeg(images: Tensor) -> Tensor:
 
 
 def encoder_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tuple[Tensor, FaceParameters]:
-    """Spoiled crops (rows, 3, 224, 224) and their true parameters, the camera being the crop's."""
+    """Augmented crops (rows, 3, 224, 224) and their true parameters, the camera being the crop's."""
     device, rows = pool.spots.device, settings.rows
     index = torch.randint(len(pool), (rows,), device=device)
     params = pool.params[index]
@@ -204,8 +206,8 @@ def encoder_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tup
     grown = side * (1 + (torch.rand(rows, 1, device=device) * 2 - 1) * settings.scale)
     shift = (torch.rand(rows, 2, device=device) * 2 - 1) * settings.shift * side
     jittered = torch.cat([square[:, :2] + (side - grown) / 2 + shift, grown], dim=1)
-    crops = sample_squares(pool.images[index].float().div(255), jittered, CROP)
-    return spoil(crops, settings.spoil), replace(params, camera=crop_camera(params.camera, jittered))
+    crops = crop_resize_square(pool.images[index].float().div(255), jittered, CROP)
+    return augment(crops, settings.augmentation), replace(params, camera=crop_camera(params.camera, jittered))
 
 
 def detector_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tuple[Tensor, Tensor]:
@@ -225,7 +227,7 @@ def detector_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tu
         placed = _placement(rows, device)
         # Averaged before and after sampling, or a small face would alias.
         images = F.avg_pool2d(pool.images[index].float().div(255), 2)
-        picture = F.avg_pool2d(sample_squares(images, placed, 2 * CANVAS), 2)
+        picture = F.avg_pool2d(crop_resize_square(images, placed, 2 * CANVAS), 2)
         square = face_square(head, pool.params[index])
         square = torch.cat([square[:, :2] - placed[:, :2], square[:, 2:]], dim=1) / placed[:, 2:]
         inside = _inside(placed) & wanted[..., None, None]
@@ -236,8 +238,8 @@ def detector_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tu
         canvas = torch.where(inside, picture, canvas)
         squares[:, face] = square * wanted
     canvas = _letterboxed(canvas)
-    return spoil(
-        canvas, replace(settings.spoil, blur_factor=1.8, occlusion=settings.spoil.occlusion / 2)
+    return augment(
+        canvas, replace(settings.augmentation, blur_factor=1.8, occlusion=settings.augmentation.occlusion / 2)
     ), squares
 
 
@@ -271,7 +273,7 @@ def _backgrounds(pool: Pool, rows: int) -> Tensor:
     index = torch.randint(len(pool), (rows,), device=device)
     images = pool.images[index].float().div(255)
     corner = torch.cat([torch.rand(rows, 1, device=device) * 0.85, torch.zeros(rows, 1, device=device)], 1)
-    corners = sample_squares(
+    corners = crop_resize_square(
         images, torch.cat([corner, torch.full((rows, 1), 0.15, device=device)], 1), CANVAS
     )
     pieces = rearrange(F.interpolate(images, size=CANVAS), "n c (y i) (x j) -> n (y x) c i j", i=16, j=16)
@@ -418,10 +420,10 @@ class CaptureTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pool.load_state_dict(state)
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         params = self.held_out.params
         squares = face_square(self.head, params)
-        crops = sample_squares(self.held_out.images.float().div(255), squares, CROP)
+        crops = crop_resize_square(self.held_out.images.float().div(255), squares, CROP)
         readings = [self.encoder.read(part) for part in crops.split(64)]
         found = as_parameters(Reading(*(torch.cat(parts) for parts in zip(*readings))), self.head)
         used = params.expression.std(0) > 0.02
@@ -434,7 +436,7 @@ class CaptureTask:
         measures |= {
             key: float(value) for key, value in detector_error(self.detector(canvases), squares).items()
         }
-        spoiled = spoil(crops[torch.arange(16) % len(crops)], self.settings.spoil)
+        augmented = augment(crops[torch.arange(16) % len(crops)], self.settings.augmentation)
         drawn = [F.interpolate(canvases[i : i + 4], size=CROP) for i in range(0, 12, 4)]
-        write_image(path, contact_sheet([*[spoiled[i : i + 4] for i in range(0, 16, 4)], *drawn]))
+        write_image(path, contact_sheet([*[augmented[i : i + 4] for i in range(0, 16, 4)], *drawn]))
         return measures

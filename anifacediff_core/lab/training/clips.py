@@ -13,7 +13,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.video import IMAGE_ENDINGS, VIDEO_ENDINGS
 
 from ..options import Positive, rate_text
-from .shard_chunks import Shares, short_hash
+from .shard_chunks import SplitRatios, short_hash
 from .shard_format import MOST_FRAMES, SEGMENT_FRAMES
 from .shard_pictures import require_pictures
 
@@ -23,7 +23,7 @@ VOXCELEB = re.compile(r"(?:^|/)(id\d{5})(?=[#/])")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PrepareConfig:
     """What decides the content of the shards; all runs into a folder must agree on it.
 
     Options of `prepare` (`options`), and `segment`, the frames of a segment at most. `size` is a multiple of
@@ -49,7 +49,7 @@ class Recipe:
     split_folders: Annotated[
         bool, "divide also what lies in train, val and test", {"names": ("--ignore-split-folders",)}
     ] = True
-    shares: Shares = field(default_factory=Shares)
+    shares: SplitRatios = field(default_factory=SplitRatios)
     chunk: Annotated[Positive, "clips that a worker takes at a time"] = 16
 
     def __post_init__(self) -> None:
@@ -75,7 +75,7 @@ class Clip:
     split: str
 
 
-def find_clips(root: Path, recipe: Recipe, leave_out: Path | None = None) -> list[Clip]:
+def find_clips(root: Path, config: PrepareConfig, leave_out: Path | None = None) -> list[Clip]:
     """All clips below a folder, in an order that mixes identities and is always the same.
 
     Raises:
@@ -83,7 +83,7 @@ def find_clips(root: Path, recipe: Recipe, leave_out: Path | None = None) -> lis
     """
     if not root.is_dir():
         raise InputError(f"There is no folder {root}; name the folder with the videos.")
-    clips = [_clip(path, recipe) for path in _paths(root, leave_out)]
+    clips = [_clip(path, config) for path in _paths(root, leave_out)]
     if not clips:
         raise InputError(f"There are no videos and no folders of pictures in {root}.")
     splits: dict[str, Clip] = {}
@@ -115,18 +115,18 @@ def _paths(root: Path, leave_out: Path | None) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
-def _clip(path: str, recipe: Recipe) -> Clip:
-    identity = _identity(path, recipe)
-    named = SPLIT_FOLDERS.get(path.split("/")[0]) if recipe.split_folders and "/" in path else None
-    return Clip(path, identity, named or recipe.shares.split(identity))
+def _clip(path: str, config: PrepareConfig) -> Clip:
+    identity = _identity(path, config)
+    named = SPLIT_FOLDERS.get(path.split("/")[0]) if config.split_folders and "/" in path else None
+    return Clip(path, identity, named or config.shares.split(identity))
 
 
-def _identity(path: str, recipe: Recipe) -> str:
-    if recipe.identity is not None:
-        found = re.search(recipe.identity, path)
+def _identity(path: str, config: PrepareConfig) -> str:
+    if config.identity is not None:
+        found = re.search(config.identity, path)
         name = found and (found.group(1) if found.re.groups else found.group())
         if not name:
-            raise InputError(f"The expression '{recipe.identity}' finds no identity in {path}; change it.")
+            raise InputError(f"The expression '{config.identity}' finds no identity in {path}; change it.")
         return name
     found = VOXCELEB.search(path)
     if found:

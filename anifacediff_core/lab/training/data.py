@@ -34,7 +34,7 @@ from ..avatars.variety import wander, widen
 class PoolPlan:
     """What to render.
 
-    Arguments:
+    Args:
         identities: number of avatars, of each process.
         stills: independent frames of each avatar: any pose, expression, gaze and camera.
         track: consecutive frames of each avatar, from a motion track; they come before the stills.
@@ -276,7 +276,7 @@ class Pool:
 class Pairs:
     """Sources and the frames that drive them: S sources, R = S * frames rows, source-major.
 
-    Arguments:
+    Args:
         source_latents: (S, 4, h, w).
         source_pixels: (S, 3, i, i), CLIP-normalized.
         latents: (R, 4, h, w), the truth.
@@ -299,7 +299,7 @@ class Pairs:
 class NormalsNoise:
     """Shares of the rows whose normals tell less, so that the expression adapter has something to add.
 
-    Arguments:
+    Args:
         weakened: rows that get normals of half the size with a weakened expression.
         blurred: rows whose normals are reduced to an eighth of their size and enlarged again.
     """
@@ -336,7 +336,7 @@ class PairSource(Protocol):
 class PoolSource:
     """Pairs, or whole tracks, of a pool's avatars.
 
-    Arguments:
+    Args:
         clips: draw tracks instead of single frames.
         noise: of the normals.
         dtype: of the normals.

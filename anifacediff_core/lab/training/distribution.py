@@ -19,7 +19,7 @@ from .task import Loop
 def make_accelerator(loop: Loop, seed: int, folder: Path | None = None) -> Accelerator:
     """An Accelerator whose processes draw different random numbers, for one process or many.
 
-    Arguments:
+    Args:
         folder: where TensorBoard's files go, if TensorBoard is installed.
     """
     on_cpu = not torch.cuda.is_available()

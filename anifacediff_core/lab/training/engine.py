@@ -23,12 +23,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from anifacediff_core.storage import write_tensors
 
 from .distribution import own_part, shards_weights, share_start, whole
-from .journal import Journal
-from .states import UNREADABLE, load_own, newest_state, save_state, told
+from .run_logger import RunLogger
+from .states import UNREADABLE, describe_error, load_own, newest_state, save_state
 from .task import OPTIMIZERS, Loop, Task, Tensors, TrainingError, states_folder
 
 
-def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal: Journal) -> None:
+def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, logger: RunLogger) -> None:
     """Train for the loop's steps; write `<task name>.safetensors` at the snapshots and at the end.
 
     Where states of an earlier run of the same phase are, training goes on from the newest, with the numbers
@@ -39,7 +39,7 @@ def run(task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal:
             be written.
     """
     try:
-        _Run(task, loop, accelerator, folder, journal).train()
+        _Run(task, loop, accelerator, folder, logger).train()
     finally:
         accelerator.free_memory()  # what distributes the weights must go before what it talks through
 
@@ -106,9 +106,9 @@ class _Run:
     """One run of one task."""
 
     def __init__(
-        self, task: Task, loop: Loop, accelerator: Accelerator, folder: Path, journal: Journal
+        self, task: Task, loop: Loop, accelerator: Accelerator, folder: Path, logger: RunLogger
     ) -> None:
-        self.task, self.loop, self.accelerator, self.journal = task, loop, accelerator, journal
+        self.task, self.loop, self.accelerator, self.logger = task, loop, accelerator, logger
         self.folder, self.states = folder, states_folder(folder, task.name)
         self.sharded = shards_weights(accelerator)
         task.module.to(accelerator.device).train()
@@ -137,7 +137,7 @@ class _Run:
             "processes": accelerator.num_processes,
             "mode": mode,
         }
-        journal(task.name, "start", **facts)
+        logger(task.name, "start", **facts)
 
     @property
     def parts(self) -> list[Tensor]:
@@ -229,8 +229,8 @@ class _Run:
         broken = self.accelerator.reduce(self.broken, "sum") if self._many() else self.broken
         values = {key: float(value) for key, value in losses.items()}
         values |= {"rate": self.rate, "steps_per_second": pace}
-        self.journal(task.name, "step", step=self.step, fraction=self.fraction, **values)
-        self.journal.draw(self.step, values)
+        self.logger(task.name, "step", step=self.step, fraction=self.fraction, **values)
+        self.logger.log(self.step, values)
         if broken:
             raise TrainingError(
                 f"The loss of phase '{task.name}', or its gradient, is not a number at step {self.step}; "
@@ -249,8 +249,8 @@ class _Run:
             if self.accelerator.is_main_process:
                 measures = self._write(path, weights, fraction)
         task.module.train()
-        self.journal(task.name, "snapshot", fraction=fraction, **measures)
-        self.journal.draw(self.step, measures, self._picture(fraction))
+        self.logger(task.name, "snapshot", fraction=fraction, **measures)
+        self.logger.log(self.step, measures, self._picture(fraction))
         self.accelerator.wait_for_everyone()
         if fraction == 1.0 and measures.get("not_written"):
             raise TrainingError(f"{path} could not be written ({measures['not_written']}). {self._rest()}")
@@ -263,7 +263,7 @@ class _Run:
         if self.sharded:
             return {"sample_failed": "the weights are divided among the processes"}
         try:
-            return dict(self.task.sample(self._picture(fraction), fraction))
+            return dict(self.task.validate(self._picture(fraction), fraction))
         except Exception as error:  # pictures are welcome but never worth a training run
             return {"sample_failed": f"{type(error).__name__}: {error}"}
 
@@ -276,16 +276,16 @@ class _Run:
         own: dict[str, Any] = {
             "task": self.task.state_dict(),
             "step": self.step,
-            "elapsed": self.journal.elapsed(),
+            "elapsed": self.logger.elapsed(),
             "processes": self.accelerator.num_processes,
         }
         if self.ema is not None and (self.sharded or self.accelerator.is_main_process):
             own["average"] = self.ema.shadow_params
         problem = save_state(self.accelerator, self.states, self.step, own, self.loop.checkpoints_total_limit)
         if problem:
-            self.journal(self.task.name, "state_not_saved", step=self.step, reason=problem)
+            self.logger(self.task.name, "state_not_saved", step=self.step, reason=problem)
         else:
-            self.journal(self.task.name, "state", step=self.step)
+            self.logger(self.task.name, "state", step=self.step)
 
     def _resume(self) -> None:
         """Take up the newest state, if there is any."""
@@ -309,15 +309,15 @@ class _Run:
             self._resume_average(shared)
         except UNREADABLE as error:
             raise TrainingError(
-                f"The training state {state} is damaged or doesn't fit this experiment ({told(error)}); "
-                "delete the folder to begin anew."
+                f"The training state {state} is damaged or doesn't fit this experiment "
+                f"({describe_error(error)}); delete the folder to begin anew."
             ) from error
         self.step = shared["step"]
-        self.journal.go_on(shared["elapsed"])
+        self.logger.resume_clock(shared["elapsed"])
         own = load_own(state, rank)
         if own and own["processes"] == self.accelerator.num_processes:
             self.task.load_state_dict(own["task"])
-        self.journal(self.task.name, "resumed", step=self.step)
+        self.logger(self.task.name, "resumed", step=self.step)
 
     def _resume_average(self, state: dict[str, Any]) -> None:
         if self.ema is not None:

@@ -25,9 +25,9 @@ from ..avatars.identity import Identity
 from ..avatars.studio import Studio
 from ..evaluation import judges as judging
 from ..evaluation.avatars import visible_actions
-from ..evaluation.judges import SIDE, VIEW, WIDTHS, IdentityJudge, Judges, MotionJudge
+from ..evaluation.judges import SIDE, VIEW, WIDTHS, IdentityNet, Judges, MotionNet
 from ..metrics import correlation
-from .capture import chosen, sample_squares, uniform
+from .capture import chosen, crop_resize_square, uniform
 from .data import Pool, PoolPlan, random_motion
 from .engine import run
 from .phase import Phase
@@ -46,7 +46,7 @@ LEAST_DEVIATION = 0.05  # rare expressions must not be blown up
 class JudgesSettings:
     """Batches, disturbances and weights of the losses.
 
-    Arguments:
+    Args:
         families: families of four avatars in a batch of each process; two pictures of each avatar.
         side: of the view that the judges look at, in pixels.
         widths: channels of the networks' four stages, multiples of 8.
@@ -137,7 +137,7 @@ class JudgeNetworks(nn.Module):
     sees the face's shape, and both that they know where the landmarks are, which they learn early.
     """
 
-    def __init__(self, identity: IdentityJudge, motion: MotionJudge, n_shape: int, landmarks: int) -> None:
+    def __init__(self, identity: IdentityNet, motion: MotionNet, n_shape: int, landmarks: int) -> None:
         super().__init__()
         self.identity, self.motion = identity, motion
         self.shape = nn.Linear(judging.EMBEDDING, n_shape)
@@ -146,10 +146,10 @@ class JudgeNetworks(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         """(rows, 3, side, side) -> embedding, shape, motion, landmarks as either judge sees them."""
-        who, how = self.identity.look(pictures), self.motion.look(pictures)
-        embedding = self.identity.answer(self.identity.consider(who))
+        who, how = self.identity.backbone(pictures), self.motion.backbone(pictures)
+        embedding = self.identity.answer(self.identity.embed(who))
         points = self.identity_points(who), self.motion_points(how)
-        motion = self.motion.answer(self.motion.consider(how))
+        motion = self.motion.answer(self.motion.embed(how))
         return embedding, self.shape(embedding), motion, *points
 
 
@@ -228,7 +228,7 @@ class JudgesTask:
     """Identity and motion judge side by side; see `task.Task`.
 
     Attributes:
-        measures: what the last `sample` found.
+        measures: what the last `validate` found.
     """
 
     name = "judges"
@@ -243,8 +243,8 @@ class JudgesTask:
             )
         self.head, self.pool, self.held_out, self.settings = head, pool, held_out, settings
         s = settings
-        self.identity = IdentityJudge(s.side, s.widths)
-        self.motion = MotionJudge(head.n_expression, s.side, s.widths)
+        self.identity = IdentityNet(s.side, s.widths)
+        self.motion = MotionNet(head.n_expression, s.side, s.widths)
         networks = JudgeNetworks(self.identity, self.motion, head.n_shape, len(head.landmarks))
         self.module = networks.to(head.template.device)
         self._set_statistics()
@@ -279,7 +279,7 @@ class JudgesTask:
                 jittered_squares(len(index), self.settings, index.device),
             )
             images = self.pool.images[index].float().div(255)
-            pictures = disturb(sample_squares(images, squares, self.settings.side), self.settings)
+            pictures = disturb(crop_resize_square(images, squares, self.settings.side), self.settings)
             points = points_in(squares, self.pool.points[index])
         return (pictures,), (params.shape, motion_vector(params, squares), points)
 
@@ -313,12 +313,12 @@ class JudgesTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pool.load_state_dict(state)
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         judges = Judges(self.identity, self.motion, self.settings.side)
         pool = self.held_out
-        opinions = [judges.opinion(part.float().div(255)) for part in pool.images.split(256)]
-        unit = torch.cat([opinion.face for opinion in opinions])
-        parts = [(o.motion.expression, o.motion.neck, o.motion.camera) for o in opinions]
+        predictions = [judges.predict(part.float().div(255)) for part in pool.images.split(256)]
+        unit = torch.cat([part.face for part in predictions])
+        parts = [(o.motion.expression, o.motion.neck, o.motion.camera) for o in predictions]
         found = judging.Motion(*(torch.cat(values) for values in zip(*parts)))
         self.measures = verification(unit, pool.plan.frames) | accuracy(self.head, found, pool.params)
         columns = pool.images[: 4 * FAMILY * pool.plan.frames : pool.plan.frames].float().div(255)
@@ -334,16 +334,16 @@ def train_judges(phase: Phase) -> None:
     settings = build(JudgesSettings, phase.settings.get("settings"), "judges.settings")
     seed = TRAINING_SEED + int(phase.experiment["seed"]) * 1000 + phase.accelerator.process_index
     plan = phase.plan()
-    began = phase.journal.elapsed()
+    began = phase.logger.elapsed()
     pool = FamilyPool(phase.studio, phase.head, plan, seed)
     pool.fill()
-    rate = len(pool) / max(phase.journal.elapsed() - began, 1e-6)
-    phase.journal(phase.name, "pool", frames=len(pool), frames_per_second=rate)
+    rate = len(pool) / max(phase.logger.elapsed() - began, 1e-6)
+    phase.logger(phase.name, "pool", frames=len(pool), frames_per_second=rate)
     few = replace(plan, identities=min(HELD_OUT_AVATARS, plan.identities))
     held_out = FamilyPool(phase.studio, phase.head, few, HELD_OUT_SEED)
     held_out.fill()
     task = JudgesTask(phase.head, pool, held_out, settings)
-    run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+    run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
     if phase.accelerator.is_main_process:
         path = phase.folder / f"{task.name}.safetensors"
         judging.save_judges(path, load_weights(path), provenance(task, phase.experiment))
@@ -407,6 +407,6 @@ def accuracy(head: HeadModel, found: judging.Motion, params: FaceParameters) -> 
         "visible_r": float(found_r[visible].nanmean()),
         "aed": float(judging.expression_distance(found, truth).mean()),
         "apd": float(judging.pose_distance(found, truth).mean()),
-        "rotation": float(judging.turn(found, truth).mean()),
+        "rotation": float(judging.rotation_angle(found, truth).mean()),
         "camera": float(judging.camera_distance(found, truth).mean()),
     }

@@ -19,7 +19,7 @@ from anifacediff_core.weights.faces import load_head
 
 from ..avatars.studio import Studio
 from .data import Pool, PoolPlan
-from .journal import Journal
+from .run_logger import RunLogger
 from .settings import build
 from .states import load_own, newest_state
 from .task import Loop, states_folder
@@ -38,7 +38,7 @@ class Phase:
     folder: Path
     loop: Loop
     accelerator: Accelerator
-    journal: Journal
+    logger: RunLogger
     head: HeadModel
 
     @cached_property
@@ -71,15 +71,15 @@ class Phase:
 
     def fill(self, pool: PoolOrMore) -> PoolOrMore:
         """Render a pool's avatars: those of the state that training goes on from, if there is one."""
-        began = self.journal.elapsed()
+        began = self.logger.elapsed()
         state = newest_state(states_folder(self.folder, self.name))
         before = load_own(state, self.accelerator.process_index) if state is not None else {}
         if before.get("processes") == self.accelerator.num_processes:
             pool.load_state_dict(before["task"])
         else:
             pool.fill()
-        rate = len(pool) / max(self.journal.elapsed() - began, 1e-6)
-        self.journal(self.name, "pool", frames=len(pool), frames_per_second=rate)
+        rate = len(pool) / max(self.logger.elapsed() - began, 1e-6)
+        self.logger(self.name, "pool", frames=len(pool), frames_per_second=rate)
         return pool
 
     def held_out(self, identities: int, stills: int) -> Pool:

@@ -22,9 +22,9 @@ from .capture import CaptureSettings, CaptureTask
 from .card import write_card
 from .distribution import make_accelerator
 from .engine import run
-from .journal import Journal
 from .judges import train_judges
 from .phase import Phase, experiment_head, network_config
+from .run_logger import RunLogger
 from .settings import build
 from .stages import train_stage
 from .task import Loop, done_mark, load_weights
@@ -51,7 +51,7 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
             folder=folder,
             loop=loop,
             accelerator=accelerator,
-            journal=Journal(folder, accelerator),
+            logger=RunLogger(folder, accelerator),
             head=head,
         )
     )
@@ -67,7 +67,7 @@ def train_autoencoder(phase: Phase) -> None:
     if phase.start is not None and "vae" in phase.start.parts:
         phase.start.load_into(autoencoder, "vae")
     task = AutoencoderTask(autoencoder, phase.pool(), phase.held_out(32, stills=1), settings)
-    run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+    run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
 
 
 def train_capture(phase: Phase) -> None:
@@ -76,7 +76,7 @@ def train_capture(phase: Phase) -> None:
     if phase.start is not None and "face_encoder" in phase.start.parts:
         phase.start.load_into(task.module.encoder, "face_encoder")
         phase.start.load_into(task.module.detector, "face_detector")
-    run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+    run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
     if phase.accelerator.is_main_process:
         assemble(phase.experiment, phase.folder)  # a stage trained beside it may be finished already
 

@@ -31,21 +31,21 @@ from anifacediff_core.head.parameters import FORMAT as PARAMETERS
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.progress import Progress
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import numbered_pictures, probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
 
 from ..scale import Scale, run
-from .clips import Clip, Recipe, find_clips
+from .clips import Clip, PrepareConfig, find_clips
 from .shard_chunks import (
     PLAN,
     done_chunk,
     finish,
     read_plan,
+    remove_stale,
     require_same,
     short_hash,
-    sweep,
     write_chunk,
 )
 from .shard_format import (
@@ -97,22 +97,22 @@ class Encoders:
 # ---- planning
 
 
-def make_plan(root: Path, out: Path, recipe: Recipe, encoders: str) -> dict[str, Any]:
+def make_plan(root: Path, out: Path, config: PrepareConfig, encoders: str) -> dict[str, Any]:
     """The folder's plan, with chunks for clips that it does not know yet; written to `plan.json`.
 
     Raises:
         InputError: the folder was prepared with other settings.
     """
-    settings = {**asdict(recipe), "encoders": encoders}
+    settings = {**asdict(config), "encoders": encoders}
     plan = read_plan(out)
     if plan is None:
         plan = {"recipe": settings, "chunks": []}
     require_same(out, plan["recipe"], settings)
     known = {path for chunk in plan["chunks"] for path, _ in chunk["clips"]}
     _add_chunks(
-        plan["chunks"], [c for c in find_clips(root, recipe, out) if c.path not in known], recipe.chunk
+        plan["chunks"], [c for c in find_clips(root, config, out) if c.path not in known], config.chunk
     )
-    with replacing(out / PLAN) as temporary:
+    with atomic_write(out / PLAN) as temporary:
         Path(temporary).write_text(json.dumps(plan))
     return plan
 
@@ -133,13 +133,13 @@ def _add_chunks(chunks: list[dict[str, Any]], clips: list[Clip], most: int) -> N
 class Preparer:
     """Makes a chunk's shards; a worker of `scale.run`.
 
-    Arguments:
+    Args:
         root, out: folders that all workers see under the same path.
     """
 
-    def __init__(self, root: str, out: str, recipe: Recipe, encoders: Encoders) -> None:
-        self.root, self.out, self.recipe = Path(root), Path(out), recipe
-        self.stamp = f"{encoders.describe()}, {recipe.mode}"
+    def __init__(self, root: str, out: str, config: PrepareConfig, encoders: Encoders) -> None:
+        self.root, self.out, self.config = Path(root), Path(out), config
+        self.stamp = f"{encoders.describe()}, {config.mode}"
         self.models = encoders.load()
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -163,34 +163,34 @@ class Preparer:
             if not written:
                 raise InputError("A face was found in fewer than two frames of every segment.")
         except _video_errors() as error:
-            told = " ".join(str(error).split()) or type(error).__name__
-            skipped.append({"clip": clip.path, "reason": told, "segments": written})
+            reason = " ".join(str(error).split()) or type(error).__name__
+            skipped.append({"clip": clip.path, "reason": reason, "segments": written})
 
     def _segments(self, clip: Clip) -> Iterator[Segment]:
         path = self.root / clip.path
         parameters, square, fps = self._captured(path, clip)
-        # Cut, since names in a tar file have room for 100 bytes, with all that is added to this one.
+        # Cut, since names in a tar file take 100 bytes at most, with all that is added to this one.
         name = f"{re.sub(r'[^0-9A-Za-z_-]+', '_', Path(clip.path).stem)[-48:]}-{short_hash(clip.path)}"
         frames = self._pictures(path, square)
-        for first in range(0, len(parameters), self.recipe.segment):
-            part = parameters[first : first + self.recipe.segment]
+        for first in range(0, len(parameters), self.config.segment):
+            part = parameters[first : first + self.config.segment]
             pictures = [
-                encode_picture(f, self.recipe.picture, self.recipe.quality) for f in islice(frames, len(part))
+                encode_picture(f, self.config.picture, self.config.quality) for f in islice(frames, len(part))
             ]
             if len(pictures) < len(part):
                 raise InputError(f"{clip.path} has become shorter since its face was captured.")
             if usable_frames(part.valid)[1] < 2:
                 continue
             info = SegmentInfo(
-                clip.identity, clip.path, fps, first, len(part), self.recipe.size, part.head, clip.split
+                clip.identity, clip.path, fps, first, len(part), self.config.size, part.head, clip.split
             )
             yield Segment(f"{name}-{first:06d}", info, part, pictures, self._normals(part))
 
     def _normals(self, part: FaceParameters) -> list[bytes]:
-        if not self.recipe.normals:
+        if not self.config.normals:
             return []
         return [
-            encode_picture(image, "png") for image in render_normals(self.models.head, part, self.recipe.size)
+            encode_picture(image, "png") for image in render_normals(self.models.head, part, self.config.size)
         ]
 
     def _captured(self, path: Path, clip: Clip) -> tuple[FaceParameters, Tensor, Fraction]:
@@ -200,17 +200,17 @@ class Preparer:
         kept = _read_cache(cache, stamp)
         if kept is not None:
             return kept
-        fps = Fraction(self.recipe.fps) if path.is_dir() else probe(path).rate
+        fps = Fraction(self.config.fps) if path.is_dir() else probe(path).rate
         if fps <= 0:
             raise InputError(f"{clip.path} says that it has {fps} frames a second.")
-        found = capture(_frames(path), self.models, self.recipe.mode, what=clip.path)
+        found = capture(_frames(path), self.models, self.config.mode, what=clip.path)
         about = {"stamp": stamp, "square": json.dumps(found.square.tolist()), "fps": str(fps)}
         found.parameters.save(cache, about)
         return found.parameters, found.square, fps
 
     def _pictures(self, path: Path, square: Tensor) -> Iterator[Tensor]:
         """The portraits (3, size, size), one after the other."""
-        frames, size = _frames(path), self.recipe.size
+        frames, size = _frames(path), self.config.size
         while waiting := list(islice(frames, FRAMES_AT_ONCE)):
             whole = square.tolist() == [0.0, 0.0, 1.0]
             if whole and waiting[0].shape[-2:] == (size, size):
@@ -287,22 +287,22 @@ def prepare(
     root: str | Path,
     out: str | Path,
     encoders: Encoders,
-    recipe: Recipe | None = None,
+    config: PrepareConfig | None = None,
     scale: Scale | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Turn the videos of a folder into shards; call it again to go on after an interruption.
 
-    Arguments:
+    Args:
         root: folder with the videos; `out`: folder for the shards. On a cluster all nodes see both.
         progress: called with clips (done, total).
 
     Raises:
         InputError: nothing is there to be prepared, or nothing could be.
     """
-    root, out, recipe = Path(root).resolve(), Path(out).resolve(), recipe or Recipe()
-    plan = make_plan(root, out, recipe, encoders.describe())
-    sweep(out)
+    root, out, config = Path(root).resolve(), Path(out).resolve(), config or PrepareConfig()
+    plan = make_plan(root, out, config, encoders.describe())
+    remove_stale(out)
     chunks = plan["chunks"]
     total, done = sum(len(chunk["clips"]) for chunk in chunks), 0
     waiting = []
@@ -312,14 +312,14 @@ def prepare(
         else:
             waiting.append(chunk)
     sizes = {chunk["name"]: len(chunk["clips"]) for chunk in chunks}
-    make = partial(Preparer, str(root), str(out), recipe, encoders)
+    make = partial(Preparer, str(root), str(out), config, encoders)
     try:
         for record in run(make, waiting, scale or Scale()):
             done += sizes[record["name"]]
             if progress is not None:
                 progress(done, total)
     finally:
-        prepared = _finish(out, chunks, recipe, encoders)
+        prepared = _finish(out, chunks, config, encoders)
     if not any(prepared.clips.values()):
         first = prepared.skipped[0]
         raise InputError(
@@ -328,10 +328,10 @@ def prepare(
     return prepared
 
 
-def _finish(out: Path, chunks: list[dict[str, Any]], recipe: Recipe, encoders: Encoders) -> Prepared:
+def _finish(out: Path, chunks: list[dict[str, Any]], config: PrepareConfig, encoders: Encoders) -> Prepared:
     names = [chunk["name"] for chunk in chunks]
     head = HeadModel.bundled().name if encoders.flame is None else FLAME
-    skipped = finish(out, names, size=recipe.size, head=head, normals=recipe.normals)
+    skipped = finish(out, names, size=config.size, head=head, normals=config.normals)
     done = [chunk for chunk in chunks if done_chunk(out, chunk["name"]) is not None]
     lost = {entry["clip"] for entry in skipped if not entry["segments"]}
     clips = {

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.regions import emphasis
-from anifacediff_core.network.model import AniFaceDiff, FixedRows
+from anifacediff_core.network.model import AniFaceDiff, GraphableForward
 
 from .data import NormalsNoise, Pairs, PairSource
 from .task import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
 STAGE2_PARTS = ("motion",)
-Sampler = Callable[[Path, float], dict[str, float]]
+Validator = Callable[[Path, float], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DenoisingSettings:
 
     With emphasis 1 and no `min_snr` the loss is that of the paper (equations 5 and 6).
 
-    Arguments:
+    Args:
         rows: pairs (stage 1) or clips (stage 2) in a batch, of each process.
         unconditional: share of them that train the unconditional half of guidance: no source, no
             expression, only pose.
@@ -94,7 +94,7 @@ class DenoisingSettings:
 def diffuse(latents: Tensor, noise: Tensor, alphas: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
     """Noisy latents z_t (equation 4) and what the network has to predict from them.
 
-    Arguments:
+    Args:
         alphas: (rows,), ᾱ of each row's time step.
         prediction: "epsilon", the noise as in equation 5, or "v_prediction", v = √ᾱ ε - √(1 - ᾱ) z_0.
     """
@@ -140,7 +140,7 @@ def snr_weight(alphas: Tensor, gamma: float, prediction: str) -> Tensor:
     the Animate-Anyone family. The paper's own form there, min(SNR, γ) / (SNR + 1), gives pure noise no
     weight, and with a terminal SNR of zero sampling begins at pure noise.
 
-    Arguments:
+    Args:
         alphas: (rows,), ᾱ.
     """
     snr = alphas / (1 - alphas).clamp(min=1e-8)
@@ -158,20 +158,20 @@ class DenoisingTask:
         source: PairSource,
         alphas: Tensor,
         settings: DenoisingSettings,
-        sampler: Sampler,
+        validator: Validator,
         *,
         stage: int,
         decode: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.decode = decode
         self.name = f"stage{stage}"
-        self.model, self.source, self.settings, self.sampler = model, source, settings, sampler
+        self.model, self.source, self.settings, self.validator = model, source, settings, validator
         self.alphas = alphas
         self.stage = stage
         model.gradient_checkpointing = settings.gradient_checkpointing
         model.set_trainable((*STAGE1_PARTS, *settings.learn) if stage == 1 else STAGE2_PARTS)
         conditional, referred = settings.split()
-        self.module = FixedRows(model, conditional * source.frames, referred * source.frames)
+        self.module = GraphableForward(model, conditional * source.frames, referred * source.frames)
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         s, frames = self.settings, self.source.frames
@@ -296,8 +296,8 @@ class DenoisingTask:
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
-        return self.sampler(path, fraction)
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
+        return self.validator(path, fraction)
 
     def state_dict(self) -> dict[str, Any]:
         return self.source.state_dict()

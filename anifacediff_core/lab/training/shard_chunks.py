@@ -18,7 +18,7 @@ from typing import Any
 
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from .shard_format import SPLITS, Segment, ShardWriter, write_manifest
 
@@ -30,7 +30,7 @@ ABANDONED = 3600.0  # seconds after which an unfinished file is nobody's any mor
 
 
 @dataclass(frozen=True)
-class Shares:
+class SplitRatios:
     """How identities are divided, as fractions of all."""
 
     train: float = 0.9
@@ -100,7 +100,7 @@ def write_chunk(
 ) -> dict[str, Any]:
     """Write the shards of a chunk and then its record.
 
-    Arguments:
+    Args:
         segments: taken one after the other.
         skipped: clip, reason, and how many segments of it are there all the same; read when all segments
             are written.
@@ -117,7 +117,7 @@ def write_chunk(
         if path.name not in written:  # of an earlier, lost attempt that got further
             path.unlink(missing_ok=True)
     record = {"name": name, "shards": entries, "skipped": list(skipped)}
-    with replacing(folder / RECORDS / f"{name}.json") as temporary:
+    with atomic_write(folder / RECORDS / f"{name}.json") as temporary:
         Path(temporary).write_text(json.dumps(record))
     return record
 
@@ -134,7 +134,7 @@ def _fill(shard: ShardWriter, first: Segment, rest: Iterator[Segment], most: int
 def finish(folder: Path, names: Iterable[str], **about: Any) -> list[dict[str, Any]]:
     """Write the set's `shards.json` and `skipped.jsonl` from the records of its chunks.
 
-    Arguments:
+    Args:
         names: of all chunks; those that are not done yet are left out.
         about: size, head and normals.
 
@@ -144,12 +144,12 @@ def finish(folder: Path, names: Iterable[str], **about: Any) -> list[dict[str, A
     records = [record for name in names if (record := done_chunk(folder, name)) is not None]
     write_manifest(folder, (entry for record in records for entry in record["shards"]), **about)
     skipped = [entry for record in records for entry in record["skipped"]]
-    with replacing(folder / SKIPPED) as temporary:
+    with atomic_write(folder / SKIPPED) as temporary:
         Path(temporary).write_text("".join(json.dumps(entry) + "\n" for entry in skipped))
     return skipped
 
 
-def sweep(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove what workers that were killed have left unfinished a while ago."""
     patterns = (".*.tar.*", ".*.json.*", ".*.jsonl.*", "*/.*.json.*", "*/.*.safetensors.*")
     for path in (path for pattern in patterns for path in folder.glob(pattern)):

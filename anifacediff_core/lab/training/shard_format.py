@@ -38,7 +38,7 @@ from torch import Tensor
 from anifacediff_core.claims import parse_json, parse_rate, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.storage import replacing
+from anifacediff_core.storage import atomic_write
 
 from .shard_pictures import LARGEST_SIDE, PICTURES
 
@@ -163,7 +163,7 @@ class ShardWriter:
 
     def __enter__(self) -> ShardWriter:
         with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(self.path))
+            temporary = stack.enter_context(atomic_write(self.path))
             self._tar = stack.enter_context(tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT))
             self._stack = stack.pop_all()
         return self
@@ -215,12 +215,12 @@ def usable_frames(valid: Tensor) -> tuple[int, int, int]:
 def write_manifest(folder: Path, entries: Iterable[Mapping[str, Any]], **about: Any) -> None:
     """Write `shards.json`.
 
-    Arguments:
+    Args:
         entries: as `ShardWriter.entry` gives them.
         about: size, head, normals.
     """
     shards = sorted(entries, key=lambda entry: entry["file"])
-    with replacing(folder / MANIFEST) as temporary:
+    with atomic_write(folder / MANIFEST) as temporary:
         text = json.dumps({"format": FORMAT, "version": VERSION, **about, "shards": shards})
         Path(temporary).write_text(text + "\n")
 
@@ -231,7 +231,7 @@ def write_manifest(folder: Path, entries: Iterable[Mapping[str, Any]], **about: 
 def find_shards(urls: str | Path | Sequence[str | Path], split: str | None) -> ShardSet:
     """The shards of a set.
 
-    Arguments:
+    Args:
         urls: a folder with or without `shards.json`; the path or URL of a `shards.json`; or patterns with
             braces (`train-{00000..00015}-000.tar`) of paths, URLs and `pipe:` commands.
         split: only these, where that is known; None for all.
@@ -351,7 +351,7 @@ def _members(url: str, what: str) -> Iterator[tuple[str, bytes]]:
     try:
         with _opened(url) as opened:
             file = _Watched(opened)
-            # No compression: a small file could not be told from one that fills the memory.
+            # No compression: a small file could hide one that fills the memory.
             with tarfile.open(fileobj=file, mode="r|") as tar:  # type: ignore[call-overload]
                 for member in tar:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all
@@ -370,9 +370,9 @@ def _members(url: str, what: str) -> Iterator[tuple[str, bytes]]:
     except InputError:
         raise
     except (OSError, tarfile.TarError, EOFError, ValueError, OverflowError, RecursionError) as error:
-        told = shown(" ".join(str(error).split()), 200)
+        reason = shown(" ".join(str(error).split()), 200)
         raise InputError(
-            f"{what[:1].upper()}{what[1:]} is missing or damaged ({told}); check it or prepare it again."
+            f"{what[:1].upper()}{what[1:]} is missing or damaged ({reason}); check it or prepare it again."
         ) from error
 
 

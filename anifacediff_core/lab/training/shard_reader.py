@@ -24,21 +24,21 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Reading:
+class LoaderConfig:
     """All that decides which batches a process gets; travels to its workers.
 
     Attributes:
-        lanes: the shards of each worker.
+        worker_shards: the shards of each worker.
         frames: 1 for pairs of frames, else consecutive frames of a clip.
         rows: pairs or clips in a batch.
         size, head: what every segment must have.
         normals: whether to take the stored normals.
         split: other segments are passed over; None takes all.
         visits: how often a segment is picked from in an epoch.
-        buffer: picks that are mixed.
+        buffer: samples that are mixed.
     """
 
-    lanes: tuple[tuple[Shard, ...], ...]
+    worker_shards: tuple[tuple[Shard, ...], ...]
     frames: int
     rows: int
     size: int
@@ -56,14 +56,14 @@ class Reading:
         return valid >= 2 and run >= self.frames
 
 
-class Place(NamedTuple):
-    """How far a worker is: the epoch, and the picks that it has given in it."""
+class LoaderState(NamedTuple):
+    """How far a worker is: the epoch, and the samples that it has given in it."""
 
     epoch: int
-    picks: int
+    samples: int
 
 
-class Pick(NamedTuple):
+class Sample(NamedTuple):
     """A source and the frames that it shall move like, still encoded."""
 
     what: str
@@ -73,16 +73,16 @@ class Pick(NamedTuple):
     parameters: FaceParameters
 
 
-class Batch(NamedTuple):
-    """What a worker hands over.
+class ShardBatch(NamedTuple):
+    """What a worker yields.
 
     Attributes:
         sources: (S, 3, size, size) uint8.
         driving: (R, 3, size, size) uint8.
         normals: (R, 3, size, size) uint8, or none.
         shape, expression, pose, camera: (R, ...) of the driving frames; the shape is the source's.
-        lane: whose batch it is.
-        epoch, picks: the worker's place after it.
+        worker: whose batch it is.
+        epoch, samples: the worker's state after it.
     """
 
     sources: Tensor
@@ -92,151 +92,155 @@ class Batch(NamedTuple):
     expression: Tensor
     pose: Tensor
     camera: Tensor
-    lane: int
+    worker: int
     epoch: int
-    picks: int
+    samples: int
 
 
-class Refusal(NamedTuple):
+class WorkerError(NamedTuple):
     """An `InputError` on its way from a worker, which would otherwise arrive with a traceback in its text."""
 
     sentence: str
 
 
-class Lanes(IterableDataset):  # type: ignore[type-arg]
+class ShardBatches(IterableDataset):  # type: ignore[type-arg]
     """Endless batches; the workers take turns, beginning with the one whose turn it was."""
 
-    def __init__(self, reading: Reading, places: tuple[Place, ...], batches: int) -> None:
-        self.reading, self.places, self.batches = reading, places, batches
+    def __init__(self, config: LoaderConfig, places: tuple[LoaderState, ...], batches: int) -> None:
+        self.config, self.places, self.batches = config, places, batches
 
-    def __iter__(self) -> Iterator[Batch | Refusal]:
-        worker = get_worker_info()
-        lane = (self.batches + (worker.id if worker else 0)) % len(self.places)
+    def __iter__(self) -> Iterator[ShardBatch | WorkerError]:
+        info = get_worker_info()
+        worker = (self.batches + (info.id if info else 0)) % len(self.places)
         try:
-            yield from read_batches(self.reading, lane, self.places[lane])
+            yield from read_batches(self.config, worker, self.places[worker])
         except InputError as error:
-            yield Refusal(str(error))
+            yield WorkerError(str(error))
 
 
-def read_batches(reading: Reading, lane: int, place: Place) -> Iterator[Batch]:
+def read_batches(config: LoaderConfig, worker: int, place: LoaderState) -> Iterator[ShardBatch]:
     epoch, skipped = place
-    waiting: list[Pick] = []
+    shards = config.worker_shards[worker]
+    waiting: list[Sample] = []
     while True:
-        picks = skipped
-        for pick in _epoch(reading, lane, epoch, skipped):
-            waiting.append(pick)
-            picks += 1
-            if len(waiting) == reading.rows:
-                yield _collate(reading, waiting, lane, Place(epoch, picks))
+        samples = skipped
+        for sample in _epoch(config, worker, epoch, skipped):
+            waiting.append(sample)
+            samples += 1
+            if len(waiting) == config.rows:
+                yield _collate(config, waiting, worker, LoaderState(epoch, samples))
                 waiting = []
-        if not picks:
+        if not samples:
             raise InputError(
-                f"No segment of {len(reading.lanes[lane])} shards, {reading.lanes[lane][0].url} first, has "
-                f"{max(reading.frames, 2)} usable frames of the split {reading.split}; use other shards or "
+                f"No segment of {len(shards)} shards, {shards[0].url} first, has "
+                f"{max(config.frames, 2)} usable frames of the split {config.split}; use other shards or "
                 "fewer frames."
             )
         epoch, skipped = epoch + 1, 0
 
 
-def _epoch(reading: Reading, lane: int, epoch: int, skipped: int) -> Iterator[Pick]:
-    """The picks of an epoch in their order, without the first `skipped`."""
-    random = np.random.default_rng([reading.seed, reading.rank, lane, epoch])
-    shards = [reading.lanes[lane][index] for index in random.permutation(len(reading.lanes[lane]))]
+def _epoch(config: LoaderConfig, worker: int, epoch: int, skipped: int) -> Iterator[Sample]:
+    """The samples of an epoch in their order, without the first `skipped`."""
+    random = np.random.default_rng([config.seed, config.rank, worker, epoch])
+    own = config.worker_shards[worker]
+    shards = [own[index] for index in random.permutation(len(own))]
     if any(shard.segments is None for shard in shards):
-        everything = (pick for _, pick in _picks(reading, shards, epoch))
-        yield from islice(mixed(everything, reading.buffer, random), skipped, None)
+        everything = (sample for _, sample in _samples(config, shards, epoch))
+        yield from islice(mixed(everything, config.buffer, random), skipped, None)
         return
     names = (
         (number, index, visit)
         for number, shard in enumerate(shards)
         for index, counts in enumerate(shard.segments or ())
-        if reading.usable(counts)
-        for visit in range(reading.visits)
+        if config.usable(counts)
+        for visit in range(config.visits)
     )
-    order = list(islice(mixed(names, reading.buffer, random), skipped, None))
-    yield from _fetch(reading, shards, epoch, order)
+    order = list(islice(mixed(names, config.buffer, random), skipped, None))
+    yield from _fetch(config, shards, epoch, order)
 
 
 Name = tuple[int, int, int]  # shard, segment, visit
 
 
-def _fetch(reading: Reading, shards: list[Shard], epoch: int, order: list[Name]) -> Iterator[Pick]:
-    """The named picks in their order; shards of which none is wanted are not opened."""
+def _fetch(config: LoaderConfig, shards: list[Shard], epoch: int, order: list[Name]) -> Iterator[Sample]:
+    """The named samples in their order; shards of which none is wanted are not opened."""
     wanted = set(order)
     shard_of = {name[0] for name in order}
-    stream = _picks(reading, [shard if n in shard_of else None for n, shard in enumerate(shards)], epoch)
-    held: dict[Name, Pick] = {}
+    stream = _samples(config, [shard if n in shard_of else None for n, shard in enumerate(shards)], epoch)
+    held: dict[Name, Sample] = {}
     for name in order:
         while name not in held:
-            found, pick = next(stream, (None, None))
-            if found is None or pick is None:
+            found, sample = next(stream, (None, None))
+            if found is None or sample is None:
                 raise InputError(
                     f"The shard {shards[name[0]].url} holds other segments than its shards.json says; "
                     "prepare it again."
                 )
             if found in wanted:
-                held[found] = pick
+                held[found] = sample
         yield held.pop(name)
 
 
-def _picks(reading: Reading, shards: Sequence[Shard | None], epoch: int) -> Iterator[tuple[Name, Pick]]:
-    """All picks of an epoch as they lie in the shards."""
+def _samples(
+    config: LoaderConfig, shards: Sequence[Shard | None], epoch: int
+) -> Iterator[tuple[Name, Sample]]:
+    """All samples of an epoch as they lie in the shards."""
     for number, shard in enumerate(shards):
         if shard is None:
             continue
         for index, segment in enumerate(read_shard(shard.url)):
-            if reading.split not in (None, segment.info.split):
+            if config.split not in (None, segment.info.split):
                 continue
-            if not reading.usable(usable_frames(segment.parameters.valid)):
+            if not config.usable(usable_frames(segment.parameters.valid)):
                 continue
-            for visit in range(reading.visits):
-                yield (number, index, visit), pick(reading, segment, epoch, visit)
+            for visit in range(config.visits):
+                yield (number, index, visit), draw_sample(config, segment, epoch, visit)
 
 
-def pick(reading: Reading, segment: Segment, epoch: int, visit: int) -> Pick:
+def draw_sample(config: LoaderConfig, segment: Segment, epoch: int, visit: int) -> Sample:
     """Choose a source and driving frames, only valid ones, by seed, epoch, segment and visit alone."""
     what = f"{segment.key} ({segment.info.clip})"
-    if (segment.info.size, segment.info.head) != (reading.size, reading.head):
+    if (segment.info.size, segment.info.head) != (config.size, config.head):
         raise InputError(
             f"{what} has {segment.info.size}² pixels and the head '{segment.info.head}', the other segments "
-            f"{reading.size}² and '{reading.head}'; prepare all of them alike."
+            f"{config.size}² and '{config.head}'; prepare all of them alike."
         )
-    if reading.normals and not segment.normals:
+    if config.normals and not segment.normals:
         raise InputError(f"{what} has no stored normals; prepare it with them, or let them be rendered.")
-    random = np.random.default_rng(stable_seed(segment.key, reading.seed, epoch, visit))
+    random = np.random.default_rng(stable_seed(segment.key, config.seed, epoch, visit))
     valid = torch.nonzero(segment.parameters.valid).flatten().numpy()
-    if reading.frames == 1:
+    if config.frames == 1:
         source, first = random.choice(valid, 2, replace=False).tolist()
     else:
-        runs = np.convolve(segment.parameters.valid.numpy(), np.ones(reading.frames, int), "valid")
-        first = int(random.choice(np.flatnonzero(runs == reading.frames)))
+        runs = np.convolve(segment.parameters.valid.numpy(), np.ones(config.frames, int), "valid")
+        first = int(random.choice(np.flatnonzero(runs == config.frames)))
         source = int(random.choice(valid))
-    driving = slice(first, first + reading.frames)
+    driving = slice(first, first + config.frames)
     parameters = segment.parameters[driving]
-    return Pick(
+    return Sample(
         what,
         segment.pictures[source],
         list(segment.pictures[driving]),
-        list(segment.normals[driving]) if reading.normals else [],
+        list(segment.normals[driving]) if config.normals else [],
         align(segment.parameters[source], parameters),
     )
 
 
-def _collate(reading: Reading, picks: list[Pick], lane: int, place: Place) -> Batch:
+def _collate(config: LoaderConfig, samples: list[Sample], worker: int, place: LoaderState) -> ShardBatch:
     def decoded(parts: Iterable[tuple[bytes, str]]) -> Tensor:
-        pictures = [decode_picture(data, reading.size, what) for data, what in parts]
+        pictures = [decode_picture(data, config.size, what) for data, what in parts]
         return torch.stack(pictures) if pictures else torch.empty(0, dtype=torch.uint8)
 
-    params = FaceParameters.concatenate([pick.parameters for pick in picks])
-    return Batch(
-        decoded((pick.source, pick.what) for pick in picks),
-        decoded((data, pick.what) for pick in picks for data in pick.driving),
-        decoded((data, pick.what) for pick in picks for data in pick.normals),
+    params = FaceParameters.concatenate([sample.parameters for sample in samples])
+    return ShardBatch(
+        decoded((sample.source, sample.what) for sample in samples),
+        decoded((data, sample.what) for sample in samples for data in sample.driving),
+        decoded((data, sample.what) for sample in samples for data in sample.normals),
         params.shape,
         params.expression,
         params.pose,
         params.camera,
-        lane,
+        worker,
         *place,
     )
 
@@ -272,8 +276,8 @@ def deal(
             "the videos into more and smaller shards, or use fewer processes."
         )
     own = useful[rank::world]
-    lanes = min(max(workers, 1), len(own))
-    return tuple(tuple(own[lane::lanes]) for lane in range(lanes))
+    workers = min(max(workers, 1), len(own))
+    return tuple(tuple(own[worker::workers]) for worker in range(workers))
 
 
 def stable_seed(*parts: object) -> int:

@@ -3,8 +3,8 @@
 The shards of a set are dealt to the processes, and those of a process to its loader workers, once and for
 all, so nobody sees what another one sees. Every worker reads its shards in a new order each epoch, picks
 frames of every segment, and mixes what it picked in a buffer. Which frames are picked follows from the seed,
-the epoch and the segment alone, and the order from the seed, the epoch and the worker's place: where a worker
-is in its epoch says what comes next. That place travels with each batch, so what workers have read ahead
+the epoch and the segment alone, and the order from the seed, the epoch and the worker's state: where a worker
+is in its epoch says what comes next. That state travels with each batch, so what workers have read ahead
 does not count. :mod:`.shard_format` says what a shard holds.
 """
 
@@ -30,7 +30,16 @@ from anifacediff_core.network.encoders import clip_preprocess
 
 from .data import NormalsNoise, Pairs, weaken_expression
 from .shard_format import find_shards, read_shard
-from .shard_reader import Batch, Lanes, Place, Reading, Refusal, deal, read_batches, stable_seed
+from .shard_reader import (
+    LoaderConfig,
+    LoaderState,
+    ShardBatch,
+    ShardBatches,
+    WorkerError,
+    deal,
+    read_batches,
+    stable_seed,
+)
 
 FACE_REGIONS = ("left_eye", "right_eye", "lips", "head_skin")  # what `face_spots` needs of a head
 NOWHERE = -1e6  # pixels; a disk of this radius covers nothing
@@ -40,7 +49,7 @@ DOWNSAMPLING = 8  # of the autoencoder
 class ShardSource:
     """Batches of `Pairs` from shards. Nothing here draws from the global random numbers.
 
-    Arguments:
+    Args:
         urls: see `shard_format.find_shards`.
         frames: 1 for stage 1: two different frames of one clip each. N for stage 2: N consecutive frames and
             a source of the same clip.
@@ -99,11 +108,11 @@ class ShardSource:
             )
         found = find_shards(urls, split)
         size, owner, stored = found.size, found.head, found.normals
-        lanes = deal(found.shards, frames, rank, world, workers)
+        worker_shards = deal(found.shards, frames, rank, world, workers)
         if size is None or owner is None:
-            first = next(read_shard(lanes[0][0].url), None)
+            first = next(read_shard(worker_shards[0][0].url), None)
             if first is None:
-                raise InputError(f"The shard {lanes[0][0].url} is empty; prepare it again.")
+                raise InputError(f"The shard {worker_shards[0][0].url} is empty; prepare it again.")
             size, owner, stored = first.info.size, first.info.head, bool(first.normals)
         if owner != head.name:
             raise InputError(
@@ -115,8 +124,8 @@ class ShardSource:
         if normals not in ("stored", "rendered", "auto"):
             raise InputError(f"There are no '{normals}' normals; choose stored, rendered or auto.")
         use_stored = {"stored": True, "rendered": False, "auto": bool(stored)}[normals]
-        self.reading = Reading(
-            lanes=lanes,
+        self.config = LoaderConfig(
+            worker_shards=worker_shards,
             frames=frames,
             rows=rows,
             size=size,
@@ -131,11 +140,11 @@ class ShardSource:
         self.head, self.autoencoder, self.image_size = head, autoencoder, image_size
         self.noise, self.dtype, self.latent_scale, self.chunk = noise, dtype, latent_scale, chunk
         self.frames, self.rows, self.size = frames, rows, size
-        self.workers = min(workers, len(lanes))
+        self.workers = min(workers, len(worker_shards))
         self.world = world
         self.batches = 0
-        self._places = [Place(0, 0) for _ in lanes]
-        self._iterator: Iterator[Batch | Refusal] | None = None
+        self._places = [LoaderState(0, 0) for _ in worker_shards]
+        self._iterator: Iterator[ShardBatch | WorkerError] | None = None
 
     # ---- drawing
 
@@ -143,7 +152,7 @@ class ShardSource:
     def draw(self, rows: int | None = None) -> Pairs:
         """The next batch, on the head's device: S = rows sources and R = rows * frames driving frames.
 
-        Arguments:
+        Args:
             rows: must be those that the source was made with.
 
         Raises:
@@ -163,11 +172,11 @@ class ShardSource:
                 "A process that reads shards was ended from outside, perhaps for want of memory; use fewer "
                 "workers or a smaller buffer."
             ) from error
-        if isinstance(batch, Refusal):
+        if isinstance(batch, WorkerError):
             self._iterator = None
             raise InputError(batch.sentence)
         pairs = self._encode(batch)
-        self._places[batch.lane] = Place(batch.epoch, batch.picks)
+        self._places[batch.worker] = LoaderState(batch.epoch, batch.samples)
         self.batches += 1
         return pairs
 
@@ -176,7 +185,7 @@ class ShardSource:
         """The first batch with its pictures in [0, 1], sources (S, 3, size, size) and driving frames
         (R, 3, size, size); it counts as not drawn.
         """
-        batch = next(read_batches(self.reading, 0, Place(0, 0)))
+        batch = next(read_batches(self.config, 0, LoaderState(0, 0)))
         return self._pixels(batch.sources), self._pixels(batch.driving), self._encode(batch)
 
     @property
@@ -207,7 +216,7 @@ class ShardSource:
                     "go on with the same, or start anew."
                 )
         self.batches = int(state["batches"])
-        self._places = [Place(int(epoch), int(picks)) for epoch, picks in state["places"]]
+        self._places = [LoaderState(int(epoch), int(samples)) for epoch, samples in state["places"]]
         self._iterator = None
 
     def close(self) -> None:
@@ -215,23 +224,23 @@ class ShardSource:
         self._iterator = None
 
     def _fingerprint(self) -> dict[str, Any]:
-        reading = self.reading
-        names = [[Path(shard.url).name for shard in lane] for lane in reading.lanes]
+        config = self.config
+        names = [[Path(shard.url).name for shard in shards] for shards in config.worker_shards]
         return {
-            "seed": reading.seed,
-            "process": f"{reading.rank + 1} of {self.world}",
-            "workers": len(reading.lanes),
-            "rows": reading.rows,
-            "frames": reading.frames,
-            "visits": reading.visits,
-            "buffer": reading.buffer,
+            "seed": config.seed,
+            "process": f"{config.rank + 1} of {self.world}",
+            "workers": len(config.worker_shards),
+            "rows": config.rows,
+            "frames": config.frames,
+            "visits": config.visits,
+            "buffer": config.buffer,
             "shards": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
         }
 
-    def _load(self) -> Iterator[Batch | Refusal]:
+    def _load(self) -> Iterator[ShardBatch | WorkerError]:
         on_cuda = self.head.template.device.type == "cuda"
         loader = DataLoader(
-            Lanes(self.reading, tuple(self._places), self.batches),
+            ShardBatches(self.config, tuple(self._places), self.batches),
             batch_size=None,
             num_workers=self.workers,
             pin_memory=on_cuda,
@@ -241,7 +250,7 @@ class ShardSource:
 
     # ---- from bytes to what the networks take
 
-    def _encode(self, batch: Batch) -> Pairs:
+    def _encode(self, batch: ShardBatch) -> Pairs:
         device = self.head.template.device
         sources, driving = (self._pixels(part) for part in (batch.sources, batch.driving))
         rows = len(driving)
@@ -251,7 +260,7 @@ class ShardSource:
             pose=batch.pose.to(device),
             camera=batch.camera.to(device),
             valid=torch.ones(rows, dtype=torch.bool, device=device),
-            head=self.reading.head,
+            head=self.config.head,
         )
         self.head.require(params)
         return Pairs(
@@ -303,7 +312,7 @@ class ShardSource:
         return drawn.mul(255).round().div(255)
 
     def _seeds(self) -> tuple[int, int]:
-        return self.reading.seed, self.reading.rank
+        return self.config.seed, self.config.rank
 
 
 def spots(head: HeadModel, params: FaceParameters, size: int) -> Tensor:

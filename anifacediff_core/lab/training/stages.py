@@ -26,7 +26,7 @@ from .data import NormalsNoise, PairSource, Pool, PoolSource
 from .distribution import shards_weights
 from .engine import run
 from .phase import Phase
-from .reenactment import DenoisingSettings, DenoisingTask, Sampler
+from .reenactment import DenoisingSettings, DenoisingTask, Validator
 from .settings import build
 from .shards import ShardSource
 from .task import load_weights
@@ -38,7 +38,7 @@ STAGE1 = "stage1.safetensors"
 class ShardSettings:
     """Shards to train on, as `prepare` or `avatars shards` write them.
 
-    Arguments:
+    Args:
         urls: a folder, files, or whatever WebDataset opens; see `shard_format.find_shards`.
         split: which segments to train on, None for all.
         validation: which segments the pictures during training come from.
@@ -61,7 +61,7 @@ class ShardSettings:
 class Preview:
     """Pictures during training on shards.
 
-    Arguments:
+    Args:
         pairs: how many of them, or clips in stage 2.
         steps, cfg: of the sampler.
     """
@@ -92,7 +92,7 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
     if phase.settings.get("shards"):
         shards = build(ShardSettings, phase.settings["shards"], f"{phase.name}.shards")
         source = _shards(phase, shards, settings, config, autoencoder, stage)
-        sampler = _shards_sampler(phase, shards, config, reenact, source.frames)
+        validator = _shards_validator(phase, shards, config, reenact, source.frames)
     else:
         pool = Pool(
             phase.studio,
@@ -104,15 +104,15 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
             config.latent_scale,
         )
         source = PoolSource(phase.fill(pool), stage == 2, settings.normals, _dtype(phase))
-        sampler = _avatars_sampler(phase, reenact, stage)
+        validator = _avatars_validator(phase, reenact, stage)
     alphas = NoiseSchedule.of(config).alphas.to(phase.device)
 
     def decode(latents: Tensor) -> Tensor:
         return autoencoder.decode(latents / config.latent_scale)
 
-    task = DenoisingTask(model, source, alphas, settings, sampler, stage=stage, decode=decode)
+    task = DenoisingTask(model, source, alphas, settings, validator, stage=stage, decode=decode)
     try:
-        run(task, phase.loop, phase.accelerator, phase.folder, phase.journal)
+        run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
     finally:
         if isinstance(source, ShardSource):
             source.close()
@@ -192,13 +192,13 @@ def _shards(
     )
 
 
-def _shards_sampler(
+def _shards_validator(
     phase: Phase, shards: ShardSettings, config: NetworkConfig, reenact: Reenactor, frames: int
-) -> Sampler:
+) -> Validator:
     """Pictures and measures of pairs that are not trained on: source | normals | result | truth."""
     preview = build(Preview, phase.settings.get("validation"), f"{phase.name}.validation")
 
-    def sample(path: Path, fraction: float) -> dict[str, float]:
+    def validate(path: Path, fraction: float) -> dict[str, float]:
         held_out = ShardSource(
             shards.urls,
             frames=frames,
@@ -236,7 +236,7 @@ def _shards_sampler(
         )
         return _measures(result, truth, frames)
 
-    return sample
+    return validate
 
 
 def _measures(result: Tensor, truth: Tensor, frames: int) -> dict[str, float]:
@@ -246,14 +246,14 @@ def _measures(result: Tensor, truth: Tensor, frames: int) -> dict[str, float]:
     return measures
 
 
-def _avatars_sampler(phase: Phase, reenact: Reenactor, stage: int) -> Sampler:
+def _avatars_validator(phase: Phase, reenact: Reenactor, stage: int) -> Validator:
     """Pictures and measures of unseen avatars, of each the source with another one's motion."""
     settings = {"seed": 99, "frames": 1 if stage == 1 else 24, "pairs": 32 if stage == 1 else 8, "batch": 8}
     settings |= phase.settings.get("validation") or {}
     protocol = build(Protocol, {**settings, "variants": ("full",)}, f"{phase.name}.validation")
 
-    def sample(path: Path, fraction: float) -> dict[str, float]:
+    def validate(path: Path, fraction: float) -> dict[str, float]:
         found = report.run(reenact, phase.head, phase.studio, protocol, sheet=path, sheet_rows=6)
         return dict(found["results"]["full"])
 
-    return sample
+    return validate

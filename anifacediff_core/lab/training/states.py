@@ -36,7 +36,7 @@ def save_state(accelerator: Accelerator, folder: Path, step: int, own: dict[str,
 
     Called by all processes. A failure, as of a full disk, leaves the states that are there as they are.
 
-    Arguments:
+    Args:
         own: nested dicts and lists of tensors, numbers and text.
 
     Returns:
@@ -69,8 +69,8 @@ def load_own(state: Path, process: int) -> dict[str, Any]:
     return found
 
 
-def told(error: BaseException) -> str:
-    """The line of an error's text that tells the most."""
+def describe_error(error: BaseException) -> str:
+    """The most informative line of an error's text."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[-1 if isinstance(error, CheckpointException) else 0]  # that one quotes a stack first
 
@@ -114,7 +114,7 @@ def _reason(error: BaseException, folder: Path) -> str:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     if full or shutil.disk_usage(existing).free < 2**24:
         return f"the disk that holds {existing} is full"
-    return told(error)
+    return describe_error(error)
 
 
 def _worst(accelerator: Accelerator, problem: str) -> str:

@@ -23,7 +23,7 @@ class TrainingError(InputError):
 class Loop:
     """How long and how to optimize.
 
-    Arguments:
+    Args:
         steps: of the optimizer, from the first to the last.
         optimizer: "adamw", "adam", or "adamw8bit", whose averages take 8 bits (bitsandbytes, GPU only).
         learning_rate: its peak, reached after `lr_warmup_steps`.
@@ -111,7 +111,7 @@ class Task(Protocol):
         """What a snapshot file holds. Called with the averaged weights in place."""
         ...
 
-    def sample(self, path: Path, fraction: float) -> dict[str, float]:
+    def validate(self, path: Path, fraction: float) -> dict[str, float]:
         """Write a picture, return measures. Called on the main process with the averaged weights."""
         ...
 

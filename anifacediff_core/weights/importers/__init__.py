@@ -1,4 +1,4 @@
-"""Importers of public checkpoint formats: one module for each, told apart by the tensors of a file.
+"""Importers of public checkpoint formats: one module for each, distinguished by the tensors of a file.
 
 `recognize_file` is the entry. To add a format, write a module with `recognize(listing)` that answers None for
 every other file, and add it to `IMPORTERS`.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.config import NetworkConfig
-from anifacediff_core.network.temporal import Positions
+from anifacediff_core.network.temporal import PositionalEncoding
 from anifacediff_core.weights.importers.recognition import (
     Listing,
     Origin,
@@ -109,12 +109,12 @@ def _computed(shape: tuple[int, ...]) -> Origin:
 
 
 def _sines(shape: tuple[int, ...]) -> Tensor:
-    return Positions(channels=shape[2], longest=shape[1]).state_dict()["pe"]
+    return PositionalEncoding(channels=shape[2], longest=shape[1]).state_dict()["pe"]
 
 
-def _version(middle: bool, frames: int, told: bool) -> str:
+def _version(middle: bool, frames: int, stated: bool) -> str:
     if middle:
         return "v2"
-    if not told:
+    if not stated:
         return "v1 or v3"
     return "v3" if frames == 32 else "v1"

@@ -30,7 +30,7 @@ WRAPPERS = ("state_dict.", "module.", "model_state_dict.")
 class Listing:
     """A file's tensors by their names without wrappers.
 
-    Arguments:
+    Args:
         path: the file.
         infos: shape and type of each tensor.
         originals: each tensor's name in the file.
@@ -66,7 +66,7 @@ class Listing:
 class Origin:
     """Where one tensor of ours comes from.
 
-    Arguments:
+    Args:
         name: the tensor in the file; None for one that is computed.
         shape: of ours: the file's may have further axes of length one.
         dtype: as stored in the file.
@@ -116,7 +116,7 @@ Origins = dict[str, Origin]  # by our names
 class Recognition:
     """A recognized file.
 
-    Arguments:
+    Args:
         path: the file.
         format: what people call it.
         origins: for each part that the file gives, where each of its tensors comes from.
@@ -155,7 +155,7 @@ class Recognition:
     def tensors(self, part: str, file: TensorFile | None = None) -> Iterator[tuple[str, Tensor]]:
         """A part's tensors by our names, one at a time.
 
-        Arguments:
+        Args:
             file: the file when it is open already.
         """
         with nullcontext(file) if file is not None else open_tensors(self.path) as opened:
@@ -173,7 +173,7 @@ def take(
 ) -> Origins:
     """Find every tensor of ours in a file.
 
-    Arguments:
+    Args:
         layout: our names and shapes.
         their_name: ours → the file's (without wrappers).
         format: what the file was taken for, for the refusal.
@@ -215,7 +215,7 @@ def leave(
 ) -> dict[str, str]:
     """Account for the tensors that no part uses.
 
-    Arguments:
+    Args:
         reasons: why a tensor is left, by a regular expression that its name starts with.
         own: regular expression of the names that belong to the network: one that is not used is refused, as
             the file is then of another network than it seems.
@@ -242,7 +242,7 @@ def weights_under(
 ) -> dict[str, Tensor]:
     """One network's weights, without the prefix that they have in this file.
 
-    Arguments:
+    Args:
         prefixes: those that are possible; the first under which the file has all of `marks` is taken.
         format, network, usual: for the refusal: what the file should be, the network in it, the usual file.
 

@@ -71,7 +71,7 @@ def recognize(listing: Listing) -> Recognition | None:
 def latent_diffusion_name(name: str, layers: int, attends: tuple[bool, ...]) -> str:
     """diffusers' name of a UNet's tensor → latent diffusion's.
 
-    Arguments:
+    Args:
         layers: residual layers of each level going down.
         attends: whether each level has spatial transformers, finest first.
     """

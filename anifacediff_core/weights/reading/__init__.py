@@ -13,14 +13,14 @@ from pathlib import Path
 from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
-from .archive import Program, open_archive
+from .archive import TorchScriptError, open_archive
 from .file import READ_ERRORS, TensorFile, TensorInfo
 from .numpy_file import MAGIC, add_array_file, numbers_of
 from .pickled import open_pickle
 from .safetensors_file import open_safetensors
 from .scaled import apply_scales
 
-__all__ = ["READ_ERRORS", "Program", "TensorFile", "TensorInfo", "numbers_of", "open_tensors"]
+__all__ = ["READ_ERRORS", "TensorFile", "TensorInfo", "TorchScriptError", "numbers_of", "open_tensors"]
 
 # Protocols 2 and up; a dict, list, class or instance of protocols 0 and 1.
 _PICKLE = re.compile(rb"\x80[\x02-\x05]|\(+[dl][p(cS]|\(+S'|[}\]][q(]|\(*[ci][\w.]+\r?\n[\w.]+\r?\n")
@@ -48,7 +48,7 @@ def open_tensors(path: str | Path) -> TensorFile:
 
     Raises:
         InputError: it is missing, damaged, of no such format, claims absurd sizes, or tries to run code.
-        Program: it is TorchScript.
+        TorchScriptError: it is TorchScript.
     """
     path = Path(path)
     if not path.is_file():

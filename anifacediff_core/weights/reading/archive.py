@@ -22,7 +22,7 @@ _MAX_DIRECTORY = 8 * 2**20  # bytes of the list of contents
 _MAX_INFLATION = 100  # size unpacked over its own; weights hardly shrink at all
 
 
-class Program(InputError):
+class TorchScriptError(InputError):
     """A TorchScript file: code with its weights."""
 
 
@@ -97,7 +97,9 @@ def _source(file: TensorFile, archive: zipfile.ZipFile, member: zipfile.ZipInfo)
 def _add_checkpoint(file: TensorFile, sources: dict[str, Source], root: str) -> None:
     """data.pkl refers to storages, each of which is a member below data/."""
     if any(name.startswith(f"{root}code/") for name in sources):
-        raise Program(f"{file.name} is a TorchScript program: expected nothing but weights, fetch those.")
+        raise TorchScriptError(
+            f"{file.name} is a TorchScript program: expected nothing but weights, fetch those."
+        )
     order = sources.get(f"{root}byteorder")
     if order is not None and order.read_bytes(0, min(order.size, 8)) != b"little":
         raise InputError(f"{file.name} was written on a big-endian machine: expected little-endian.")

@@ -23,7 +23,7 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 def numbers_of(read: Callable[[int], bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and dtype of an .npy file whose numbers are read next.
 
-    Arguments:
+    Args:
         read: gives the next bytes, as many as it is asked for.
 
     Raises:

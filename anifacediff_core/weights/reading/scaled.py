@@ -55,17 +55,17 @@ def apply_scales(file: TensorFile) -> None:
 
 
 def _formats(file: TensorFile) -> dict[str, str]:
-    """The format of each layer that tells it, known ones only."""
-    told: dict[str, Any] = {}
+    """The format of each layer that states it, known ones only."""
+    layers: dict[str, Any] = {}
     try:
         if _HEADER in file.metadata:
-            told |= parse_json(file.metadata[_HEADER])["layers"]
+            layers |= parse_json(file.metadata[_HEADER])["layers"]
         for name in [name for name in file.infos if name.rpartition(".")[2] == _FORMAT]:
             if file.infos[name].dtype == torch.uint8 and math.prod(file.infos[name].shape) <= _LONGEST_FORMAT:
-                told[name.removesuffix(_FORMAT).rstrip(".")] = parse_json(
+                layers[name.removesuffix(_FORMAT).rstrip(".")] = parse_json(
                     file.withdraw(name)().numpy().tobytes()
                 )
-        formats = {str(layer): str(entry["format"]) for layer, entry in told.items()}
+        formats = {str(layer): str(entry["format"]) for layer, entry in layers.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise file.damaged("what it says about its fp8 layers cannot be read") from error
     for format in formats.values():

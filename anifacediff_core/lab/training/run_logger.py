@@ -1,4 +1,4 @@
-"""What a training run tells about itself: lines for people, JSON lines for programs, TensorBoard's files."""
+"""The log of a training run: lines for people, JSON lines for programs, TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from anifacediff_core.video import read_image
 
 
-class Journal:
+class RunLogger:
     """Progress as lines for people, as JSON lines for programs, and in TensorBoard's files.
 
-    Only the main process writes, and a journal that cannot be written never ends a training.
+    Only the main process writes, and a log that cannot be written never ends a training.
     """
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
@@ -30,7 +30,7 @@ class Journal:
     def elapsed(self) -> float:
         return time.monotonic() - self.started
 
-    def go_on(self, elapsed: float) -> None:
+    def resume_clock(self, elapsed: float) -> None:
         """Count from where an earlier process stopped."""
         self.started = time.monotonic() - elapsed
 
@@ -48,7 +48,7 @@ class Journal:
         with contextlib.suppress(OSError):  # whoever read along may be gone
             print(f"[{record['seconds']:7.1f}] {phase}: {event} {text}", flush=True)
 
-    def draw(self, step: int, values: dict[str, Any], picture: Path | None = None) -> None:
+    def log(self, step: int, values: dict[str, Any], picture: Path | None = None) -> None:
         """Curves and pictures for TensorBoard."""
         numbers = {key: value for key, value in values.items() if isinstance(value, (int, float))}
         with contextlib.suppress(OSError):
