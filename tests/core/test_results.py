@@ -27,6 +27,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.lab.cli import main
 from anifacediff_core.lab.evaluation import pairs as pairs_module
+from anifacediff_core.lab.evaluation import results, sheet
 from anifacediff_core.lab.evaluation.faces import FaceReader, face_distances, five_points
 from anifacediff_core.lab.evaluation.generate import VARIANTS, Generator
 from anifacediff_core.lab.evaluation.identity import Embedder
@@ -42,6 +43,7 @@ from anifacediff_core.lab.evaluation.pairs import (
     write_pairs,
 )
 from anifacediff_core.lab.evaluation.results import METHOD_FILE, Method, MetricModels, measure
+from anifacediff_core.lab.evaluation.sheet import SHEET_SIDE
 from anifacediff_core.lab.evaluation.steadiness import Flicker, WarpingMetric, warped_difference
 from anifacediff_core.lab.evaluation.tables import results_markdown
 from anifacediff_core.lab.metrics import flicker
@@ -58,9 +60,6 @@ class MeanColors:
 
     def __call__(self, frames: Tensor) -> Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(frames, 3).flatten(1)
-
-
-from anifacediff_core.lab.evaluation.sheet import SHEET_SIDE
 
 
 def write_clip(folder: Path, frames: Tensor) -> None:
@@ -418,7 +417,8 @@ def test_frames_are_never_held_all_at_once(
 
     for module in (results, pairs_module):
         monkeypatch.setattr(module, "clip_frames", stream)
-    monkeypatch.setattr(results, "one_frame", lambda clip, index: torch.zeros(3, 16, 16))
+    for module in (results, sheet):
+        monkeypatch.setattr(module, "one_frame", lambda clip, index: torch.zeros(3, 16, 16))
     (tmp_path / "ours" / "p").mkdir(parents=True)
     report, _ = measure(
         [Method.of("ours", tmp_path / "ours")], pairs, MetricModels(MeanColors()), reference=[Path("unused")]

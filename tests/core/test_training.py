@@ -259,7 +259,7 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
     planned = set(experiment["phases"])
     left_out = {"judges"} | {
         "refine": {"autoencoder", "stage2"},
-        "any_face": {"autoencoder", "stage2", "capture"},
+        "any_face": {"autoencoder", "stage2"},
     }.get(name, set())
     assert planned == set(PHASES) - left_out
     for phase, settings in experiment["phases"].items():
