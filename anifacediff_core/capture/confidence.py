@@ -19,7 +19,7 @@ from .detector import Detection
 
 LEAST = 0.5  # what is less sure counts as missing
 # How near to 1 score and agreement are together, see `_nines`, when a face is as likely open as covered.
-SCORE_AND_AGREEMENT, SCORE_ALONE, SLOPE = 4.7, 2.0, 1.5
+SCORE_AND_AGREEMENT, SCORE_ALONE, SLOPE = 5.4, 2.0, 1.5
 # Distance from the video's own shape, in multiples of the usual one, at which it is as likely another's; the
 # usual one is at least a share of the shape itself, since few frames may be alike.
 STRANGE, STRANGE_SLOPE, LEAST_USUAL = 2.5, 3.0, 0.25
