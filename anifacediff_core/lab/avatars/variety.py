@@ -49,11 +49,13 @@ def widen(identity: Identity, share: float, generator: torch.Generator, head: He
     """Give about `share` of the avatars a look far from the gallery's; the others stay as they are."""
     rng = Rng(len(identity), generator, identity.device)
     wide = rng.chance(share).float()
-    identity = _lit(rng, _made_up(rng, identity, wide), wide)
+    # In this order: the avatars of a seed follow from that of the draws.
+    shape = identity.shape * (1 + wide * rng.chance(0.6) * rng.uniform(0, WIDER))[:, None]
+    rest = _rest(rng, head.expression_names) * wide[:, None]
     return replace(
-        identity,
-        shape=identity.shape * (1 + wide * rng.chance(0.6) * rng.uniform(0, WIDER))[:, None],
-        rest=_rest(rng, head.expression_names) * wide[:, None],
+        _lit(rng, _made_up(rng, identity, wide), wide),
+        shape=shape,
+        rest=rest,
         texture=_texture(rng, wide),
         clutter=_clutter(rng, wide),
     )
