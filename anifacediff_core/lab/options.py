@@ -71,6 +71,18 @@ File = Annotated[Path | None, {"metavar": "FILE"}]
 Device = Annotated[str, "cpu, cuda, cuda:1, mps, or auto for the best that is there"]
 Checkpoint = Annotated[Path | None, "weights; the bundled ones when left out"]
 Steps = Annotated[Positive | None, f"sampling steps; {_LEFT_OUT} {SamplingSettings.steps}"]
+Style = Literal[  # the keys of FAMILIES and HELD_OUT in `avatars.styles`
+    "plain",
+    "graded",
+    "convolved",
+    "painted",
+    "posterized",
+    "drawn",
+    "filtered",
+    "cel",
+    "duotone",
+    "watercolor",
+]
 Cfg = Annotated[float | None, f"guidance, 1 is none and twice as fast; {_LEFT_OUT} {SamplingSettings.cfg:g}"]
 
 

@@ -72,6 +72,59 @@ class AutoEncoder(nn.Module):
         return self.decode(self.encode(images))
 
 
+@torch.no_grad()
+def trim(decoder: nn.Sequential) -> None:
+    """Take out the channels of a TAESD decoder that are zero whatever it decodes: the same with less work.
+
+    The finest level costs as much as all the others, and can do with fewer channels than the file's layout
+    has. A level's channels are what its first convolution makes and its blocks add.
+
+    Args:
+        decoder: `AutoEncoder.decoder`, or a host's of the same layout; changed in place.
+    """
+    last = max(i for i, layer in enumerate(decoder) if isinstance(layer, nn.Conv2d))
+    inputs: Tensor | None = None
+    for place, layer in enumerate(decoder):
+        if isinstance(layer, nn.Conv2d):
+            channels = _alive(layer)
+            for later in decoder[place + 1 : last]:
+                if isinstance(later, nn.Conv2d):
+                    break
+                if hasattr(later, "conv"):
+                    channels = channels | _alive(later.conv[-1])
+            if place == last:
+                channels = torch.ones_like(channels)
+            _narrow(layer, inputs, channels)
+            inputs = channels
+        elif hasattr(layer, "conv"):
+            inner = inputs
+            first, second, third = (each for each in layer.conv if isinstance(each, nn.Conv2d))
+            for each in (first, second):
+                made = _alive(each)
+                _narrow(each, inner, made)
+                inner = made
+            _narrow(third, inner, inputs)
+
+
+def _alive(layer: nn.Conv2d) -> Tensor:
+    """(channels,) bool: which outputs are not always zero; the first in any case, a layer needs one."""
+    alive = layer.weight.flatten(1).any(1)
+    if layer.bias is not None:
+        alive = alive | (layer.bias != 0)
+    return alive | (torch.arange(len(alive), device=alive.device) < 1)
+
+
+def _narrow(layer: nn.Conv2d, inputs: Tensor | None, outputs: Tensor | None) -> None:
+    """Keep these inputs and outputs of a convolution, None for all."""
+    weight = layer.weight if inputs is None else layer.weight[:, inputs]
+    if outputs is not None:
+        weight = weight[outputs]
+        if layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias[outputs], layer.bias.requires_grad)
+    layer.weight = nn.Parameter(weight.contiguous(), layer.weight.requires_grad)
+    layer.out_channels, layer.in_channels = weight.shape[:2]
+
+
 MOST_LEVELS = 16
 
 

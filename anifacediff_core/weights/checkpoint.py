@@ -18,7 +18,12 @@ from torch import Tensor, nn
 
 from anifacediff_core.claims import is_finite, parse_json, shown
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder, make_autoencoder
+from anifacediff_core.network.autoencoder import (
+    AutoEncoder,
+    StableAutoEncoder,
+    make_autoencoder,
+    trim,
+)
 from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkConfig
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
@@ -239,6 +244,8 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
     autoencoder = outline.to_empty(device="cpu")
     network = autoencoder.network if isinstance(autoencoder, StableAutoEncoder) else autoencoder
     checkpoint.load_into(network, "vae")
+    if isinstance(autoencoder, AutoEncoder):
+        trim(autoencoder.decoder)
     return autoencoder.eval()
 
 

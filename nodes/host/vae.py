@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.autoencoder import trim
 from anifacediff_core.network.config import NetworkConfig
 
 # Factor from the host's LATENT to what the UNet sees.
@@ -38,6 +39,7 @@ def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.
     # it is small, and half precision shows as banding
     vae = comfy.sd.VAE(sd=host, dtype=torch.float32)
     vae.throw_exception_if_invalid()
+    trim(vae.first_stage_model.taesd_decoder)
     vae.first_stage_model.__class__ = _FrameByFrame
     vae.first_stage_model.to(memory_format=torch.channels_last)  # see `model.load_model`
     return vae

@@ -43,7 +43,7 @@ from anifacediff_core.lab.evaluation.avatars import (
     summarize,
     visible_actions,
 )
-from anifacediff_core.lab.evaluation.cases import Cases, Pictures, draw_cases, render_cases
+from anifacediff_core.lab.evaluation.cases import Cases, Pictures, draw_cases, render_cases, stylize_cases
 from anifacediff_core.lab.evaluation.judges import (
     IdentityNet,
     Judges,
@@ -397,6 +397,25 @@ def test_the_truth_is_most_like_itself_and_the_source_like_the_source(head: Head
     for clip in targets.judge(pictures.driving)[0]:
         assert clip["apd"] == clip["aed"] == clip["camera"] == 0, "the driver moves like itself"
         assert clip["apd_exact"] > 0, "but a reading is not the exact truth"
+
+
+def test_the_pairs_of_a_style_share_no_look_and_do_not_hang_on_their_batch(head: HeadModel) -> None:
+    """Source and truth of a pair have one look, which nothing but its number and the seed decides."""
+    flat = torch.full((2, 3, 64, 64), 0.4) + torch.linspace(0, 0.3, 64)
+    plain = Pictures(flat, *(flat.repeat_interleave(2, 0) for _ in range(4)))
+    protocol = Protocol(pairs=3, frames=2, size=64, style="duotone")
+    styled = stylize_cases(plain, protocol, 0)
+    for pair in range(2):
+        for frame in styled.truth[2 * pair : 2 * pair + 2]:
+            torch.testing.assert_close(frame, styled.source[pair])
+        assert (styled.source[pair] - styled.driving[2 * pair]).abs().max() > 0.01
+    assert (styled.source[0] - styled.source[1]).abs().max() > 0.01
+    assert torch.equal(styled.normals, plain.normals)
+    alone = Pictures(flat[:1], *(flat[:1].repeat_interleave(2, 0) for _ in range(4)))
+    torch.testing.assert_close(stylize_cases(alone, protocol, 1).source[0], styled.source[1])
+    assert stylize_cases(plain, replace(protocol, style="plain"), 0) is plain
+    with pytest.raises(InputError, match="no 'oil'"):
+        Protocol(style="oil")  # type: ignore[arg-type]
 
 
 def test_the_same_identity_protocol_starts_from_the_first_frame_of_its_own_track(head: HeadModel) -> None:

@@ -250,6 +250,21 @@ def test_a_clip_whose_error_stays_costs_less_than_one_whose_error_changes(networ
     assert losses == {("still", 0.0): 1, ("changing", 0.0): 1, ("still", 2.0): 1, ("changing", 2.0): 9}
 
 
+def test_regression_on_clips_counts_what_changes_in_the_error(network: AniFaceDiff) -> None:
+    """At pure noise a velocity is the clean latents' negative, so the error is 1 everywhere again."""
+    source = Fixed(6)
+    source.frames = 3  # type: ignore[misc]
+    settings = DenoisingSettings(rows=2, regression=1.0, difference_weight=2.0, unconditional=0.5)
+    task = DenoisingTask(network, source, make_alphas(), settings, None, stage=2)  # type: ignore[arg-type]
+    zeros, even = torch.zeros(6, 4, 8, 8), torch.ones(6, 1, 8, 8)
+    signs = torch.tensor([1.0, -1, 1, 1, -1, 1]).view(6, 1, 1, 1).expand_as(zeros)
+    still, changing = (
+        float(task.losses(outputs, (zeros, even, zeros, torch.zeros(6)))["loss"])
+        for outputs in (torch.ones_like(zeros), signs)
+    )
+    assert still == pytest.approx(0.9) and changing == pytest.approx(0.9 + 2 * 4)
+
+
 def test_regression_compares_clean_latents_and_pictures_of_the_last_conditional_rows(
     network: AniFaceDiff,
 ) -> None:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.lab.avatars.styles import FAMILIES, StyleShares, degrade, stylize, stylize_rows
+from anifacediff_core.lab.avatars.styles import (
+    FAMILIES,
+    HELD_OUT,
+    StyleShares,
+    degrade,
+    stylize,
+    stylize_rows,
+)
 
-STYLED = [name for name in FAMILIES if name != "plain"]
+STYLED = [name for name in FAMILIES | HELD_OUT if name != "plain"]
 
 
 def pictures(rows: int = 2, size: int = 64) -> torch.Tensor:
@@ -34,6 +43,11 @@ def test_rows_differ_and_frames_of_a_row_do_not(family: str) -> None:
     first = styled[:, 0, :, inner, 16:32]
     moved = styled[:, 1, :, inner, 24:40]
     assert torch.allclose(first, moved, atol=2e-3), "what moves keeps its look"
+
+
+def test_nothing_is_trained_on_what_is_held_out() -> None:
+    assert not set(HELD_OUT) & set(FAMILIES)
+    assert {field.name for field in fields(StyleShares)} == set(FAMILIES)
 
 
 def test_a_style_follows_from_the_seed() -> None:

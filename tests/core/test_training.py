@@ -66,7 +66,8 @@ network:
 phases:
   autoencoder:
     pool: {identities: 3, stills: 2, size: 64, normals: false, batch: 6}
-    settings: {rows: 2, crop: 32}
+    settings:
+      {rows: 2, crop: 32, widths: [64, 64, 48, 32], adversary: {weight: 0.5, begin: 0.0, width: 8}}
     loop: {steps: 2, check_every: 1, snapshots: []}
   capture:
     pool: {identities: 3, stills: 2, size: 64, normals: false, renew_every: 2, batch: 6}
@@ -78,8 +79,14 @@ phases:
     loop: {steps: 2, check_every: 1, snapshots: []}
     validation: {pairs: 1, size: 64, steps: 1}
   stage2:
-    pool: {identities: 2, stills: 1, track: 3, size: 64}
-    settings: {rows: 2, unconditional: 0.5}
+    pool: {identities: 2, stills: 1, track: 3, size: 64, pictures: true}
+    settings:
+      rows: 2
+      unconditional: 0.5
+      regression: 1.0
+      difference_weight: 1.0
+      picture_rows: 1
+      adversary: {weight: 0.5, begin: 0.0, width: 8}
     loop: {steps: 2, check_every: 1, snapshots: []}
     validation: {pairs: 1, size: 64, frames: 3, steps: 1}
   evaluate: {pairs: 2, frames: 3, size: 64, steps: 1, batch: 1}

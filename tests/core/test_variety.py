@@ -12,10 +12,10 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.lab.avatars.identity import Identity
 from anifacediff_core.lab.avatars.poses import random_frames
 from anifacediff_core.lab.avatars.studio import Studio
-from anifacediff_core.lab.avatars.styles import FAMILIES
+from anifacediff_core.lab.avatars.styles import FAMILIES, HELD_OUT
 from anifacediff_core.lab.avatars.texture import solid_noise
 from anifacediff_core.lab.avatars.variety import wander, widen
-from anifacediff_core.lab.commands.avatars import Style
+from anifacediff_core.lab.options import Style
 from anifacediff_core.lab.training.capture import openings
 
 
@@ -100,7 +100,7 @@ def test_textures_stick_to_the_surface(head: HeadModel) -> None:
 
 
 def test_the_gallery_offers_every_family() -> None:
-    assert Style.__args__ == tuple(FAMILIES)
+    assert Style.__args__ == (*FAMILIES, *HELD_OUT)
 
 
 def test_openings_are_those_of_lids_and_lips(head: HeadModel) -> None:

@@ -136,16 +136,20 @@ def test_damaged_unet_is_refused(host: SimpleNamespace, damage: str) -> None:
         host.model.load_model(weights, config)
 
 
-def test_vae_equals_autoencoder(host: SimpleNamespace) -> None:
+@pytest.mark.parametrize("widths", [(64, 64, 64, 64), (64, 64, 48, 32)])
+def test_vae_equals_autoencoder(host: SimpleNamespace, widths: tuple[int, ...]) -> None:
+    from anifacediff_core.lab.training.autoencoder import confine
     from anifacediff_core.network.autoencoder import AutoEncoder
 
     autoencoder = randomize(AutoEncoder(), 2).eval()
+    confine(autoencoder.decoder, widths)
     vae = host.vae.load_vae(autoencoder.state_dict(), configs()["tiny"])
     images = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(3))
     latents = autoencoder.encode(images.movedim(-1, 1))
     assert relative_error(vae.encode(images) * 0.18215, latents) < 1e-5
     decoded = autoencoder.decode(latents).clamp(0, 1).movedim(1, -1)
     assert relative_error(vae.decode(latents / 0.18215), decoded) < 1e-5
+    assert vae.first_stage_model.taesd_decoder[-1].in_channels == widths[-1], "zeros cost no time"
 
 
 def test_clip_vision_equals_transformers(host: SimpleNamespace) -> None:

@@ -7,18 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.progress import Progress
 
-from ..options import Device, Picture, Positive, Rate, bar
+from ..options import Device, Picture, Positive, Rate, Style, bar
 from ..scale import Scale
 
 if TYPE_CHECKING:
     import torch
-
-Style = Literal["plain", "graded", "convolved", "painted", "posterized", "drawn", "filtered"]
 
 
 @dataclass(frozen=True)

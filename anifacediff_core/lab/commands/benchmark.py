@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
 
 from ..evaluation.ablation import VARIANTS, scale_name
 from ..evaluation.protocol import Protocol
-from ..options import Cfg, Device, Picture, Positive, Steps, bar, checkpoint_or_bundled
+from ..options import Cfg, Device, Picture, Positive, Steps, Style, bar, checkpoint_or_bundled
 
 
 def avatars(
@@ -29,11 +29,15 @@ def avatars(
         "also full with these strengths of the expression adapter, e.g. 0 0.5 1 1.5",
         {"metavar": "LAMBDA"},
     ] = (),
+    style: Annotated[
+        tuple[Style, ...],
+        "look of all pictures, each one's report by itself; nothing is trained on cel, duotone, watercolor",
+    ] = ("plain",),
     steps: Steps = None,
     cfg: Cfg = None,
     judges: Annotated[Path | None, "networks that judge; the bundled ones when left out"] = None,
     json: Annotated[
-        Path | None, "write the report here; several checkpoints' get _1, _2, … in their names"
+        Path | None, "write the report here; those of several checkpoints or styles get _1, _2, …"
     ] = None,
     sheet: Annotated[Picture | None, "write a contact sheet here (png or jpg); likewise"] = None,
     sheet_rows: Annotated[Positive, "pairs on the contact sheet"] = 12,
@@ -46,7 +50,7 @@ def avatars(
     """Cross-identity reenactment of unseen avatars, against the exact truth."""
     from anifacediff_core.weights.checkpoint import load_checkpoint
 
-    from ..evaluation.ablation import markdown
+    from ..evaluation.ablation import markdown, styles_table
     from ..evaluation.report import comparisons, evaluate_checkpoint
 
     where = pick_device(device)
@@ -54,25 +58,30 @@ def avatars(
     batch = batch or (16 if where.type == "cuda" else 4)
     protocol = replace(protocol, pairs=pairs, batch=batch, variants=tuple(names))
     checkpoints = checkpoint or [checkpoint_or_bundled(None)]
-    reports = {}
-    for number, path in enumerate(checkpoints, start=1):
+    runs = [(look, path) for look in style for path in checkpoints]
+    reports: dict[str, dict[str, Any]] = {look: {} for look in style}
+    for number, (look, path) in enumerate(runs, start=1):
         wanted = load_checkpoint(path).sampling.but(steps=steps, cfg=cfg)
         found = evaluate_checkpoint(
             path,
-            replace(protocol, steps=wanted.steps, cfg=wanted.cfg),
-            json_path=_numbered(json, number, len(checkpoints)),
-            sheet=_numbered(sheet, number, len(checkpoints)),
+            replace(protocol, style=look, steps=wanted.steps, cfg=wanted.cfg),
+            json_path=_numbered(json, number, len(runs)),
+            sheet=_numbered(sheet, number, len(runs)),
             device=where,
             judges=judges,
             sheet_rows=sheet_rows,
             progress=bar("pairs"),
         )
         if found is not None:
-            reports[str(path)] = found
-            print(f"\n## {path}\n" if len(checkpoints) > 1 else "")
+            reports[look][str(path)] = found
+            print(f"\n## {path}, {look}\n" if len(runs) > 1 else "")
             print(markdown(found))
-    if len(reports) > 1:
-        print(f"\n{comparisons(reports)[1]}")
+    for look in style:
+        if len(reports[look]) > 1:
+            print(f"\n{comparisons(reports[look])[1]}")
+    for path in checkpoints if len(style) > 1 and "full" in names else ():
+        shown = {look: reports[look][str(path)] for look in style if str(path) in reports[look]}
+        print(f"\n{path.name} in several styles:\n\n{styles_table(shown)}" if shown else "")
 
 
 def _numbered(path: Path | None, number: int, count: int) -> Path | None:

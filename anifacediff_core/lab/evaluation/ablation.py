@@ -152,7 +152,7 @@ def _differences(first: Columns, second: Columns) -> dict[str, tuple[float, floa
     return {name: paired(first[name], second[name]) for name in first if name in second}
 
 
-SAME_CASES = ("protocol", "pairs", "seed", "frames", "fps", "size")
+SAME_CASES = ("protocol", "pairs", "seed", "frames", "fps", "size", "style")
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
@@ -167,7 +167,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any
                 "A report to compare has no values of single pairs; write both anew with "
                 "`evaluate avatars --json`."
             )
-    cases = [{key: report["protocol"].get(key) for key in SAME_CASES} for report in (before, after)]
+    plain = {"style": "plain"}  # of reports from before there were styles
+    cases = [{key: (plain | r["protocol"]).get(key) for key in SAME_CASES} for r in (before, after)]
     unlike = [key for key in SAME_CASES if cases[0][key] != cases[1][key]]
     if unlike:
         differences = ", ".join(f"{key} {cases[0][key]} and {cases[1][key]}" for key in unlike)
@@ -264,6 +265,13 @@ def table(report: dict[str, Any]) -> str:
         cells = [_plain(judged.get(name), digits) for name, (_, digits) in columns.items()]
         rows.append(["truth, read back", *cells, *_read_cells(read.get("truth", {}))])
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def styles_table(reports: dict[str, dict[str, Any]]) -> str:
+    """How well the full method does in each style: {style: report}."""
+    rows = [["style of all pictures", *(MEASURES[name][0] for name in SHOWN)]]
+    rows += [[style, *_with_intervals(report, "full", SHOWN)] for style, report in reports.items()]
+    return _markdown(rows)
 
 
 def _read_cells(read: dict[str, Any]) -> list[str]:

@@ -33,7 +33,7 @@ from anifacediff_core.sampling.windows import initial_noise
 from ..avatars.studio import Studio
 from ..metrics import ReadBack, flicker, psnr, read_back, ssim
 from .ablation import Columns, Variant, columns_of, differences, find_variant, interval
-from .cases import Cases, Pictures, draw_cases, render_cases
+from .cases import Cases, Pictures, draw_cases, render_cases, stylize_cases
 from .frechet import RunningGaussian, frechet_distance
 from .judges import (
     Judges,
@@ -283,7 +283,7 @@ def evaluate(
     for start in range(first, last, protocol.batch):
         stop = min(start + protocol.batch, last)
         cases = drawn.part(start, stop, device)
-        pictures = render_cases(cases, studio, head, protocol.size)
+        pictures = stylize_cases(render_cases(cases, studio, head, protocol.size), protocol, start)
         masks = region_masks(face_spots(head, cases.aligned, protocol.size), protocol.size)
         middle = slice(cases.frames // 2, None, cases.frames)
         wanted = start < sheet_rows

@@ -15,6 +15,7 @@ from anifacediff_core.head.render import draw_normals
 from ..avatars.identity import Identity
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
+from ..avatars.styles import stylize
 from ..avatars.tracks import random_tracks
 from .protocol import Protocol
 
@@ -103,4 +104,25 @@ def render_cases(cases: Cases, studio: Studio, head: HeadModel, size: int, batch
         truth=avatars(cases.sources.repeat_interleave(cases.frames), cases.aligned),
         normals=normals(cases.aligned),
         foreign_normals=normals(cases.motion),
+    )
+
+
+def stylize_cases(pictures: Pictures, protocol: Protocol, first: int) -> Pictures:
+    """Every pair in a look of its own, the source and the truth in the same one, the driver in another.
+
+    Args:
+        first: number of the first pair: looks follow from the seed and the pairs' numbers alone.
+    """
+    if protocol.style == "plain":
+        return pictures
+    count = len(pictures.source)
+    seen = torch.cat([pictures.source[:, None], pictures.truth.unflatten(0, (count, -1))], 1)
+    driving = pictures.driving.unflatten(0, (count, -1))
+    for pair in range(count):
+        generator = torch.Generator(seen.device)
+        generator.manual_seed((SEED_OFFSET + protocol.seed) * 1_000_003 + first + pair)
+        for rows in (seen, driving):
+            rows[pair : pair + 1] = stylize(rows[pair : pair + 1], protocol.style, generator)
+    return replace(
+        pictures, source=seen[:, 0], truth=seen[:, 1:].flatten(0, 1), driving=driving.flatten(0, 1)
     )

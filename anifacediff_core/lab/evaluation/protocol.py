@@ -10,7 +10,7 @@ import torch
 from anifacediff_core.errors import InputError
 from anifacediff_core.sampling.settings import SamplingSettings
 
-from ..options import Positive
+from ..options import Positive, Style
 from .ablation import VARIANTS, find_variant
 
 Identity = Literal["cross", "same"]
@@ -30,6 +30,7 @@ class Protocol:
         steps, cfg: of the sampler.
         batch: pairs handled at once.
         variants: names of what to measure, see `ablation.find_variant`.
+        style: look of all pictures, of every pair another one of the family (`avatars.styles`).
 
     Raises:
         InputError: a value that the benchmark does not know.
@@ -50,6 +51,7 @@ class Protocol:
     protocol: Annotated[
         Identity, "another avatar drives, or the source is the first frame of its own track"
     ] = "cross"
+    style: Style = "plain"
     precision: Annotated[Precision, "of the network on a GPU; bf16 flickers"] = "fp16"
     read_back: Annotated[
         ReadBack,
@@ -59,8 +61,8 @@ class Protocol:
     def __post_init__(self) -> None:
         for name in self.variants:
             find_variant(name)
-        values = (self.protocol, self.precision, self.read_back)
-        for value, kind in zip(values, (Identity, Precision, ReadBack)):
+        values = (self.protocol, self.style, self.precision, self.read_back)
+        for value, kind in zip(values, (Identity, Style, Precision, ReadBack)):
             if value not in (known := get_args(kind)):
                 raise InputError(f"The benchmark knows no '{value}'; choose from {', '.join(known)}.")
 

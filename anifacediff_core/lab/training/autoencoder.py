@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anifacediff_core.errors import InputError
 from anifacediff_core.head.regions import emphasis, region_masks
-from anifacediff_core.network.autoencoder import AutoEncoder
+from anifacediff_core.network.autoencoder import WIDTH, AutoEncoder
 from anifacediff_core.video import contact_sheet, write_image
 
 from ..metrics import psnr
+from .adversary import Adversary, AdversarySettings
 from .data import Pool
 from .task import Tensors
+
+LEVELS = 4  # sizes of the decoder, from the latents' to the picture's
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,10 @@ class AutoencoderSettings:
         gradient_weight: of the differences of neighboring pixels at three scales (crisp edges).
         square_weight: of the squared error.
         moment_weight: of the pull of the latents to zero mean and unit variance.
+        widths: channels that the decoder uses at each size, coarsest first, of the layout's 64; the others
+            stay zero, and whoever decodes leaves them out (`trim`).
+        learn_encoder: with false the latents stay what they are, and so does what was trained on them.
+        adversary: makes pictures sharp.
     """
 
     rows: int = 64
@@ -41,6 +49,15 @@ class AutoencoderSettings:
     gradient_weight: float = 0.6
     square_weight: float = 3.0
     moment_weight: float = 0.02
+    widths: tuple[int, ...] = (WIDTH,) * LEVELS
+    learn_encoder: bool = True
+    adversary: AdversarySettings = field(default_factory=AdversarySettings)
+
+    def __post_init__(self) -> None:
+        if len(self.widths) != LEVELS or not all(0 < width <= WIDTH for width in self.widths):
+            raise InputError(
+                f"The autoencoder's widths are {self.widths}; give {LEVELS} numbers from 1 to {WIDTH}."
+            )
 
 
 class RoundTrip(nn.Module):
@@ -75,6 +92,20 @@ def moment_error(latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
+def confine(decoder: nn.Sequential, widths: tuple[int, ...]) -> None:
+    """Zero a decoder's channels beyond so many at each size, for as long as it is trained."""
+    level = -1
+    for layer in decoder[:-1]:
+        convolutions = [each for each in layer.modules() if isinstance(each, nn.Conv2d)]
+        level += isinstance(layer, nn.Conv2d)
+        for each in convolutions:
+            for weight in each.parameters():
+                weight[widths[level] :] = 0
+                kept = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)) < widths[level]
+                weight.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient))
+
+
+@torch.no_grad()
 def latent_moments(autoencoder: AutoEncoder, images: Tensor, batch: int = 128) -> tuple[Tensor, Tensor]:
     """Mean and deviation of every latent channel over uint8 pictures (N, 3, H, W) -> (channels,) twice."""
     latents = torch.cat([autoencoder.encode(part.float().div(255)).float() for part in images.split(batch)])
@@ -105,13 +136,22 @@ class AutoencoderTask:
     name = "autoencoder"
 
     def __init__(
-        self, autoencoder: AutoEncoder, pool: Pool, held_out: Pool, settings: AutoencoderSettings
+        self,
+        autoencoder: AutoEncoder,
+        pool: Pool,
+        held_out: Pool,
+        settings: AutoencoderSettings,
+        adversary: Adversary | None = None,
     ) -> None:
         self.autoencoder = autoencoder
+        autoencoder.encoder.requires_grad_(settings.learn_encoder)
+        confine(autoencoder.decoder, settings.widths)
         self.module = RoundTrip(autoencoder)
+        self.adversary, self.fraction = adversary, 0.0
         self.pool, self.held_out, self.settings = pool, held_out, settings
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
+        self.fraction = fraction
         images, origin, index = self._crops()
         spots = self.pool.spots[index]
         s = self.settings
@@ -128,17 +168,26 @@ class AutoencoderTask:
         square = ((image - truth).square() * weight).mean()
         edges = edge_error(image, truth, weight)
         moments = moment_error(latents)
-        loss = absolute + s.square_weight * square + s.gradient_weight * edges + s.moment_weight * moments
-        return {"loss": loss, "absolute": absolute, "edges": edges, "moments": moments}
+        loss = absolute + s.square_weight * square + s.gradient_weight * edges
+        found = {"absolute": absolute, "edges": edges, "moments": moments}
+        if self.adversary is not None:
+            adversarial, logged = self.adversary.losses(image, truth, None, loss, self.fraction)
+            loss, found = loss + adversarial, found | logged
+        if s.learn_encoder:
+            loss = loss + s.moment_weight * moments
+        return {"loss": loss, **found}
 
     def weights(self) -> dict[str, Tensor]:
         return {f"vae.{key}": value for key, value in self._folded().state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.pool.state_dict()
+        adversary = {} if self.adversary is None else {"adversary": self.adversary.state_dict()}
+        return self.pool.state_dict() | adversary
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.pool.load_state_dict(state)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
 
     def validate(self, path: Path, fraction: float) -> dict[str, float]:
         folded = self._folded()
@@ -152,10 +201,12 @@ class AutoencoderTask:
         return measures | {name: float(psnr(image, truth, mask).mean()) for name, mask in masks.items()}
 
     def _folded(self) -> AutoEncoder:
-        """A copy of the (averaged) autoencoder whose latents have exact moments."""
+        """A copy of the (averaged) autoencoder whose latents, where they are learned, have exact moments."""
         copy = AutoEncoder()
         copy.load_state_dict(self.autoencoder.state_dict())
         copy = copy.to(next(self.autoencoder.parameters()).device).eval()
+        if not self.settings.learn_encoder:
+            return copy
         some = self.pool.images[torch.arange(0, len(self.pool), max(len(self.pool) // 1024, 1))]
         fold_moments(copy, *latent_moments(copy, some))
         return copy

@@ -17,6 +17,7 @@ from anifacediff_core.weights.checkpoint import load_checkpoint, save_checkpoint
 
 from ..evaluation import report
 from ..evaluation.protocol import Protocol
+from .adversary import Adversary
 from .autoencoder import AutoencoderSettings, AutoencoderTask
 from .capture import CaptureSettings, CaptureTask
 from .card import write_card
@@ -66,7 +67,8 @@ def train_autoencoder(phase: Phase) -> None:
     autoencoder = AutoEncoder()
     if phase.start is not None and "vae" in phase.start.parts:
         phase.start.load_into(autoencoder, "vae")
-    task = AutoencoderTask(autoencoder, phase.pool(), phase.held_out(32, stills=1), settings)
+    adversary = Adversary.of(settings.adversary, 0, phase.accelerator)
+    task = AutoencoderTask(autoencoder, phase.pool(), phase.held_out(32, stills=1), settings, adversary)
     run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
 
 

@@ -18,6 +18,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.regions import emphasis
 from anifacediff_core.network.model import AniFaceDiff, GraphableForward
 
+from .adversary import Adversary, AdversarySettings
 from .data import NormalsNoise, Pairs, PairSource
 from .task import Tensors
 
@@ -42,8 +43,8 @@ class DenoisingSettings:
         normals: how normals are made to tell less.
         head_weight, detail_weight: emphasis of the loss on the head and on eyes and mouth.
         min_snr: γ of the min-SNR weighting (Hang et al. 2023), 0 for none.
-        difference_weight: in stage 2, of the squared change of the error from frame to frame, which is what
-            flickers; 0 for none.
+        difference_weight: in stage 2, of the change of the error from frame to frame, which is what flickers;
+            0 for none.
         noise_sharing: in stage 2, clips also begin from noise that their frames share (`mixed_noise`).
         own_estimates: in stage 2, share of the clips whose noisy latents are made of the network's own
             estimate at a noisier step (`_rolled_out`), as in sampling; 0 for none. Not with FSDP.
@@ -52,6 +53,7 @@ class DenoisingSettings:
         last_step: with regression, share of the rows at the last time step, where sampling begins.
         picture_rows: with regression, rows whose decoded pictures are compared with the truth's as well.
         picture_weight: of the pictures' error, in values and in differences between neighbors.
+        adversary: with regression, makes those pictures sharp.
         learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
             which begins untrained.
         gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
@@ -73,6 +75,7 @@ class DenoisingSettings:
     last_step: float = 0.6
     picture_rows: int = 0
     picture_weight: float = 1.0
+    adversary: AdversarySettings = field(default_factory=AdversarySettings)
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
@@ -162,8 +165,9 @@ class DenoisingTask:
         *,
         stage: int,
         decode: Callable[[Tensor], Tensor] | None = None,
+        adversary: Adversary | None = None,
     ) -> None:
-        self.decode = decode
+        self.decode, self.adversary, self.fraction = decode, adversary, 0.0
         self.name = f"stage{stage}"
         self.model, self.source, self.settings, self.validator = model, source, settings, validator
         self.alphas = alphas
@@ -174,6 +178,7 @@ class DenoisingTask:
         self.module = GraphableForward(model, conditional * source.frames, referred * source.frames)
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
+        self.fraction = fraction
         s, frames = self.settings, self.source.frames
         pairs = self.source.draw(s.rows)
         rows, *size = pairs.latents.shape
@@ -238,7 +243,7 @@ class DenoisingTask:
 
     def _regression_targets(self, pairs: Pairs, noisy: Tensor, alphas: Tensor, weight: Tensor) -> Tensors:
         """Clean latents, their weights, noisy latents and ᾱ; and of the last conditional rows, whose normals
-        tell all, the pictures and their weights.
+        tell all, the pictures, their weights, and what the adversary compares them with.
         """
         s = self.settings
         # Where little noise is left the answer is known: such rows count for less.
@@ -254,7 +259,10 @@ class DenoisingTask:
         weight = emphasis(spots, spots.new_zeros(len(spots), 2), size, 1.0, s.head_weight, s.detail_weight)
         # What is all but clean shows what was put in, not what the network makes.
         noise = (1 - alphas[shown]).view(-1, 1, 1, 1)
-        return *targets, truth, noise * weight / weight.mean((1, 2, 3), keepdim=True)
+        weight = noise * weight / weight.mean((1, 2, 3), keepdim=True)
+        sources = pairs.source_pixels.repeat_interleave(self.source.frames, 0)[shown]
+        sources = F.interpolate(sources, (size, size), mode="bilinear", align_corners=False)
+        return *targets, truth, weight, torch.cat([2 * pairs.normals[shown].float() - 1, sources], 1)
 
     def _shown(self) -> slice:
         last = self.module.conditional_rows
@@ -266,16 +274,28 @@ class DenoisingTask:
         plain = (F.smooth_l1_loss(clean, latents, beta=0.2, reduction="none") * weight).mean()
         losses = {"plain": plain.detach()}
         loss = self.settings.regression * plain
+        if self.stage == 2 and self.settings.difference_weight:
+            losses["change"] = self._change(clean - latents, weight)
+            loss = loss + self.settings.difference_weight * losses["change"]
         if pictures:
-            truth, weight = pictures
-            assert self.decode is not None
-            error = self.decode(clean[self._shown()]).float() - truth
-            across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
-            picture = (error.abs() * weight).mean()
-            edges = (across * weight[..., 1:]).mean() + (down * weight[..., 1:, :]).mean()
-            losses["picture"] = picture.detach()
-            loss = loss + self.settings.picture_weight * (picture + 0.5 * edges)
+            picture, logged = self._picture_loss(clean, *pictures)
+            loss, losses = loss + picture, losses | logged
         return {"loss": loss, **losses}
+
+    def _picture_loss(
+        self, clean: Tensor, truth: Tensor, weight: Tensor, condition: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert self.decode is not None
+        made = self.decode(clean[self._shown()]).float()
+        error = made - truth
+        across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
+        picture = (error.abs() * weight).mean()
+        edges = (across * weight[..., 1:]).mean() + (down * weight[..., 1:, :]).mean()
+        loss, logged = self.settings.picture_weight * (picture + 0.5 * edges), {"picture": picture.detach()}
+        if self.adversary is not None:
+            adversarial, more = self.adversary.losses(made, truth, condition, loss, self.fraction)
+            loss, logged = loss + adversarial, logged | more
+        return loss, logged
 
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
         if self.settings.regression:
@@ -286,12 +306,15 @@ class DenoisingTask:
         loss = (square * weight).mean()
         losses = {"plain": square.detach().mean()}
         if self.stage == 2 and self.settings.difference_weight:
-            # Of one clip all frames have one time step, so what changes here changes in the picture.
-            changes = rearrange(error, "(b f) ... -> b f ...", f=self.source.frames).diff(dim=1).square()
-            weights = rearrange(weight, "(b f) ... -> b f ...", f=self.source.frames)[:, 1:]
-            losses["change"] = (changes * weights).mean()
+            losses["change"] = self._change(error, weight)
             loss = loss + self.settings.difference_weight * losses["change"]
         return {"loss": loss, **losses}
+
+    def _change(self, error: Tensor, weight: Tensor) -> Tensor:
+        """Frames of a clip have one time step, so what changes in their error changes in the picture."""
+        changes = rearrange(error, "(b f) ... -> b f ...", f=self.source.frames).diff(dim=1).square()
+        weights = rearrange(weight, "(b f) ... -> b f ...", f=self.source.frames)[:, 1:]
+        return (changes * weights).mean()
 
     def weights(self) -> dict[str, Tensor]:
         return dict(self.model.state_dict())
@@ -300,10 +323,13 @@ class DenoisingTask:
         return self.validator(path, fraction)
 
     def state_dict(self) -> dict[str, Any]:
-        return self.source.state_dict()
+        adversary = {} if self.adversary is None else {"adversary": self.adversary.state_dict()}
+        return self.source.state_dict() | adversary
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.source.load_state_dict(state)
+        if self.adversary is not None:
+            self.adversary.load_state_dict(state["adversary"])
 
     def _expression_weight(self, rows: int, device: torch.device) -> Tensor:
         """λ of every row: 1, or 0 for the dropped; never where the normals are weakened and only ψ tells."""

@@ -22,6 +22,7 @@ from ..evaluation import report
 from ..evaluation.avatars import Reenactor
 from ..evaluation.protocol import Protocol
 from ..metrics import flicker, psnr, ssim
+from .adversary import Adversary
 from .data import NormalsNoise, PairSource, Pool, PoolSource
 from .distribution import shards_weights
 from .engine import run
@@ -110,7 +111,10 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
     def decode(latents: Tensor) -> Tensor:
         return autoencoder.decode(latents / config.latent_scale)
 
-    task = DenoisingTask(model, source, alphas, settings, validator, stage=stage, decode=decode)
+    adversary = Adversary.of(settings.adversary, 6, phase.accelerator)
+    task = DenoisingTask(
+        model, source, alphas, settings, validator, stage=stage, decode=decode, adversary=adversary
+    )
     try:
         run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)
     finally:
