@@ -256,7 +256,7 @@ def test_phases_on_files_of_another_network_are_refused_with_a_sentence(tmp_path
         run_phase("stage1", experiment, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bundled", "refine", "any_face", "smoke"])
+@pytest.mark.parametrize("name", ["bundled", "refine", "any_face", "sharp", "smoke"])
 def test_shipped_experiments_name_known_settings_only(name: str) -> None:
 
     kinds: dict[str, type] = {"autoencoder": AutoencoderSettings, "capture": CaptureSettings}
