@@ -82,28 +82,34 @@ def trim(decoder: nn.Sequential) -> None:
     Args:
         decoder: `AutoEncoder.decoder`, or a host's of the same layout; changed in place.
     """
-    last = max(i for i, layer in enumerate(decoder) if isinstance(layer, nn.Conv2d))
     inputs: Tensor | None = None
     for place, layer in enumerate(decoder):
+        found = convolutions(layer)
         if isinstance(layer, nn.Conv2d):
-            channels = _alive(layer)
-            for later in decoder[place + 1 : last]:
-                if isinstance(later, nn.Conv2d):
-                    break
-                if hasattr(later, "conv"):
-                    channels = channels | _alive(later.conv[-1])
-            if place == last:
-                channels = torch.ones_like(channels)
-            _narrow(layer, inputs, channels)
-            inputs = channels
-        elif hasattr(layer, "conv"):
+            inputs = _narrow(layer, inputs, _level(list(decoder)[place:]))
+        elif found:  # a block, which adds what its convolutions make to what they see
             inner = inputs
-            first, second, third = (each for each in layer.conv if isinstance(each, nn.Conv2d))
-            for each in (first, second):
-                made = _alive(each)
-                _narrow(each, inner, made)
-                inner = made
-            _narrow(third, inner, inputs)
+            for each in found[:-1]:
+                inner = _narrow(each, inner, _alive(each))
+            _narrow(found[-1], inner, inputs)
+
+
+def convolutions(layer: nn.Module) -> list[nn.Conv2d]:
+    """A layer's convolutions, the layer itself among them."""
+    return [each for each in layer.modules() if isinstance(each, nn.Conv2d)]
+
+
+def _level(layers: list[nn.Module]) -> Tensor:
+    """(channels,) bool: what the first layer, a convolution, and the blocks after it leave above zero."""
+    first, *others = layers
+    assert isinstance(first, nn.Conv2d)
+    alive = _alive(first)
+    for layer in others:
+        if isinstance(layer, nn.Conv2d):
+            return alive
+        for last in convolutions(layer)[-1:]:
+            alive = alive | _alive(last)
+    return torch.ones_like(alive)  # a picture's channels
 
 
 def _alive(layer: nn.Conv2d) -> Tensor:
@@ -114,8 +120,8 @@ def _alive(layer: nn.Conv2d) -> Tensor:
     return alive | (torch.arange(len(alive), device=alive.device) < 1)
 
 
-def _narrow(layer: nn.Conv2d, inputs: Tensor | None, outputs: Tensor | None) -> None:
-    """Keep these inputs and outputs of a convolution, None for all."""
+def _narrow(layer: nn.Conv2d, inputs: Tensor | None, outputs: Tensor | None) -> Tensor | None:
+    """Keep these inputs and outputs of a convolution, None for all; returns the outputs."""
     weight = layer.weight if inputs is None else layer.weight[:, inputs]
     if outputs is not None:
         weight = weight[outputs]
@@ -123,6 +129,7 @@ def _narrow(layer: nn.Conv2d, inputs: Tensor | None, outputs: Tensor | None) -> 
             layer.bias = nn.Parameter(layer.bias[outputs], layer.bias.requires_grad)
     layer.weight = nn.Parameter(weight.contiguous(), layer.weight.requires_grad)
     layer.out_channels, layer.in_channels = weight.shape[:2]
+    return outputs
 
 
 MOST_LEVELS = 16

@@ -146,7 +146,7 @@ class Adversary:
         loss = _mean(hinge)
         logged = {"discriminator": loss.detach()}
         if penalized:
-            (slope,) = torch.autograd.grad(sum(x.sum() for x in true_scores), real, create_graph=True)
+            (slope,) = torch.autograd.grad([x.sum() for x in true_scores], real, create_graph=True)
             penalty = slope.square().sum((1, 2, 3)).mean()
             loss = loss + 0.5 * s.penalty * s.penalty_every * penalty / made[0, 0].numel()
         self.optimizer.zero_grad()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.regions import emphasis, region_masks
-from anifacediff_core.network.autoencoder import WIDTH, AutoEncoder
+from anifacediff_core.network.autoencoder import WIDTH, AutoEncoder, convolutions
 from anifacediff_core.video import contact_sheet, write_image
 
 from ..metrics import psnr
@@ -95,10 +95,9 @@ def moment_error(latents: Tensor) -> Tensor:
 def confine(decoder: nn.Sequential, widths: tuple[int, ...]) -> None:
     """Zero a decoder's channels beyond so many at each size, for as long as it is trained."""
     level = -1
-    for layer in decoder[:-1]:
-        convolutions = [each for each in layer.modules() if isinstance(each, nn.Conv2d)]
+    for layer in list(decoder)[:-1]:
         level += isinstance(layer, nn.Conv2d)
-        for each in convolutions:
+        for each in convolutions(layer):
             for weight in each.parameters():
                 weight[widths[level] :] = 0
                 kept = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)) < widths[level]
