@@ -165,11 +165,6 @@ class NetworkConfig:
         """Pixels per latent position along each side."""
         return 2 ** (len(self.pose_channels) - 1)
 
-    @property
-    def latent_multiple(self) -> int:
-        """Latent sides have to be a multiple of this."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

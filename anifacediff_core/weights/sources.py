@@ -26,7 +26,7 @@ from torch import Tensor
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.network.config import ConfigError, NetworkConfig
-from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, TensorStream, load_checkpoint
+from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, load_checkpoint
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize_file
 from anifacediff_core.weights.importers.motion_modules import TABLE
 from anifacediff_core.weights.layout import (
@@ -286,14 +286,6 @@ def part_infos(part: str, found: Iterable[Recognition]) -> dict[str, TensorInfo]
     return {name: info for recognition in found for name, info in recognition.infos(part).items()}
 
 
-def part_stream(part: str, found: tuple[Recognition, ...]) -> TensorStream:
-    """A part as it is written into a checkpoint."""
-    return TensorStream(
-        part_infos(part, found),
-        lambda: chain.from_iterable(recognition.tensors(part) for recognition in found),
-    )
-
-
 def describe_sources(found: Iterable[Recognition]) -> list[dict[str, Any]]:
     """Which files a part comes from."""
     return [
@@ -305,23 +297,6 @@ def describe_sources(found: Iterable[Recognition]) -> list[dict[str, Any]]:
         }
         for recognition in found
     ]
-
-
-def find_part(path: Path, part: str) -> tuple[Recognition, ...]:
-    """The files of one part: the file named, or those in a folder.
-
-    Raises:
-        InputError: there is no such part.
-    """
-    if path.is_dir():
-        folder = read_folder(path)
-        found, seen = folder.parts.get(part, ()), ", ".join(folder.parts) or "no weights"
-    else:
-        recognition = recognize_file(path)
-        found, seen = (recognition,) if part in recognition.parts else (), recognition.format
-    if not found:
-        raise InputError(f"{path.name} has no {part}: expected that part, found {seen}.")
-    return found
 
 
 def _require_own(path: Path) -> None:

@@ -22,6 +22,7 @@ from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.lab.assembly import Ingredients, assemble, convert, file_digest
+from anifacediff_core.lab.checkpoint_stream import write_tensor_stream
 from anifacediff_core.lab.cli import main
 from anifacediff_core.network import landmark_guider
 from anifacediff_core.network.config import NetworkConfig
@@ -31,7 +32,6 @@ from anifacediff_core.network.landmark_guider import LandmarkGuider
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.network.unet import make_unet
-from anifacediff_core.storage import write_tensor_stream
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize, recognize_file
 from anifacediff_core.weights.sources import open_checkpoint, open_folder

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from anifacediff_core.capture.capture import Models, capture, crop_portrait
-from anifacediff_core.claims import parse_json, parse_rate
+from anifacediff_core.claims import parse_json
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
@@ -30,6 +30,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FORMAT as PARAMETERS
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import numbered_pictures, probe, read_frames, read_image

@@ -15,10 +15,11 @@ from einops import rearrange
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.regions import emphasis
-from anifacediff_core.network.model import AniFaceDiff, GraphableForward
+from anifacediff_core.lab.regions import emphasis
+from anifacediff_core.network.model import AniFaceDiff
 
 from .data import NormalsNoise, Pairs, PairSource
+from .graphs import GraphableForward
 from .task import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
