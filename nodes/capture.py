@@ -37,6 +37,7 @@ from .sockets import (
     FaceParametersSocket,
     connected,
     make_schema,
+    share_input,
     size_input,
 )
 
@@ -52,50 +53,45 @@ def region_input() -> io.Combo.Input:
     )
 
 
-def face_input() -> io.Int.Input:
+def face_input(where: str = "") -> io.Int.Input:
     return io.Int.Input(
         "face",
         default=0,
         min=0,
         max=31,
-        tooltip="Which face, if there are several: 0 follows the most prominent one, 1 the first from the "
-        "left, and so on.",
+        tooltip=f"Which face{where}, if there are several: 0 follows the most prominent one, 1 the first "
+        "from the left, and so on.",
     )
 
 
 def smoothing_input() -> io.Float.Input:
-    return io.Float.Input(
+    return share_input(
         "smoothing",
-        default=SMOOTHING,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        tooltip="How much to calm the tremble of a video's parameters: 0 leaves them as they were read, 1 "
-        "is strong. No effect on a single picture.",
+        SMOOTHING,
+        "How much to calm the tremble of a video's parameters: 0 leaves them as they were read, 1 is strong. "
+        "No effect on a single picture.",
     )
 
 
-def missing_input(optional: bool) -> io.Combo.Input:
+def missing_input(optional: bool = False, skip: bool = True) -> io.Combo.Input:
+    """With `skip`, frames can be left out."""
     return io.Combo.Input(
         "missing",
-        options=list(MISSING),
+        options=[way for way in MISSING if skip or way != "skip"],
         default="interpolate",
         optional=optional,
         tooltip="What becomes of frames without a face. interpolate: filled in from both neighbors. hold: as "
-        "last seen. skip: left out. stop: an error that names them.",
+        f"last seen.{' skip: left out.' * skip} stop: an error that names them.",
     )
 
 
 def least_confidence_input() -> io.Float.Input:
-    return io.Float.Input(
+    return share_input(
         "least_confidence",
-        default=LEAST,
-        min=0.0,
-        max=1.0,
-        step=0.05,
+        LEAST,
+        "How sure the reading of a frame must be: what is less sure, such as a face behind a hand, counts as "
+        "a frame without a face. 0 takes all that is found.",
         optional=True,
-        tooltip="How sure the reading of a frame must be: what is less sure, such as a face behind a hand, "
-        "counts as a frame without a face. 0 takes all that is found.",
     )
 
 

@@ -19,7 +19,7 @@ from .host.api import io
 from .host.folders import BUNDLED, FLAME, file_names, file_path
 from .host.runtime import Progress, device
 from .images import to_host
-from .sockets import FaceParametersSocket, HeadSocket, make_schema, size_input
+from .sockets import FaceParametersSocket, head_model_input, make_schema, size_input
 
 
 class FacialShapeAlign(io.ComfyNode):
@@ -42,14 +42,7 @@ class FacialShapeAlign(io.ComfyNode):
                     tooltip="Face parameters of the driving video; their pose, expression and camera are "
                     "kept.",
                 ),
-                io.Combo.Input(
-                    "camera",
-                    options=["driving", "source"],
-                    default="driving",
-                    optional=True,
-                    tooltip="Whose place in the picture the head takes: the driver's, which moves, or the "
-                    "source's, where the head only turns, as MagicPortrait has it.",
-                ),
+                camera_input(", as MagicPortrait has it", optional=True),
             ],
             outputs=[
                 FaceParametersSocket.Output(
@@ -85,11 +78,7 @@ class RenderNormals(io.ComfyNode):
                     "The bundled model was trained at 256."
                 ),
                 head_input(),
-                HeadSocket.Input(
-                    "head_model",
-                    optional=True,
-                    tooltip="Head of Load DECA, for parameters that were read with it.",
-                ),
+                head_model_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -121,6 +110,17 @@ def on_device(model: HeadModel) -> Iterator[None]:
         yield
     finally:
         model.to("cpu")
+
+
+def camera_input(more: str = "", optional: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "camera",
+        options=["driving", "source"],
+        default="driving",
+        optional=optional,
+        tooltip="Whose place in the picture the head takes: the driver's, which moves, or the source's, "
+        f"where the head only turns{more}.",
+    )
 
 
 def head_input() -> io.Combo.Input:

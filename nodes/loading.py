@@ -21,7 +21,7 @@ from .host.parts import load_expression_adapter, load_motion, load_pose_encoder,
 from .host.runtime import ModelPatcher
 from .host.vae import fit_preview, has_latents_of_its_own, load_vae
 from .images import to_host
-from .sockets import FaceCaptureSocket, PoseEncoderSocket, ReferenceNetSocket, make_schema
+from .sockets import FaceCaptureSocket, PoseEncoderSocket, ReferenceNetSocket, make_schema, share_input
 
 DEMO = "demo.safetensors"
 SAME_AS_MODEL = "same as model"
@@ -126,13 +126,8 @@ class ExpressionAdapterLoader(io.ComfyNode):
                     tooltip="Where to take the adapter from: the MODEL's own checkpoint, or another one "
                     "trained for it.",
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="λ of the paper: 0 is off, 1 as trained, more exaggerates.",
+                share_input(
+                    "weight", 1.0, "λ of the paper: 0 is off, 1 as trained, more exaggerates.", most=2.0
                 ),
             ],
             outputs=[

@@ -7,8 +7,8 @@ from anifacediff_core.motion.mix import LENGTHS, combine, join, mix
 from anifacediff_core.motion.parts import expression_names, require_motion
 
 from .host.api import io
-from .motion import count_input, frames_output, motion_output, share_input
-from .sockets import FaceParametersSocket, make_schema
+from .motion import count_input, frames_output, motion_output
+from .sockets import FaceParametersSocket, make_schema, share_input
 
 MIX, JOIN = "mix", "one after the other"
 SOURCES = {
