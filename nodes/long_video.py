@@ -139,13 +139,14 @@ class ReenactLongVideo(io.ComfyNode):
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
         given = workflow_fingerprint(cls.hidden) or tensors
         unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
-        with ResumableVideo.begin(
+        video = ResumableVideo(
             beside(unnumbered, ".work"),
             beside(unnumbered, ".partial.mp4"),
             fingerprint(given, [sampling, reading, camera, segment], path),
             VideoTiming.of(path),
             say,
-        ) as work:
+        )
+        with video.begin() as work:
             motion = driving_parameters
             if motion is None:
                 cache_key = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))

@@ -17,10 +17,10 @@ from ..head.flame import SHAPES
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
-from .capture import crop_resize, moved
+from .capture import FindsFaces, crop_resize, moved
 from .deca import CROP, DecaEncoder
 from .detector import SQUARE_SCALE, Detection
-from .locate import LANDMARKS_GROWTH, FacesAtHand, FindsFaces
+from .locate import LANDMARKS_GROWTH, FacesAtHand
 from .smirk import SmirkEncoder
 
 DECA_SCALE, SMIRK_SCALE = 1.25, 1.4

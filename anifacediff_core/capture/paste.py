@@ -57,7 +57,6 @@ def paste_back(
             a part of a video.
         shape: "square" shows all of the square, "ellipse" the upright one within it, without the corners.
         mask: (frames or 1, height, width) in [0, 1]; only there the portrait shows.
-        progress: called with frames (done, total).
 
     Returns:
         (frames, 3, height, width), equal to the original bit by bit where the mask is 0; and what shows of

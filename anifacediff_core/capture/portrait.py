@@ -84,7 +84,6 @@ def find_portrait(
         missing: what becomes of frames without a face, one of :data:`.missing.MISSING`.
         what: name of the input in messages.
         faces: of every frame, where they are known already.
-        progress: called with frames (done, total).
 
     Raises:
         InputError: no face at all, or not in every frame where that is to stop the run.

@@ -214,9 +214,8 @@ class Reenacting:
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
         cache_key = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
-        return ResumableVideo.begin(
-            folder, partial_video, cache_key, timing, self.say, self._declare if job.mark else None
-        )
+        declare = self._declare if job.mark else None
+        return ResumableVideo(folder, partial_video, cache_key, timing, self.say, declare).begin()
 
     def _declare(self, video: Path) -> None:
         copy_declared(video, video, say=self.say)

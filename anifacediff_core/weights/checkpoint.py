@@ -24,7 +24,7 @@ from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import PREFIX, SamplingConfig
 from anifacediff_core.storage import write_tensors
-from anifacediff_core.weights.fill import misfits
+from anifacediff_core.weights.fill import misfits, shapes_of
 from anifacediff_core.weights.reading import TensorInfo, open_tensors
 
 VERSION = 1
@@ -180,11 +180,9 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
             f"{checkpoint.path.name} has a vae of an unknown kind: expected Stable Diffusion's or a TAESD, "
             "choose another checkpoint."
         ) from error
-    network = outline.network if isinstance(outline, StableAutoEncoder) else outline
-    checkpoint.require_fit(network, "vae")
+    checkpoint.require_fit(outline.network, "vae")
     autoencoder = outline.to_empty(device="cpu")
-    network = autoencoder.network if isinstance(autoencoder, StableAutoEncoder) else autoencoder
-    checkpoint.load_into(network, "vae")
+    checkpoint.load_into(autoencoder.network, "vae")
     return autoencoder.eval()
 
 
@@ -251,11 +249,8 @@ class Checkpoint:
 
     def require_fit(self, module: nn.Module, name: str) -> None:
         """Refuse a part that has other names or shapes than its module, before any of it is read."""
-        for key, expected, found in misfits(module, self.shapes(name)):
-            raise InputError(
-                f"{self.path.name} does not fit: expected {name}.{key} "
-                f"{'absent' if expected is None else expected}, found {'absent' if found is None else found}."
-            )
+        for misfit in misfits(shapes_of(module.state_dict()), self.shapes(name), f"{name}."):
+            raise InputError(f"{self.path.name} does not fit: {misfit}.")
 
     def _require(self, name: str) -> None:
         if name not in self.parts:

@@ -27,6 +27,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.network.config import ConfigError, NetworkConfig
 from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, load_checkpoint
+from anifacediff_core.weights.fill import misfits
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize_file
 from anifacediff_core.weights.importers.motion_modules import TABLE
 from anifacediff_core.weights.layout import (
@@ -125,13 +126,13 @@ def _check_claims(checkpoint: Checkpoint) -> None:
     What a file has beyond that is for the loaders to judge, and position tables may be left out.
     """
     for part in filter(LAYOUTS.__contains__, checkpoint.parts):
-        found = checkpoint.shapes(part)
-        for name, shape in _layout(part, checkpoint.config, checkpoint.path).items():
-            if found.get(name) != shape and not (name not in found and name.endswith(TABLE)):
-                raise InputError(
-                    f"{checkpoint.path.name} does not fit its own header: expected {part}.{name} "
-                    f"{list(shape)}, found {list(found[name]) if name in found else 'none'}; fetch it again."
-                )
+        found, layout = checkpoint.shapes(part), _layout(part, checkpoint.config, checkpoint.path)
+        expected = {
+            name: shape for name, shape in layout.items() if name in found or not name.endswith(TABLE)
+        }
+        known = {name: shape for name, shape in found.items() if name in expected}
+        for misfit in misfits(expected, known, f"{part}."):
+            raise InputError(f"{checkpoint.path.name} does not fit its own header: {misfit}; fetch it again.")
 
 
 def open_folder(path: Path) -> FolderCheckpoint:
@@ -260,17 +261,10 @@ def check_parts(config: NetworkConfig, parts: Parts) -> None:
     for part, found in parts.items():
         if part not in LAYOUTS or any(part in recognition.partial for recognition in found):
             continue
-        expected = _layout(part, config, found[0].path)
-        infos = part_infos(part, found)
-        for name in sorted(expected.keys() | infos.keys()):
-            there = infos[name].shape if name in infos else None
-            if there != expected.get(name):
-                unet = parts.get("unet", found)[0].path.name
-                raise InputError(
-                    f"{found[0].path.name} does not fit {unet}: expected {part}.{name} "
-                    f"{list(expected[name]) if name in expected else 'absent'}, "
-                    f"found {list(there) if there is not None else 'none'}."
-                )
+        shapes = {name: info.shape for name, info in part_infos(part, found).items()}
+        for misfit in misfits(_layout(part, config, found[0].path), shapes, f"{part}."):
+            unet = parts.get("unet", found)[0].path.name
+            raise InputError(f"{found[0].path.name} does not fit {unet}: {misfit}.")
 
 
 def _layout(part: str, config: NetworkConfig, path: Path) -> Layout:

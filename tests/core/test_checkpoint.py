@@ -205,7 +205,7 @@ def test_misfitting_weights_are_named(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
     save_file(tensors, target, metadata={"anifacediff": json.dumps(header_of(path))})
     with pytest.raises(
-        InputError, match=r"expected vae\.encoder\.0\.weight \(64, 3, 3, 3\), found \(32, 3, 3, 3\)"
+        InputError, match=r"expected vae\.encoder\.0\.weight \[64, 3, 3, 3\], found \[32, 3, 3, 3\]"
     ):
         load_checkpoint(target).load_into(AutoEncoder(), "vae")
 
