@@ -34,9 +34,9 @@ from .sockets import (
     CropSocket,
     FaceCaptureSocket,
     FaceLandmarksSocket,
-    FaceParametersSocket,
     connected,
     make_schema,
+    parameters_output,
     share_input,
     size_input,
 )
@@ -163,10 +163,8 @@ class DECAExtract(io.ComfyNode):
                 least_confidence_input(),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="Shape, expression, pose and camera of every frame, filled in where there is no "
-                    "face.",
+                parameters_output(
+                    "Shape, expression, pose and camera of every frame, filled in where there is no face."
                 ),
                 io.Image.Output(
                     display_name="portrait",
@@ -277,10 +275,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                 least_confidence_input(),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="Expression, pose and camera of every frame; the shape is neutral.",
-                ),
+                parameters_output("Expression, pose and camera of every frame; the shape is neutral."),
                 report_output(),
                 frames_without_face_output(),
             ],

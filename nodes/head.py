@@ -19,7 +19,7 @@ from .host.api import io
 from .host.folders import BUNDLED, FLAME, file_names, file_path
 from .host.runtime import Progress, device
 from .images import to_host
-from .sockets import FaceParametersSocket, head_model_input, make_schema, size_input
+from .sockets import FaceParametersSocket, head_model_input, make_schema, parameters_output, size_input
 
 
 class FacialShapeAlign(io.ComfyNode):
@@ -45,10 +45,8 @@ class FacialShapeAlign(io.ComfyNode):
                 camera_input(", as MagicPortrait has it", optional=True),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="The driver's motion on the source's face, one set of parameters per driving "
-                    "frame.",
+                parameters_output(
+                    "The driver's motion on the source's face, one set of parameters per driving frame."
                 )
             ],
         )

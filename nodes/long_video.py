@@ -35,7 +35,7 @@ from .host.files import output_file
 from .host.parts import pose_kinds
 from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, preview_of, video_of
-from .sampling import seed_input, shared_noise_input, step_inputs, window_inputs
+from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
 from .segments import Finishing, SegmentMaker
 from .sockets import (
     Crop,
@@ -166,11 +166,7 @@ class ReenactLongVideo(io.ComfyNode):
 
 def _network_inputs() -> list[io.Input]:
     return [
-        io.Model.Input(
-            "model",
-            tooltip="MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else "
-            "behind it.",
-        ),
+        model_input(),
         ReferenceSocket.Input(
             "reference", tooltip="The source, from ReferenceNet Encode; the video gets its size."
         ),

@@ -11,7 +11,7 @@ from anifacediff_core.motion.smoothing import smooth_motion
 
 from .host.api import io
 from .host.runtime import show_text
-from .sockets import FaceParametersSocket, make_schema, share_input
+from .sockets import FaceParametersSocket, make_schema, parameters_output, share_input
 
 GAINS = {
     "head": "How far the head turns, and moves and grows in the picture.",
@@ -21,14 +21,6 @@ GAINS = {
     "gaze": "How far the eyes look around.",
     "mouth": "How far lips, cheeks and nose move.",
 }
-
-
-def motion_output(tooltip: str) -> io.Output:
-    return FaceParametersSocket.Output(display_name="parameters", tooltip=tooltip)
-
-
-def frames_output() -> io.Int.Output:
-    return io.Int.Output(display_name="frames", tooltip="How many frames there are.")
 
 
 def count_input(name: str, default: int, tooltip: str, least: int = 0) -> io.Int.Input:
@@ -89,7 +81,9 @@ class EditMotion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                motion_output("The edited motion, as many frames as the driver's, for Facial Shape Align."),
+                parameters_output(
+                    "The edited motion, as many frames as the driver's, for Facial Shape Align."
+                ),
                 io.Int.Output(display_name="rest_frame", tooltip="The rest frame that was used."),
             ],
         )
@@ -140,7 +134,7 @@ class SmoothMotion(io.ComfyNode):
                     "since a blink lasts only a few frames.",
                 ),
             ],
-            outputs=[motion_output("The calmed motion, as many frames.")],
+            outputs=[parameters_output("The calmed motion, as many frames.")],
         )
 
     @classmethod

@@ -29,13 +29,14 @@ from .sockets import (
 USUAL = SamplingSettings()
 
 
+def model_input() -> io.Input:
+    tooltip = "MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else behind it."
+    return io.Model.Input("model", tooltip=tooltip)
+
+
 def video_inputs() -> list[io.Input]:
     return [
-        io.Model.Input(
-            "model",
-            tooltip="MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else "
-            "behind it.",
-        ),
+        model_input(),
         ReferenceSocket.Input("reference", tooltip="The source, from ReferenceNet Encode."),
         PoseSocket.Input(
             "pose", tooltip="The motion, from Pose Encode; it says how many frames the video has."

@@ -104,6 +104,14 @@ def connected(value: Value | None, name: str, maker: str) -> Value:
     return value
 
 
+def parameters_output(tooltip: str) -> io.Output:
+    return FaceParametersSocket.Output(display_name="parameters", tooltip=tooltip)
+
+
+def frames_output() -> io.Int.Output:
+    return io.Int.Output(display_name="frames", tooltip="How many frames there are.")
+
+
 def share_input(
     name: str, default: float, tooltip: str, *, most: float = 1.0, step: float = 0.05, optional: bool = False
 ) -> io.Float.Input:

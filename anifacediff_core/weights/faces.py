@@ -15,9 +15,8 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import EXPRESSIONS, NAME, SHAPES
 from anifacediff_core.head.model import FORMAT, HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
-from anifacediff_core.weights.importers.deca import load_deca
+from anifacediff_core.weights.importers.face_encoders import load_deca, load_smirk
 from anifacediff_core.weights.importers.flame import load_flame
-from anifacediff_core.weights.importers.smirk import load_smirk
 from anifacediff_core.weights.reading import open_tensors
 
 DETECTOR, ENCODER = "face_detector", "face_encoder"

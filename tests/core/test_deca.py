@@ -30,9 +30,8 @@ from anifacediff_core.head.rasterize import rasterize
 from anifacediff_core.head.render import render_normals, vertex_normals
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.faces import load_head
-from anifacediff_core.weights.importers.deca import load_deca
+from anifacediff_core.weights.importers.face_encoders import load_deca, load_smirk
 from anifacediff_core.weights.importers.flame import load_flame
-from anifacediff_core.weights.importers.smirk import load_smirk
 from harness.flame import Fields, make_fields, write_hostile, write_pickle
 from harness.weights import randomize
 
