@@ -129,17 +129,8 @@ def from_face_landmarks(
     notes = tracker.describe()
     if estimated:
         notes.append("There are no blendshapes: the expression is estimated from the mesh and coarse.")
-    return finished(
-        replace(params, valid=valid, confidence=confidence),
-        head,
-        (height, width),
-        mode,
-        smoothing=smoothing,
-        missing=missing,
-        least_confidence=least_confidence,
-        what=what,
-        notes=notes,
-    )
+    raw, size = replace(params, valid=valid, confidence=confidence), (height, width)
+    return finished(raw, head, size, mode, smoothing, missing, least_confidence, what, notes)
 
 
 def _expression(coefficients: Sequence[Mapping[str, float]] | Tensor, head: HeadModel) -> Tensor:

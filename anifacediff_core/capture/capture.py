@@ -196,17 +196,8 @@ def capture(
     raw = FaceParameters.concatenate(readings)
     if not raw.valid.any():
         raise tracker.no_face_error(what)
-    captured = finished(
-        raw,
-        models.head,
-        size,
-        mode,
-        smoothing=smoothing,
-        missing=missing,
-        least_confidence=least_confidence,
-        what=what,
-        notes=tracker.describe() + models.remarks(),
-    )
+    notes = tracker.describe() + models.remarks()
+    captured = finished(raw, models.head, size, mode, smoothing, missing, least_confidence, what, notes)
     valid = torch.ones_like(raw.valid)
     valid[captured.frames_without_face] = False
     look = _all_frames(looks, raw.valid, valid, missing)
@@ -218,7 +209,6 @@ def finished(
     head: HeadModel,
     size: tuple[int, int],
     mode: str,
-    *,
     smoothing: float,
     missing: str,
     least_confidence: float,
@@ -230,6 +220,7 @@ def finished(
     Args:
         raw: frame by frame; camera of the picture, made square at its right or bottom.
         size: height and width of the pictures in pixels.
+        mode, smoothing, missing, least_confidence, what: see :func:`capture`.
         notes: more sentences for people.
 
     Raises:

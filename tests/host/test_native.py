@@ -70,7 +70,8 @@ def test_every_weight_arrives(
         model = host.model.load_model(unet.state_dict(), config)
     assert not caplog.records
     assert len(model.model.diffusion_model.state_dict()) == len(unet.state_dict())
-    assert list(host.apply.block_names(model).values()) == transformer_block_names(unet)
+    attending = host.places.attending(host.places.find_places(model))
+    assert [place.transformer_name for place in attending] == transformer_block_names(unet)
 
 
 def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
