@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from anifacediff_core.capture.arkit import from_face_landmarks
-from anifacediff_core.capture.capture import (
+from anifacediff_core.capture.confidence import LEAST
+from anifacediff_core.capture.detector import Detection
+from anifacediff_core.capture.extract import (
     MODES,
     SMOOTHING,
     Models,
-    capture,
     crop_portrait,
+    extract_parameters,
 )
-from anifacediff_core.capture.confidence import LEAST
-from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.locate import from_boxes, from_landmarks
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.capture.missing import MISSING, format_ranges
@@ -200,7 +200,7 @@ class DECAExtract(io.ComfyNode):
         frames, _ = checked(image, "picture or video")
         height, width = frames.shape[-2:]
         with on_device(face_capture) as models:
-            captured = capture(
+            captured = extract_parameters(
                 frames,
                 models,
                 region,

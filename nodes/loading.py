@@ -29,7 +29,7 @@ _ORIGIN_KEY = "anifacediff_origin"
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelOrigin:
     """What a MODEL of Load AniFaceDiff carries for the nodes after it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Origin:
     motion: ModelPatcher | None
 
 
-def origin_of(model: ModelPatcher) -> Origin | None:
+def origin_of(model: ModelPatcher) -> ModelOrigin | None:
     """None for a MODEL of another loader."""
     return model.get_attachment(_ORIGIN_KEY)
 
@@ -92,7 +92,7 @@ class LoadAniFaceDiff(io.ComfyNode):
         config, parts = opened.config, opened.parts
         model = load_model(opened.part("unet"), config)
         motion = load_motion(config, opened.part("motion")) if "motion" in parts else None
-        model.set_attachments(_ORIGIN_KEY, Origin(opened, motion))
+        model.set_attachments(_ORIGIN_KEY, ModelOrigin(opened, motion))
         watch_loras(model)
         vae = load_vae(opened.part("vae"), config) if "vae" in parts else None
         if vae is not None and has_latents_of_its_own(config):

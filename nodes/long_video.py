@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture
 from anifacediff_core.capture.confidence import LEAST
+from anifacediff_core.capture.extract import extract_parameters
 from anifacediff_core.capture.paste import FEATHER
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align, source_frame
@@ -268,7 +268,7 @@ def _read(path: Path, face_capture: Any, reading: dict[str, Any]) -> tuple[FaceP
     """The driver's motion, its frames streamed."""
     frames = max(probe(path).frames, 1)
     with on_device(face_capture) as models:
-        found = capture(
+        found = extract_parameters(
             read_frames(path),
             models,
             what="the driving video",

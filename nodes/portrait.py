@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from anifacediff_core.capture.capture import Models, crop_portrait
+from anifacediff_core.capture.extract import Models, crop_portrait
 from anifacediff_core.capture.missing import format_ranges
 from anifacediff_core.capture.portrait import MOTIONS, SMOOTHING, find_portrait
 from anifacediff_core.capture.tracker import CHOICES, MARGIN, Tracker

@@ -21,9 +21,9 @@ from ..head.gaze import look_along
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from . import mesh
-from .capture import SMOOTHING, Captured, finished
 from .confidence import LEAST
 from .detector import SQUARE_SCALE, Detection, face_square
+from .extract import SMOOTHING, Captured, finished
 from .tracker import Tracker
 
 # The landmarker's box reaches from the chin to the hairline, the face square counts from the brows.
@@ -99,8 +99,8 @@ def from_face_landmarks(
 
     Args:
         head: a head with ARKit's expressions.
-        mode, face, smoothing, missing, least_confidence: as in :func:`.capture.capture`; the landmarker's
-            scores tell the confidence.
+        mode, face, smoothing, missing, least_confidence: as in :func:`.extract.extract_parameters`; the
+            landmarker's scores tell the confidence.
         what: name of the input in messages.
 
     Raises:

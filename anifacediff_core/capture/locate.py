@@ -20,8 +20,8 @@ from torch import Tensor
 from ..errors import InputError
 from . import mediapipe, mesh
 from .arkit import score_of, unpack
-from .capture import FindsFaces
 from .detector import SQUARE_SCALE, Detection
+from .extract import FindsFaces
 
 LANDMARKS = 68
 # Points of MediaPipe's mesh at the jaw line and the brows, which bound the box of the 68 landmarks.

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..progress import Progress
-from .capture import prepare
+from .extract import prepare
 
 Face = dict[str, Any]
 

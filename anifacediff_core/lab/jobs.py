@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture as read
-from anifacediff_core.capture.capture import crop_portrait
+from anifacediff_core.capture.extract import crop_portrait
+from anifacediff_core.capture.extract import extract_parameters as read
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
 from anifacediff_core.head.parameters import FaceParameters

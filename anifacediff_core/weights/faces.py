@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from anifacediff_core.capture.capture import CaptureModels, Models
 from anifacediff_core.capture.detector import PortraitDetector
+from anifacediff_core.capture.extract import CaptureModels, Models
 from anifacediff_core.capture.flame import FlameModels
 from anifacediff_core.capture.locate import FacesAtHand
 from anifacediff_core.errors import InputError

@@ -56,7 +56,7 @@ LAYOUTS = {
 }
 # What the public relatives of the method have in common, and what each has of its own.
 FAMILY: dict[str, Any] = {
-    "prediction": "v_prediction",
+    "prediction_type": "v_prediction",
     "zero_terminal_snr": True,
     "beta_schedule": "linear",
     "motion_norm": "frame",

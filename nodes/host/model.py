@@ -139,7 +139,7 @@ class _ModelConfig(comfy.supported_models.SD15):
             "num_head_channels": -1 if one_number else widths.pop(),
         }
         super().__init__(config)
-        self.v_prediction = network.prediction == "v_prediction"
+        self.v_prediction = network.prediction_type == "v_prediction"
         self.sampling_settings["beta_schedule"] = _BETAS[network.beta_schedule]
         if network.zero_terminal_snr:
             self.sampling_settings["zsnr"] = True

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import rgb
+from anifacediff_core.capture.extract import rgb
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance import manifest
 from anifacediff_core.provenance.container import copy_declared

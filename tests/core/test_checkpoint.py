@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,14 @@ def test_missing_truncated_and_foreign_files(path: Path, tmp_path: Path) -> None
     save_file({"lora_up.weight": torch.zeros(3)}, foreign)
     with pytest.raises(InputError, match=r"not an AniFaceDiff checkpoint: .*lora_up\.weight"):
         load_checkpoint(foreign)
+
+
+def test_names_in_a_header_stay() -> None:
+    stored = CONFIG.to_json()
+    assert stored["prediction"] == CONFIG.prediction_type and stored["latent_scale"] == CONFIG.scaling_factor
+    assert NetworkConfig.from_json(stored) == NetworkConfig.from_json(asdict(CONFIG)) == CONFIG
+    with pytest.raises(InputError, match="under two names"):
+        NetworkConfig.from_json(stored | {"scaling_factor": 1.0})
 
 
 def test_damaged_and_newer_headers(tmp_path: Path) -> None:

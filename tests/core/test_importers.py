@@ -155,7 +155,7 @@ FORMATS: dict[str, tuple[Callable[[], Shapes], dict[str, int], int, dict[str, An
         whole_stable_diffusion,
         {"unet": 686, "vae": 248},
         7,
-        SD15 | {"latent_scale": 0.18215},
+        SD15 | {"scaling_factor": 0.18215},
     ),
     "latent diffusion unet": (
         lambda: wrapped(layouts.latent_diffusion_unet(layouts.unet_shapes()), "diffusion_model."),
@@ -210,9 +210,9 @@ FORMATS: dict[str, tuple[Callable[[], Shapes], dict[str, int], int, dict[str, An
         lambda: layouts.latent_diffusion_vae(layouts.vae_shapes()) | {"loss.logvar": ()},
         {"vae": 248},
         1,
-        {"latent_scale": 0.18215},
+        {"scaling_factor": 0.18215},
     ),
-    "diffusers vae": (layouts.vae_shapes, {"vae": 248}, 0, {"latent_scale": 0.18215}),
+    "diffusers vae": (layouts.vae_shapes, {"vae": 248}, 0, {"scaling_factor": 0.18215}),
     "old diffusers vae": (lambda: layouts.old_diffusers_vae(layouts.vae_shapes()), {"vae": 248}, 0, {}),
     "clip vision": (
         lambda: layouts.clip_shapes() | {"vision_model.embeddings.position_ids": (1, 257)},
@@ -613,7 +613,7 @@ def test_magicportrait_folder(
     assert (config.profile, config.context, config.pose_encoder) == ("magicportrait", "text", "attention")
     assert config.pose_inputs == ("depth", "normals", "render")
     assert (config.beta_schedule, config.motion_norm, config.motion_max_frames) == ("linear", "frame", 24)
-    assert (config.prediction, config.zero_terminal_snr) == ("v_prediction", True)
+    assert (config.prediction_type, config.zero_terminal_snr) == ("v_prediction", True)
     equal(checkpoint.part("unet"), unet.state_dict())  # not the base model's
     equal(checkpoint.part("motion"), motion)
     network = AniFaceDiff(config, motion=True)

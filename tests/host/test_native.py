@@ -100,7 +100,9 @@ def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
 def test_prediction_is_native(host: SimpleNamespace, comfy: ModuleType, prediction: str) -> None:
     from anifacediff_core.network.unet import make_unet
 
-    config = replace(configs()["tiny"], prediction=prediction, zero_terminal_snr=prediction == "v_prediction")
+    config = replace(
+        configs()["tiny"], prediction_type=prediction, zero_terminal_snr=prediction == "v_prediction"
+    )
     model = host.model.load_model(make_unet(config).state_dict(), config)
     sampling = model.get_model_object("model_sampling")
     kind = comfy.model_sampling.V_PREDICTION if prediction == "v_prediction" else comfy.model_sampling.EPS

@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from anifacediff_core.capture.capture import Models, capture, crop_portrait
+from anifacediff_core.capture.extract import Models, crop_portrait, extract_parameters
 from anifacediff_core.claims import parse_json
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
@@ -204,7 +204,7 @@ class Preparer:
         fps = Fraction(self.config.fps) if path.is_dir() else probe(path).rate
         if fps <= 0:
             raise InputError(f"{clip.path} says that it has {fps} frames a second.")
-        found = capture(_frames(path), self.models, self.config.mode, what=clip.path)
+        found = extract_parameters(_frames(path), self.models, self.config.mode, what=clip.path)
         about = {"stamp": stamp, "square": json.dumps(found.square.tolist()), "fps": str(fps)}
         found.parameters.save(cache, about)
         return found.parameters, found.square, fps

@@ -189,7 +189,7 @@ class DenoisingTask:
             timesteps = torch.where(last, len(self.alphas) - 1, timesteps)
         timesteps = timesteps.repeat_interleave(frames)
         alphas = self.alphas[timesteps]
-        noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction)
+        noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction_type)
         conditions = (
             pairs.source_latents,
             pairs.source_pixels,
@@ -205,13 +205,15 @@ class DenoisingTask:
         # Of each row by itself, so that the loss of a batch is the mean of those of its parts.
         weight = weight / weight.mean((1, 2, 3), keepdim=True)
         if s.min_snr:
-            weight = weight * snr_weight(alphas, s.min_snr, self.model.config.prediction).view(-1, 1, 1, 1)
+            weight = weight * snr_weight(alphas, s.min_snr, self.model.config.prediction_type).view(
+                -1, 1, 1, 1
+            )
         if self.stage == 2 and s.own_estimates:
             own = (torch.rand(s.rows, device=device) < s.own_estimates).repeat_interleave(frames)
             rolled = self._rolled_out(pairs.latents, noise, timesteps, conditions)
             own = own.view(-1, 1, 1, 1)
             noisy = torch.where(own, rolled, noisy)
-            corrected = target_of(rolled, pairs.latents, alphas, self.model.config.prediction)
+            corrected = target_of(rolled, pairs.latents, alphas, self.model.config.prediction_type)
             target = torch.where(own, corrected, target)
             # The same error of the clean latents for the same loss, or steps of little noise would rule.
             weight = torch.where(own, weight * (1 - alphas).view(-1, 1, 1, 1), weight)
@@ -227,7 +229,7 @@ class DenoisingTask:
         temporal modules learn to read it. In sampling that difference is the network's own, mistakes
         included: what amplifies it flickers. Cf. Ning et al. 2023 on exposure bias.
         """
-        kind, frames = self.model.config.prediction, self.source.frames
+        kind, frames = self.model.config.prediction_type, self.source.frames
         later = torch.rand(len(latents) // frames, device=latents.device).repeat_interleave(frames)
         steps = (timesteps + later * (len(self.alphas) - timesteps)).long().clamp(max=len(self.alphas) - 1)
         noisy, _ = diffuse(latents, noise, self.alphas[steps], kind)
@@ -263,7 +265,7 @@ class DenoisingTask:
 
     def _regression_losses(self, prediction: Tensor, targets: Tensors) -> dict[str, Tensor]:
         latents, weight, noisy, alphas, *pictures = targets
-        clean, _ = clean_of(noisy, prediction, alphas, self.model.config.prediction)
+        clean, _ = clean_of(noisy, prediction, alphas, self.model.config.prediction_type)
         plain = (F.smooth_l1_loss(clean, latents, beta=0.2, reduction="none") * weight).mean()
         losses = {"plain": plain.detach()}
         loss = self.settings.regression * plain

@@ -36,19 +36,19 @@ Part = TypeVar("Part")
 
 
 class FindsFaces(Protocol):
-    """What :class:`.detector.PortraitDetector` does for :func:`capture`."""
+    """What :class:`.detector.PortraitDetector` does for :func:`extract_parameters`."""
 
     def detect(self, frames: Tensor) -> list[list[Detection]]: ...
 
 
 class Reads(Protocol):
-    """What :class:`.encoder.FaceEncoder` does for :func:`capture`."""
+    """What :class:`.encoder.FaceEncoder` does for :func:`extract_parameters`."""
 
     def read(self, pixels: Tensor) -> Reading: ...
 
 
 class Models(Protocol):
-    """What :func:`capture` works with: :class:`CaptureModels` or :class:`.flame.FlameModels`."""
+    """What :func:`extract_parameters` works with: :class:`CaptureModels` or :class:`.flame.FlameModels`."""
 
     @property
     def head(self) -> HeadModel:
@@ -138,7 +138,7 @@ class Captured:
 
 
 @torch.no_grad()
-def capture(
+def extract_parameters(
     frames: Tensor | Iterable[Tensor],
     models: Models,
     mode: str = "auto",
@@ -220,7 +220,7 @@ def finished(
     Args:
         raw: frame by frame; camera of the picture, made square at its right or bottom.
         size: height and width of the pictures in pixels.
-        mode, smoothing, missing, least_confidence, what: see :func:`capture`.
+        mode, smoothing, missing, least_confidence, what: see :func:`extract_parameters`.
         notes: more sentences for people.
 
     Raises:
