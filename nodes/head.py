@@ -16,7 +16,7 @@ from anifacediff_core.head.render import iterate_normals
 from anifacediff_core.weights.faces import load_head as load_head_file
 
 from .host.api import io
-from .host.folders import BUNDLED, FLAME, file_names, file_path
+from .host.folders import BUNDLED, FLAME, file_path, head_names
 from .host.runtime import Progress, device
 from .images import to_host
 from .sockets import FaceParametersSocket, head_model_input, make_schema, parameters_output, size_input
@@ -124,7 +124,7 @@ def camera_input(more: str = "", optional: bool = False) -> io.Combo.Input:
 def head_input() -> io.Combo.Input:
     return io.Combo.Input(
         "head",
-        options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
+        options=[BUNDLED, *head_names()],
         default=BUNDLED,
         tooltip="Head model that the parameters belong to: the bundled one, or a file in "
         "models/flame. Without effect when head_model is connected.",
@@ -140,8 +140,3 @@ def load_head(name: str, parameters: FaceParameters) -> HeadModel:
             "of Load DECA to head_model, or choose the FLAME file."
         )
     return HeadModel.bundled()
-
-
-def _is_head(name: str) -> bool:
-    """FLAME's folder also holds its texture and its landmarks, in NumPy's formats."""
-    return name == BUNDLED or name.endswith((".safetensors", ".pkl"))

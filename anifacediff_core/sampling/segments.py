@@ -182,7 +182,9 @@ class ResumableVideo:
             self.say(f"The notes in {self.folder.name} are missing or damaged: starting anew.")
         self.clear(DRIVING)
         with _explain_full_disk(self.folder), atomic_write(self.folder / MANIFEST) as temporary:
-            Path(temporary).write_text(json.dumps(self._manifest()))
+            timing = {**asdict(self.timing), "rate": str(self.timing.rate)}
+            manifest = {"version": VERSION, "fingerprint": self.fingerprint, "footage": timing}
+            Path(temporary).write_text(json.dumps(manifest))
 
     def parameters(
         self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]]
@@ -309,10 +311,6 @@ class ResumableVideo:
             return state if whole else None
         except DAMAGED:
             return None
-
-    def _manifest(self) -> dict[str, object]:
-        timing = {**asdict(self.timing), "rate": str(self.timing.rate)}
-        return {"version": VERSION, "fingerprint": self.fingerprint, "footage": timing}
 
     def _former(self) -> ResumableVideo | None:
         """The video that the folder's manifest describes, if there is one that can be read."""

@@ -128,8 +128,9 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         NetworkConfig.from_json(network)
     except ConfigError as error:
+        reason = str(error).removeprefix("Network config: ").rstrip(".")
         raise InputError(
-            f"{path.name} has a header that describes no network, {_within(error)}; fetch it again."
+            f"{path.name} has a header that describes no network, {reason}; fetch it again."
         ) from error
     return header
 
@@ -184,11 +185,6 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
     autoencoder = outline.to_empty(device="cpu")
     checkpoint.load_into(autoencoder.network, "vae")
     return autoencoder.eval()
-
-
-def _within(error: ConfigError) -> str:
-    """What a refused config says, as a part of a longer sentence."""
-    return str(error).removeprefix("Network config: ").rstrip(".")
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,8 @@ def _sort_out(weights: Parts, layers: dict[str, str], file: str) -> _Contents:
     homeless, text_encoder, unknown = [], set(), []
     for name, tensor in weights.items():
         layer, suffix = _split(name)
-        flat = _bare(_flat(layer))
+        # without prefixes, and without the `processor` of older diffusers
+        flat = _PREFIXES.sub("", _flat(layer), count=1).replace("_processor_to_", "_to_")
         place = layers.get(flat) or layers.get(flat + "_0")  # older diffusers: to_out for to_out.0
         if _TEXT_ENCODER.match(flat):
             text_encoder.add(flat)
@@ -279,7 +280,9 @@ def _sort_out(weights: Parts, layers: dict[str, str], file: str) -> _Contents:
         elif suffix in fitting.setdefault(place, {}):
             raise InputError(f"{file} has the layer {layer} twice, in two namings: choose another file.")
         else:
-            fitting[place][suffix] = _as_column(tensor) if suffix == ".dora_scale" else tensor
+            # PEFT has the magnitudes of DoRA in one row, the host one per row
+            row = suffix == ".dora_scale" and tensor.ndim == 1
+            fitting[place][suffix] = tensor.reshape(-1, 1) if row else tensor
     return _Contents(fitting, list(dict.fromkeys(homeless)), len(text_encoder), unknown, _family(weights))
 
 
@@ -290,16 +293,6 @@ def _split(name: str) -> tuple[str, str]:
         if found:
             return name[: found.start()], suffix or found[0]
     return name, ""
-
-
-def _bare(flat: str) -> str:
-    """The name without prefixes, and without the `processor` of older diffusers."""
-    return _PREFIXES.sub("", flat, count=1).replace("_processor_to_", "_to_")
-
-
-def _as_column(magnitudes: Tensor) -> Tensor:
-    """PEFT has the magnitudes of DoRA in one row, the host one per row."""
-    return magnitudes.reshape(-1, 1) if magnitudes.ndim == 1 else magnitudes
 
 
 def _family(weights: Parts) -> str | None:
