@@ -120,7 +120,7 @@ def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers
         assert (settings.rows, loop.steps, loop.optimizer, loop.learning_rate) == (rows, steps, "adam", 1e-5)
         assert (settings.head_weight, settings.detail_weight, settings.min_snr) == (1, 1, 0)
         assert phase in PHASES
-    assert experiment["network"]["prediction"] == "epsilon"
+    assert experiment["network"]["prediction_type"] == "epsilon"
 
 
 @pytest.mark.parametrize(
