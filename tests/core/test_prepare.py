@@ -341,7 +341,7 @@ def watch_captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(options["what"])
         return extract_parameters(*args, **options)
 
-    monkeypatch.setattr(module, "capture", watched)
+    monkeypatch.setattr(module, "extract_parameters", watched)
     return seen
 
 
