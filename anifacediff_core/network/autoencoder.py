@@ -64,11 +64,6 @@ class AutoEncoder(nn.Module):
         self.encoder = make_encoder(latent_channels)
         self.decoder = make_decoder(latent_channels)
 
-    @property
-    def network(self) -> nn.Module:
-        """What the weights in a checkpoint are of."""
-        return self
-
     def encode(self, images: Tensor) -> Tensor:
         return self.encoder(images)
 

@@ -181,9 +181,11 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
             f"{checkpoint.path.name} has a vae of an unknown kind: expected Stable Diffusion's or a TAESD, "
             "choose another checkpoint."
         ) from error
-    checkpoint.require_fit(outline.network, "vae")
+    network = outline.network if isinstance(outline, StableAutoEncoder) else outline
+    checkpoint.require_fit(network, "vae")
     autoencoder = outline.to_empty(device="cpu")
-    checkpoint.load_into(autoencoder.network, "vae")
+    network = autoencoder.network if isinstance(autoencoder, StableAutoEncoder) else autoencoder
+    checkpoint.load_into(network, "vae")
     return autoencoder.eval()
 
 
