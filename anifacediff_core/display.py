@@ -123,12 +123,13 @@ def to_sdr(pixels: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     """
     light = torch.from_numpy(_light(transfer)[pixels])
     if transfer == HLG:  # the screen's own contrast, by the luminance of the scene
-        luminance = light @ _luminance(primaries)
+        luminance = light @ torch.from_numpy(_to_xyz(primaries)[1].astype(np.float32))
         light *= luminance.pow_(HLG_GAMMA - 1).unsqueeze(-1) * (HLG_PEAK / REFERENCE_WHITE)
     if transfer in (HLG, PQ):
         light *= _compression(light.amax(-1, keepdim=True))
     if primaries != BT709:
-        light = light @ _conversion(primaries).T
+        conversion = np.linalg.solve(_to_xyz(BT709), _to_xyz(primaries))
+        light = light @ torch.from_numpy(conversion.astype(np.float32)).T
     shown = light.clamp_(0, 1).pow_(1 / SDR_GAMMA).mul_(255).round_()
     return shown.to(torch.uint8).numpy()
 
@@ -158,17 +159,8 @@ def _light(transfer: int) -> np.ndarray:
 
 
 def _to_xyz(primaries: int) -> np.ndarray:
-    """(3, 3): linear RGB to CIE XYZ."""
-    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in PRIMARIES[primaries]]).T
+    """(3, 3): linear RGB to CIE XYZ; of unknown primaries as of BT.2020's."""
+    known = PRIMARIES.get(primaries, PRIMARIES[BT2020])
+    columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in known]).T
     x, y = WHITE
     return columns * np.linalg.solve(columns, np.array((x / y, 1, (1 - x - y) / y)))
-
-
-def _luminance(primaries: int) -> Tensor:
-    return torch.from_numpy(_to_xyz(primaries if primaries in PRIMARIES else BT2020)[1].astype(np.float32))
-
-
-def _conversion(primaries: int) -> Tensor:
-    """(3, 3): linear RGB of other primaries to that of BT.709."""
-    known = primaries if primaries in PRIMARIES else BT2020
-    return torch.from_numpy(np.linalg.solve(_to_xyz(BT709), _to_xyz(known)).astype(np.float32))

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
-import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
@@ -21,19 +18,6 @@ from torch import Tensor
 from .errors import FAULTS, InputError, printable, refusal_of
 
 CHUNK = 4 * 2**20  # bytes that are read at a time
-# Safetensors' names of the types.
-DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -41,50 +25,6 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_write(path) as temporary:
         save_file(stored, temporary, metadata)
-
-
-def write_tensor_stream(
-    path: Path,
-    layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    tensors: Iterable[tuple[str, Tensor]],
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write a safetensors file of which only one tensor at a time is in memory; otherwise as `write_tensors`.
-
-    Args:
-        layout: shape and type of every tensor by its name: they make up the header, which comes first.
-        tensors: all of these, in any order; each is converted to its type.
-
-    Raises:
-        ValueError: the tensors are not those of the layout.
-    """
-    # Wide types first, as safetensors itself does it: every tensor is then aligned to its own width.
-    order = sorted(layout, key=lambda name: -layout[name][1].itemsize)
-    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    offsets, end = {}, 0
-    for name in order:
-        shape, dtype = layout[name]
-        offsets[name], end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offsets[name], end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    missing = set(layout)
-    with atomic_write(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        start = file.tell()
-        for name, tensor in tensors:
-            if name not in missing or tuple(tensor.shape) != layout[name][0]:
-                raise ValueError(f"{name} {tuple(tensor.shape)} is not what the layout of {path.name} says.")
-            missing.remove(name)
-            stored = tensor.detach().to("cpu", layout[name][1]).contiguous()
-            file.seek(start + offsets[name])
-            file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
-        if missing:
-            raise ValueError(f"{path.name} lacks {min(missing)}, which its layout has.")
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class RandomPairs:
 def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any] | None:
     """Steps a second and peak memory of one stage; None where another process tells."""
     config = NetworkConfig.tiny() if options.tiny else NetworkConfig.full()
-    config = replace(config, prediction="epsilon", zero_terminal_snr=False)
+    config = replace(config, prediction_type="epsilon", zero_terminal_snr=False)
     loop = Loop(
         steps=options.steps,
         optimizer="adam",

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 
 from anifacediff_core.capture.arkit import from_face_landmarks
-from anifacediff_core.capture.capture import (
+from anifacediff_core.capture.confidence import LEAST
+from anifacediff_core.capture.detector import Detection
+from anifacediff_core.capture.extract import (
     MODES,
     SMOOTHING,
     Models,
-    capture,
     crop_portrait,
+    extract_parameters,
 )
-from anifacediff_core.capture.confidence import LEAST
-from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.locate import from_boxes, from_landmarks
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.capture.missing import MISSING, format_ranges
@@ -34,9 +34,10 @@ from .sockets import (
     CropSocket,
     FaceCaptureSocket,
     FaceLandmarksSocket,
-    FaceParametersSocket,
     connected,
     make_schema,
+    parameters_output,
+    share_input,
     size_input,
 )
 
@@ -52,50 +53,45 @@ def region_input() -> io.Combo.Input:
     )
 
 
-def face_input() -> io.Int.Input:
+def face_input(where: str = "") -> io.Int.Input:
     return io.Int.Input(
         "face",
         default=0,
         min=0,
         max=31,
-        tooltip="Which face, if there are several: 0 follows the most prominent one, 1 the first from the "
-        "left, and so on.",
+        tooltip=f"Which face{where}, if there are several: 0 follows the most prominent one, 1 the first "
+        "from the left, and so on.",
     )
 
 
 def smoothing_input() -> io.Float.Input:
-    return io.Float.Input(
+    return share_input(
         "smoothing",
-        default=SMOOTHING,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        tooltip="How much to calm the tremble of a video's parameters: 0 leaves them as they were read, 1 "
-        "is strong. No effect on a single picture.",
+        SMOOTHING,
+        "How much to calm the tremble of a video's parameters: 0 leaves them as they were read, 1 is strong. "
+        "No effect on a single picture.",
     )
 
 
-def missing_input(optional: bool) -> io.Combo.Input:
+def missing_input(optional: bool = False, skip: bool = True) -> io.Combo.Input:
+    """With `skip`, frames can be left out."""
     return io.Combo.Input(
         "missing",
-        options=list(MISSING),
+        options=[way for way in MISSING if skip or way != "skip"],
         default="interpolate",
         optional=optional,
         tooltip="What becomes of frames without a face. interpolate: filled in from both neighbors. hold: as "
-        "last seen. skip: left out. stop: an error that names them.",
+        f"last seen.{' skip: left out.' * skip} stop: an error that names them.",
     )
 
 
 def least_confidence_input() -> io.Float.Input:
-    return io.Float.Input(
+    return share_input(
         "least_confidence",
-        default=LEAST,
-        min=0.0,
-        max=1.0,
-        step=0.05,
+        LEAST,
+        "How sure the reading of a frame must be: what is less sure, such as a face behind a hand, counts as "
+        "a frame without a face. 0 takes all that is found.",
         optional=True,
-        tooltip="How sure the reading of a frame must be: what is less sure, such as a face behind a hand, "
-        "counts as a frame without a face. 0 takes all that is found.",
     )
 
 
@@ -167,10 +163,8 @@ class DECAExtract(io.ComfyNode):
                 least_confidence_input(),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="Shape, expression, pose and camera of every frame, filled in where there is no "
-                    "face.",
+                parameters_output(
+                    "Shape, expression, pose and camera of every frame, filled in where there is no face."
                 ),
                 io.Image.Output(
                     display_name="portrait",
@@ -206,7 +200,7 @@ class DECAExtract(io.ComfyNode):
         frames, _ = checked(image, "picture or video")
         height, width = frames.shape[-2:]
         with on_device(face_capture) as models:
-            captured = capture(
+            captured = extract_parameters(
                 frames,
                 models,
                 region,
@@ -281,10 +275,7 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
                 least_confidence_input(),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="Expression, pose and camera of every frame; the shape is neutral.",
-                ),
+                parameters_output("Expression, pose and camera of every frame; the shape is neutral."),
                 report_output(),
                 frames_without_face_output(),
             ],

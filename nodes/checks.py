@@ -48,7 +48,8 @@ def _require_valid(entry: Any, value: Any, node: str) -> None:
     """
     good, wanted = True, ""
     if isinstance(entry, io.Combo.Input):
-        good, wanted = _is_choice(entry, value), "choose one that the drop-down offers"
+        good = isinstance(value, str) and _is_text(value) and (entry.id in FILES or value in entry.options)
+        wanted = "choose one that the drop-down offers"
     elif isinstance(entry, io.Int.Input):
         step = entry.step or 1
         good = _is_within(entry, value, Integral) and (value - (entry.min or 0)) % step == 0
@@ -65,10 +66,6 @@ def _require_valid(entry: Any, value: Any, node: str) -> None:
     if not good:
         name = entry.display_name or entry.id
         raise InputError(f"The {name} of {node} is {printable(repr(value), 60)}: {wanted}.")
-
-
-def _is_choice(entry: Any, value: Any) -> bool:
-    return isinstance(value, str) and _is_text(value) and (entry.id in FILES or value in entry.options)
 
 
 def _is_within(entry: Any, value: Any, kind: type) -> bool:

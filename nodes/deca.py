@@ -10,7 +10,7 @@ from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
 
 from .host.api import io
-from .host.folders import BUNDLED, CHECKPOINTS, DECA, FLAME, file_names, file_path
+from .host.folders import BUNDLED, CHECKPOINTS, DECA, FLAME, file_names, file_path, head_names
 from .loading import DEMO
 from .sockets import FaceCaptureSocket, HeadSocket, make_schema
 
@@ -52,6 +52,7 @@ SMIRK_SOURCE = Source(
 class LoadDECA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        encoders, heads = file_names(DECA), head_names()
         return make_schema(
             node_id="AniFaceDiffLoadDECA",
             display_name="Load DECA",
@@ -61,19 +62,19 @@ class LoadDECA(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "deca",
-                    options=[*(_encoders() or [DECA_SOURCE.missing]), NONE],
+                    options=[*(encoders or [DECA_SOURCE.missing]), NONE],
                     tooltip="deca_model.tar in models/deca. none: read everything with SMIRK, which tells no "
                     "texture and light.",
                 ),
                 io.Combo.Input(
                     "flame",
-                    options=_heads() or [FLAME_SOURCE.missing],
+                    options=heads or [FLAME_SOURCE.missing],
                     tooltip="FLAME's generic_model.pkl in models/flame, or another release of FLAME. Use one "
                     "and the same in a workflow.",
                 ),
                 io.Combo.Input(
                     "smirk",
-                    options=[NONE, *_encoders()],
+                    options=[NONE, *encoders],
                     default=NONE,
                     optional=True,
                     tooltip="SMIRK_em1.pt in models/deca. It reads expression and jaw better than DECA, "
@@ -100,14 +101,6 @@ class LoadDECA(io.ComfyNode):
         bundled = load_checkpoint(file_path(CHECKPOINTS, BUNDLED, bundled=DEMO))
         models = load_face_models(bundled, deca_path, smirk_path, flame_path)
         return io.NodeOutput(models, models.head)
-
-
-def _encoders() -> list[str]:
-    return file_names(DECA)
-
-
-def _heads() -> list[str]:
-    return [name for name in file_names(FLAME) if name.endswith((".pkl", ".safetensors"))]
 
 
 def _paths(deca: str, flame: str, smirk: str) -> list[Path | None]:

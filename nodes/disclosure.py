@@ -16,6 +16,7 @@ from .host.files import output_file, workflow_metadata
 from .host.folders import C2PA, file_names
 from .host.runtime import Progress, show_text
 from .host.synthetic import QUALITY, frames_of, save_synthetic
+from .host.video import preview_of
 from .images import checked, to_core, to_host
 from .sockets import make_schema
 
@@ -187,6 +188,4 @@ class SaveSyntheticVideo(io.ComfyNode):
         saved, note = save_synthetic(video, path, metadata, crf, *signed_with, driving=driving)
         report = f"{name}: {note}"
         show_text(report)
-        folder, _, file = name.rpartition("/")
-        preview = ui.PreviewVideo([ui.SavedResult(file, folder, io.FolderType.output)])
-        return io.NodeOutput(saved, name, report, ui=preview)
+        return io.NodeOutput(saved, name, report, ui=preview_of(name))

@@ -10,7 +10,7 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.parts import require_motion
 
 from .host.api import io
-from .sockets import FaceParametersSocket, make_schema
+from .sockets import FaceParametersSocket, make_schema, parameters_output
 
 
 class ExpressionEditor(io.ComfyNode):
@@ -44,10 +44,7 @@ class ExpressionEditor(io.ComfyNode):
                 ),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="What is dialed: one frame, or as many as the connected parameters have.",
-                )
+                parameters_output("What is dialed: one frame, or as many as the connected parameters have.")
             ],
         )
 

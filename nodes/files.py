@@ -12,9 +12,25 @@ from anifacediff_core.motion.retime import exact_rate
 from .host.api import io, ui
 from .host.files import input_file, input_names, output_file, workflow_metadata
 from .host.runtime import Progress
-from .sockets import FaceParametersSocket, make_schema
+from .sockets import FaceParametersSocket, frames_output, make_schema, parameters_output
 
 SUFFIX, JSON_SUFFIX, CSV_SUFFIX = ".safetensors", ".json", ".csv"
+
+
+class FileNode(io.ComfyNode):
+    """A node that reads a file of its drop-down `file`, again when that has changed."""
+
+    @classmethod
+    def fingerprint_inputs(cls, file: str, **_: object) -> float:
+        return input_file(file).stat().st_mtime
+
+    @classmethod
+    def validate_inputs(cls, file: str) -> bool | str:
+        try:
+            input_file(file)
+        except InputError as error:
+            return str(error)
+        return True
 
 
 class SaveFaceParameters(io.ComfyNode):
@@ -42,9 +58,7 @@ class SaveFaceParameters(io.ComfyNode):
                 ),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters", tooltip="The same parameters, to go on with."
-                ),
+                parameters_output("The same parameters, to go on with."),
                 io.String.Output(display_name="file", tooltip="The file below the output folder."),
             ],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -60,7 +74,7 @@ class SaveFaceParameters(io.ComfyNode):
         return io.NodeOutput(parameters, name, ui=ui.PreviewText(f"{name}: {len(parameters)} frames"))
 
 
-class LoadFaceParameters(io.ComfyNode):
+class LoadFaceParameters(FileNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -78,8 +92,8 @@ class LoadFaceParameters(io.ComfyNode):
                 )
             ],
             outputs=[
-                FaceParametersSocket.Output(display_name="parameters", tooltip="The saved face parameters."),
-                io.Int.Output(display_name="frames", tooltip="How many frames there are."),
+                parameters_output("The saved face parameters."),
+                frames_output(),
             ],
         )
 
@@ -88,16 +102,8 @@ class LoadFaceParameters(io.ComfyNode):
         parameters = FaceParameters.load(input_file(file))
         return io.NodeOutput(parameters, len(parameters))
 
-    @classmethod
-    def fingerprint_inputs(cls, file: str) -> float:
-        return input_file(file).stat().st_mtime
 
-    @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        return _exists(file)
-
-
-class LoadLiveLink(io.ComfyNode):
+class LoadLiveLink(FileNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return make_schema(
@@ -140,11 +146,8 @@ class LoadLiveLink(io.ComfyNode):
                 ],
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="Expression, gaze and head rotation of every frame; the shape is neutral.",
-                ),
-                io.Int.Output(display_name="frames", tooltip="How many frames there are."),
+                parameters_output("Expression, gaze and head rotation of every frame; the shape is neutral."),
+                frames_output(),
                 io.Float.Output(display_name="fps", tooltip="Frames a second, for Create Video."),
             ],
         )
@@ -169,20 +172,3 @@ class LoadLiveLink(io.ComfyNode):
             progress=Progress(1),
         )
         return io.NodeOutput(parameters, len(parameters), float(rate))
-
-    @classmethod
-    def fingerprint_inputs(cls, file: str, **_: object) -> float:
-        return input_file(file).stat().st_mtime
-
-    @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
-        return _exists(file)
-
-
-def _exists(file: str) -> bool | str:
-    """Whether there is such a file, or the sentence that says so."""
-    try:
-        input_file(file)
-    except InputError as error:
-        return str(error)
-    return True

@@ -15,7 +15,7 @@ from .host.api import io
 from .host.folders import FLAME, file_names, file_path
 from .host.runtime import Progress, device, notify
 from .images import to_host
-from .sockets import AppearanceSocket, FaceParametersSocket, HeadSocket, make_schema, size_input
+from .sockets import AppearanceSocket, FaceParametersSocket, head_model_input, make_schema, size_input
 
 NONE = "none"
 CHUNK = 8
@@ -47,11 +47,7 @@ class RenderGuidance(io.ComfyNode):
                     default=textures[0] if textures else NONE,
                     tooltip="FLAME_texture.npz in models/flame, for the color of the skin. none: gray skin.",
                 ),
-                HeadSocket.Input(
-                    "head_model",
-                    optional=True,
-                    tooltip="Head of Load DECA, for parameters that were read with it.",
-                ),
+                head_model_input(),
                 AppearanceSocket.Input(
                     "appearance",
                     optional=True,

@@ -16,10 +16,10 @@ from anifacediff_core.head.render import iterate_normals
 from anifacediff_core.weights.faces import load_head as load_head_file
 
 from .host.api import io
-from .host.folders import BUNDLED, FLAME, file_names, file_path
+from .host.folders import BUNDLED, FLAME, file_path, head_names
 from .host.runtime import Progress, device
 from .images import to_host
-from .sockets import FaceParametersSocket, HeadSocket, make_schema, size_input
+from .sockets import FaceParametersSocket, head_model_input, make_schema, parameters_output, size_input
 
 
 class FacialShapeAlign(io.ComfyNode):
@@ -42,20 +42,11 @@ class FacialShapeAlign(io.ComfyNode):
                     tooltip="Face parameters of the driving video; their pose, expression and camera are "
                     "kept.",
                 ),
-                io.Combo.Input(
-                    "camera",
-                    options=["driving", "source"],
-                    default="driving",
-                    optional=True,
-                    tooltip="Whose place in the picture the head takes: the driver's, which moves, or the "
-                    "source's, where the head only turns, as MagicPortrait has it.",
-                ),
+                camera_input(", as MagicPortrait has it", optional=True),
             ],
             outputs=[
-                FaceParametersSocket.Output(
-                    display_name="parameters",
-                    tooltip="The driver's motion on the source's face, one set of parameters per driving "
-                    "frame.",
+                parameters_output(
+                    "The driver's motion on the source's face, one set of parameters per driving frame."
                 )
             ],
         )
@@ -85,11 +76,7 @@ class RenderNormals(io.ComfyNode):
                     "The bundled model was trained at 256."
                 ),
                 head_input(),
-                HeadSocket.Input(
-                    "head_model",
-                    optional=True,
-                    tooltip="Head of Load DECA, for parameters that were read with it.",
-                ),
+                head_model_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -123,10 +110,21 @@ def on_device(model: HeadModel) -> Iterator[None]:
         model.to("cpu")
 
 
+def camera_input(more: str = "", optional: bool = False) -> io.Combo.Input:
+    return io.Combo.Input(
+        "camera",
+        options=["driving", "source"],
+        default="driving",
+        optional=optional,
+        tooltip="Whose place in the picture the head takes: the driver's, which moves, or the source's, "
+        f"where the head only turns{more}.",
+    )
+
+
 def head_input() -> io.Combo.Input:
     return io.Combo.Input(
         "head",
-        options=[name for name in file_names(FLAME, bundled=True) if _is_head(name)],
+        options=[BUNDLED, *head_names()],
         default=BUNDLED,
         tooltip="Head model that the parameters belong to: the bundled one, or a file in "
         "models/flame. Without effect when head_model is connected.",
@@ -142,8 +140,3 @@ def load_head(name: str, parameters: FaceParameters) -> HeadModel:
             "of Load DECA to head_model, or choose the FLAME file."
         )
     return HeadModel.bundled()
-
-
-def _is_head(name: str) -> bool:
-    """FLAME's folder also holds its texture and its landmarks, in NumPy's formats."""
-    return name == BUNDLED or name.endswith((".safetensors", ".pkl"))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anifacediff_core.capture.capture import LEAST_PIXELS, rgb
+from anifacediff_core.capture.extract import LEAST_PIXELS, rgb
 from anifacediff_core.errors import InputError
 
 
@@ -25,7 +25,7 @@ def to_core(image: Tensor | None, what: str) -> Tensor:
 
 def checked(image: Tensor | None, what: str) -> tuple[Tensor, bool]:
     """The frames of a picture or video where they are in memory (frames, 1 to 4, height, width), float32; and
-    whether they are RGB in [0, 1] already. The others take :func:`.capture.rgb`, all or one by one.
+    whether they are RGB in [0, 1] already. The others take :func:`.extract.rgb`, all or one by one.
 
     Raises:
         InputError: no frames, hardly any pixels, channels that no picture has, NaN or infinity.

@@ -11,6 +11,7 @@ from anifacediff_core.capture.drawing import CANVAS, HEAD_MOTIONS, draw_reenactm
 from anifacediff_core.capture.mediapipe import detect_landmarks
 from anifacediff_core.errors import InputError
 
+from .capture import face_input
 from .host.api import io
 from .host.runtime import Progress, show_text
 from .images import square_of, to_core, to_host
@@ -67,14 +68,7 @@ class DrawFaceLandmarks(io.ComfyNode):
                     tooltip="relative: the head moves from where the source's is, as in AniPortrait. "
                     "absolute: it is where the driver's is in its video.",
                 ),
-                io.Int.Input(
-                    "face",
-                    default=0,
-                    min=0,
-                    max=31,
-                    tooltip="Which face of the driving video, if there are several: 0 follows the most "
-                    "prominent one, 1 the first from the left, and so on.",
-                ),
+                face_input(" of the driving video"),
             ],
             outputs=[
                 io.Image.Output(

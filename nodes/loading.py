@@ -21,7 +21,7 @@ from .host.parts import load_expression_adapter, load_motion, load_pose_encoder,
 from .host.runtime import ModelPatcher
 from .host.vae import fit_preview, has_latents_of_its_own, load_vae
 from .images import to_host
-from .sockets import FaceCaptureSocket, PoseEncoderSocket, ReferenceNetSocket, make_schema
+from .sockets import FaceCaptureSocket, PoseEncoderSocket, ReferenceNetSocket, make_schema, share_input
 
 DEMO = "demo.safetensors"
 SAME_AS_MODEL = "same as model"
@@ -29,7 +29,7 @@ _ORIGIN_KEY = "anifacediff_origin"
 
 
 @dataclass(frozen=True)
-class Origin:
+class ModelOrigin:
     """What a MODEL of Load AniFaceDiff carries for the nodes after it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Origin:
     motion: ModelPatcher | None
 
 
-def origin_of(model: ModelPatcher) -> Origin | None:
+def origin_of(model: ModelPatcher) -> ModelOrigin | None:
     """None for a MODEL of another loader."""
     return model.get_attachment(_ORIGIN_KEY)
 
@@ -92,7 +92,7 @@ class LoadAniFaceDiff(io.ComfyNode):
         config, parts = opened.config, opened.parts
         model = load_model(opened.part("unet"), config)
         motion = load_motion(config, opened.part("motion")) if "motion" in parts else None
-        model.set_attachments(_ORIGIN_KEY, Origin(opened, motion))
+        model.set_attachments(_ORIGIN_KEY, ModelOrigin(opened, motion))
         watch_loras(model)
         vae = load_vae(opened.part("vae"), config) if "vae" in parts else None
         if vae is not None and has_latents_of_its_own(config):
@@ -126,13 +126,8 @@ class ExpressionAdapterLoader(io.ComfyNode):
                     tooltip="Where to take the adapter from: the MODEL's own checkpoint, or another one "
                     "trained for it.",
                 ),
-                io.Float.Input(
-                    "weight",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="λ of the paper: 0 is off, 1 as trained, more exaggerates.",
+                share_input(
+                    "weight", 1.0, "λ of the paper: 0 is off, 1 as trained, more exaggerates.", most=2.0
                 ),
             ],
             outputs=[

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture
 from anifacediff_core.capture.confidence import LEAST
-from anifacediff_core.capture.missing import MISSING
+from anifacediff_core.capture.extract import extract_parameters
 from anifacediff_core.capture.paste import FEATHER
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align, source_frame
@@ -21,30 +20,42 @@ from anifacediff_core.sampling.segments import SEGMENT, ResumableVideo, VideoTim
 from anifacediff_core.storage import beside
 from anifacediff_core.video import probe, read_frames
 
-from .capture import face_input, least_confidence_input, on_device, region_input, smoothing_input
+from .capture import (
+    face_input,
+    least_confidence_input,
+    missing_input,
+    on_device,
+    region_input,
+    smoothing_input,
+)
 from .fingerprints import facts_of_model, workflow_fingerprint
-from .head import head_input, load_head
-from .host.api import io, ui
+from .head import camera_input, head_input, load_head
+from .host.api import io
 from .host.files import output_file
 from .host.parts import pose_kinds
 from .host.runtime import ModelPatcher, Progress, notify
-from .host.video import file_of, video_of
-from .sampling import seed_input, shared_noise_input, step_inputs, window_inputs
+from .host.video import file_of, preview_of, video_of
+from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
 from .segments import Finishing, SegmentMaker
 from .sockets import (
     Crop,
     CropSocket,
     FaceCaptureSocket,
     FaceParametersSocket,
-    HeadSocket,
     PoseEncoderSocket,
     Reference,
     ReferenceSocket,
     connected,
+    head_model_input,
     make_schema,
+    share_input,
 )
 
 PLAIN = ("normals",)
+# Arguments of `sample` and of `capture`, and the widgets that they come from.
+SAMPLING = {name: name for name in ("seed", "steps", "cfg", "scheduler", "window", "overlap", "shared_noise")}
+SAMPLING["sampler"] = "sampler_name"
+READING = {"mode": "region"} | {name: name for name in ("face", "smoothing", "missing", "least_confidence")}
 
 
 class ReenactLongVideo(io.ComfyNode):
@@ -88,19 +99,7 @@ class ReenactLongVideo(io.ComfyNode):
         pose_encoder: ModelPatcher | None,
         source: FaceParameters,
         driving: Any,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
-        window: int,
-        overlap: int,
-        shared_noise: float,
         segment: int,
-        region: str,
-        face: int,
-        smoothing: float,
-        missing: str,
         camera: str,
         head: str,
         mark: bool,
@@ -112,7 +111,7 @@ class ReenactLongVideo(io.ComfyNode):
         crop: Crop | None = None,
         feather: float = FEATHER,
         match_color: float = 0.0,
-        least_confidence: float = LEAST,
+        **settings: Any,
     ) -> io.NodeOutput:
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
         encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
@@ -121,23 +120,10 @@ class ReenactLongVideo(io.ComfyNode):
                 "This pose encoder reads more than normals, which Reenact Long Video does not draw: use "
                 "AniFaceDiff Sampler."
             )
-        sampling = {
-            "seed": seed,
-            "steps": steps,
-            "cfg": cfg,
-            "sampler": sampler_name,
-            "scheduler": scheduler,
-            "window": window,
-            "overlap": overlap,
-            "shared_noise": shared_noise,
-        }
-        reading = {
-            "mode": region,
-            "face": face,
-            "smoothing": smoothing,
-            "missing": missing,
-            "least_confidence": least_confidence,
-        }
+        settings = {"least_confidence": LEAST, **settings}
+        sampling, reading = (
+            {name: settings[entry] for name, entry in names.items()} for names in (SAMPLING, READING)
+        )
         finishing = Finishing.of(original, crop, feather, match_color, mark)
         if mark:  # now, rather than when the first segment is made
             require_size(*finishing.size_of(reference.size))
@@ -152,15 +138,15 @@ class ReenactLongVideo(io.ComfyNode):
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
         given = workflow_fingerprint(cls.hidden) or tensors
-        settings = [sampling, reading, camera, segment]
         unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
-        with ResumableVideo.begin(
+        video = ResumableVideo(
             beside(unnumbered, ".work"),
             beside(unnumbered, ".partial.mp4"),
-            fingerprint(given, settings, path),
+            fingerprint(given, [sampling, reading, camera, segment], path),
             VideoTiming.of(path),
             say,
-        ) as work:
+        )
+        with video.begin() as work:
             motion = driving_parameters
             if motion is None:
                 cache_key = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
@@ -172,20 +158,15 @@ class ReenactLongVideo(io.ComfyNode):
                 model, reference, vae, encoder, head_model, parameters, sampling, finishing,
                 Progress(len(parameters)),
             )  # fmt: skip
-            frames = work.run(out, plan_segments(len(parameters), segment, overlap), make, make.progress)
+            segments = plan_segments(len(parameters), segment, sampling["overlap"])
+            frames = work.run(out, segments, make, make.progress)
         say(f"{name}: {frames} frames at {float(work.timing.rate):g} frames a second.")
-        folder, _, file = name.rpartition("/")
-        shown = ui.PreviewVideo([ui.SavedResult(file, folder, io.FolderType.output)])
-        return io.NodeOutput(video_of(out), " ".join(notes), ui=shown)
+        return io.NodeOutput(video_of(out), " ".join(notes), ui=preview_of(name))
 
 
 def _network_inputs() -> list[io.Input]:
     return [
-        io.Model.Input(
-            "model",
-            tooltip="MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else "
-            "behind it.",
-        ),
+        model_input(),
         ReferenceSocket.Input(
             "reference", tooltip="The source, from ReferenceNet Encode; the video gets its size."
         ),
@@ -219,26 +200,10 @@ def _motion_inputs() -> list[io.Input]:
         region_input(),
         face_input(),
         smoothing_input(),
-        io.Combo.Input(
-            "missing",
-            options=[way for way in MISSING if way != "skip"],
-            default="interpolate",
-            tooltip="What becomes of frames without a face. interpolate: filled in from both neighbors. "
-            "hold: as last seen. stop: an error that names them.",
-        ),
-        io.Combo.Input(
-            "camera",
-            options=["driving", "source"],
-            default="driving",
-            tooltip="Whose place in the picture the head takes: the driver's, which moves, or the source's, "
-            "where the head only turns.",
-        ),
+        missing_input(skip=False),
+        camera_input(),
         head_input(),
-        HeadSocket.Input(
-            "head_model",
-            optional=True,
-            tooltip="Head of Load DECA, for parameters that were read with it.",
-        ),
+        head_model_input(),
     ]
 
 
@@ -281,24 +246,20 @@ def _paste_inputs() -> list[io.Input]:
         CropSocket.Input(
             "crop", optional=True, tooltip="Where the portrait belongs in the original, from DECA Extract."
         ),
-        io.Float.Input(
+        share_input(
             "feather",
-            default=FEATHER,
-            min=0.0,
-            max=0.5,
+            FEATHER,
+            "Width of the soft edge when pasting back, as a share of the square's side.",
+            most=0.5,
             step=0.01,
             optional=True,
-            tooltip="Width of the soft edge when pasting back, as a share of the square's side.",
         ),
-        io.Float.Input(
+        share_input(
             "match_color",
-            default=0.0,
-            min=0.0,
-            max=1.0,
-            step=0.05,
+            0.0,
+            "How much to bring the portrait's colors to those of the picture around it when pasting back: 0 "
+            "leaves them.",
             optional=True,
-            tooltip="How much to bring the portrait's colors to those of the picture around it when pasting "
-            "back: 0 leaves them.",
         ),
     ]
 
@@ -307,7 +268,7 @@ def _read(path: Path, face_capture: Any, reading: dict[str, Any]) -> tuple[FaceP
     """The driver's motion, its frames streamed."""
     frames = max(probe(path).frames, 1)
     with on_device(face_capture) as models:
-        found = capture(
+        found = extract_parameters(
             read_frames(path),
             models,
             what="the driving video",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anifacediff_core.errors import InputError
+from anifacediff_core.head.alignment import source_frame
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion import edit
 from anifacediff_core.motion.parts import expression_names, require_motion
@@ -11,7 +11,7 @@ from anifacediff_core.motion.smoothing import smooth_motion
 
 from .host.api import io
 from .host.runtime import show_text
-from .sockets import FaceParametersSocket, make_schema
+from .sockets import FaceParametersSocket, make_schema, parameters_output, share_input
 
 GAINS = {
     "head": "How far the head turns, and moves and grows in the picture.",
@@ -21,18 +21,6 @@ GAINS = {
     "gaze": "How far the eyes look around.",
     "mouth": "How far lips, cheeks and nose move.",
 }
-
-
-def motion_output(tooltip: str) -> io.Output:
-    return FaceParametersSocket.Output(display_name="parameters", tooltip=tooltip)
-
-
-def frames_output() -> io.Int.Output:
-    return io.Int.Output(display_name="frames", tooltip="How many frames there are.")
-
-
-def share_input(name: str, default: float, tooltip: str, most: float = 1.0) -> io.Float.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=most, step=0.05, tooltip=tooltip)
 
 
 def count_input(name: str, default: int, tooltip: str, least: int = 0) -> io.Int.Input:
@@ -67,7 +55,7 @@ class EditMotion(io.ComfyNode):
                 ),
                 *[
                     share_input(
-                        part, 1.0, f"{text} 0 is none of it, 1 as the driver does, up to 3 is more.", 3.0
+                        part, 1.0, f"{text} 0 is none of it, 1 as the driver does, up to 3 is more.", most=3.0
                     )
                     for part, text in GAINS.items()
                 ],
@@ -84,19 +72,18 @@ class EditMotion(io.ComfyNode):
                     tooltip="Face parameters of the source picture: the pose and expression that a gain of 0 "
                     "leaves, and that relative motion starts from. By default a neutral face looking ahead.",
                 ),
-                io.Float.Input(
+                share_input(
                     "neutralize",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
+                    0.0,
+                    "How much of the source's own expression to take away, so that a smile in the picture "
+                    "doesn't stay in the whole video. Without effect when there is no source.",
                     optional=True,
-                    tooltip="How much of the source's own expression to take away, so that a smile in the "
-                    "picture doesn't stay in the whole video. Without effect when there is no source.",
                 ),
             ],
             outputs=[
-                motion_output("The edited motion, as many frames as the driver's, for Facial Shape Align."),
+                parameters_output(
+                    "The edited motion, as many frames as the driver's, for Facial Shape Align."
+                ),
                 io.Int.Output(display_name="rest_frame", tooltip="The rest frame that was used."),
             ],
         )
@@ -106,37 +93,24 @@ class EditMotion(io.ComfyNode):
         cls,
         parameters: FaceParameters,
         motion: str,
-        head: float,
-        jaw: float,
-        brows: float,
-        eyes: float,
-        gaze: float,
-        mouth: float,
         rest_frame: int,
         source: FaceParameters | None = None,
         neutralize: float = 0.0,
+        **gains: float,
     ) -> io.NodeOutput:
         driving = require_motion(parameters, "parameters")
         rest = rest_frame if rest_frame >= 0 else edit.rest_frame(driving)
         edited = edit.edit_motion(
             driving,
             expression_names(driving),
-            {"head": head, "jaw": jaw, "brows": brows, "eyes": eyes, "gaze": gaze, "mouth": mouth},
+            gains,
             rest=rest,
             relative=motion == "relative",
-            source=None if source is None else _one_face(source),
+            source=None if source is None else source_frame(require_motion(source, "source")),
             neutralize=neutralize,
         )
         show_text(f"rest frame: {rest}")
         return io.NodeOutput(edited, rest)
-
-
-def _one_face(source: FaceParameters) -> FaceParameters:
-    """The first frame that shows a face."""
-    require_motion(source, "source")
-    if not source.valid.any():
-        raise InputError("No face was found in the source: extract its parameters from a picture of a face.")
-    return source[int(source.valid.int().argmax())]
 
 
 class SmoothMotion(io.ComfyNode):
@@ -160,7 +134,7 @@ class SmoothMotion(io.ComfyNode):
                     "since a blink lasts only a few frames.",
                 ),
             ],
-            outputs=[motion_output("The calmed motion, as many frames.")],
+            outputs=[parameters_output("The calmed motion, as many frames.")],
         )
 
     @classmethod

@@ -7,8 +7,8 @@ from anifacediff_core.motion.mix import LENGTHS, combine, join, mix
 from anifacediff_core.motion.parts import expression_names, require_motion
 
 from .host.api import io
-from .motion import count_input, frames_output, motion_output, share_input
-from .sockets import FaceParametersSocket, make_schema
+from .motion import count_input
+from .sockets import FaceParametersSocket, frames_output, make_schema, parameters_output, share_input
 
 MIX, JOIN = "mix", "one after the other"
 SOURCES = {
@@ -54,7 +54,7 @@ class CombineMotion(io.ComfyNode):
                 ],
                 _length_input(),
             ],
-            outputs=[motion_output("The combined motion."), frames_output()],
+            outputs=[parameters_output("The combined motion."), frames_output()],
         )
 
     @classmethod
@@ -96,7 +96,7 @@ class BlendMotion(io.ComfyNode):
                 _length_input(),
             ],
             outputs=[
-                motion_output(
+                parameters_output(
                     "The blended motion; one after the other it has the frames of both less the overlap."
                 ),
                 frames_output(),

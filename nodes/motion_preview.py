@@ -11,7 +11,7 @@ from .head import head_input, load_head, on_device
 from .host.api import io, ui
 from .host.runtime import Progress
 from .images import to_host
-from .sockets import FaceParametersSocket, HeadSocket, make_schema
+from .sockets import FaceParametersSocket, head_model_input, make_schema
 
 
 class MotionPreview(io.ComfyNode):
@@ -32,11 +32,7 @@ class MotionPreview(io.ComfyNode):
                     tooltip="Face parameters to compare with, for example those before smoothing: dark, thin "
                     "curves, and a row of heads above.",
                 ),
-                HeadSocket.Input(
-                    "head_model",
-                    optional=True,
-                    tooltip="Head of Load DECA, for parameters that were read with it.",
-                ),
+                head_model_input(),
             ],
             outputs=[
                 io.Image.Output(

@@ -7,8 +7,8 @@ from anifacediff_core.motion import retime
 from anifacediff_core.motion.parts import require_motion
 
 from .host.api import io
-from .motion import count_input, frames_output, motion_output
-from .sockets import FaceParametersSocket, make_schema
+from .motion import count_input
+from .sockets import FaceParametersSocket, frames_output, make_schema, parameters_output
 
 
 class RetimeMotion(io.ComfyNode):
@@ -61,7 +61,7 @@ class RetimeMotion(io.ComfyNode):
                 ),
             ],
             outputs=[
-                motion_output("The retimed motion."),
+                parameters_output("The retimed motion."),
                 frames_output(),
                 io.Float.Output(
                     display_name="fps", tooltip="Frames a second of the result, for Create Video."

@@ -10,7 +10,7 @@ from anifacediff_core.errors import InputError
 from .host.api import io
 from .host.runtime import Progress
 from .images import checked, to_host
-from .sockets import Crop, CropSocket, make_schema
+from .sockets import Crop, CropSocket, make_schema, share_input
 
 
 class PasteBack(io.ComfyNode):
@@ -38,23 +38,19 @@ class PasteBack(io.ComfyNode):
                     tooltip="Where the portrait belongs, from the Portrait Crop or DECA Extract that cut it "
                     "out.",
                 ),
-                io.Float.Input(
+                share_input(
                     "feather",
-                    default=FEATHER,
-                    min=0.0,
-                    max=0.5,
+                    FEATHER,
+                    "Width of the soft edge, as a share of the square's side. There is none where the square "
+                    "ends with the picture.",
+                    most=0.5,
                     step=0.01,
-                    tooltip="Width of the soft edge, as a share of the square's side. There is none where "
-                    "the square ends with the picture.",
                 ),
-                io.Float.Input(
+                share_input(
                     "match_color",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much to bring the portrait's colors to those that the picture has around "
-                    "its edge, so that the edge doesn't show: 0 leaves them.",
+                    0.0,
+                    "How much to bring the portrait's colors to those that the picture has around its edge, "
+                    "so that the edge doesn't show: 0 leaves them.",
                 ),
                 io.Mask.Input(
                     "mask",

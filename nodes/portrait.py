@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from anifacediff_core.capture.capture import Models, crop_portrait
+from anifacediff_core.capture.extract import Models, crop_portrait
 from anifacediff_core.capture.missing import format_ranges
 from anifacediff_core.capture.portrait import MOTIONS, SMOOTHING, find_portrait
 from anifacediff_core.capture.tracker import CHOICES, MARGIN, Tracker
@@ -24,7 +24,7 @@ from .capture import (
 from .host.api import io
 from .host.runtime import Progress, show_text
 from .images import checked, to_host
-from .sockets import Crop, CropSocket, FaceCaptureSocket, make_schema, size_input
+from .sockets import Crop, CropSocket, FaceCaptureSocket, make_schema, share_input, size_input
 
 
 class PortraitCrop(io.ComfyNode):
@@ -51,14 +51,12 @@ class PortraitCrop(io.ComfyNode):
                 face_input(),
                 _place_input("x", "from 0 at the left to 1 at the right"),
                 _place_input("y", "from 0 at the top to 1 at the bottom"),
-                io.Float.Input(
+                share_input(
                     "margin",
-                    default=MARGIN,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    tooltip="Room around the face, as a share of it. The default is how the bundled model "
-                    "knows portraits; the square never grows beyond the picture.",
+                    MARGIN,
+                    "Room around the face, as a share of it. The default is how the bundled model knows "
+                    "portraits; the square never grows beyond the picture.",
+                    most=2.0,
                 ),
                 size_input("Side of the portrait pictures in pixels, whatever size the face has."),
                 io.Combo.Input(
@@ -68,16 +66,13 @@ class PortraitCrop(io.ComfyNode):
                     tooltip="still: one square for the whole video, large enough for the head in all frames. "
                     "follow: the square moves with the head, for someone who walks through the picture.",
                 ),
-                io.Float.Input(
+                share_input(
                     "smoothing",
-                    default=SMOOTHING,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How calmly the square follows: 0 takes over every tremble of the detector, 1 "
-                    "moves for clear motion only. It never lags. Without effect when motion is still.",
+                    SMOOTHING,
+                    "How calmly the square follows: 0 takes over every tremble of the detector, 1 moves for "
+                    "clear motion only. It never lags. Without effect when motion is still.",
                 ),
-                missing_input(optional=False),
+                missing_input(),
                 *landmarks_inputs(),
             ],
             outputs=[
@@ -138,11 +133,5 @@ class PortraitCrop(io.ComfyNode):
 
 
 def _place_input(name: str, meaning: str) -> io.Float.Input:
-    return io.Float.Input(
-        name,
-        default=0.5,
-        min=0.0,
-        max=1.0,
-        step=0.01,
-        tooltip=f"Place of the face in the picture, {meaning}. Only when the nearest is chosen.",
-    )
+    tooltip = f"Place of the face in the picture, {meaning}. Only when the nearest is chosen."
+    return share_input(name, 0.5, tooltip, step=0.01)

@@ -16,18 +16,27 @@ from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
 from .loading import origin_of
-from .sockets import FaceParametersSocket, Pose, PoseSocket, Reference, ReferenceSocket, make_schema
+from .sockets import (
+    FaceParametersSocket,
+    Pose,
+    PoseSocket,
+    Reference,
+    ReferenceSocket,
+    make_schema,
+    share_input,
+)
 
 USUAL = SamplingSettings()
 
 
+def model_input() -> io.Input:
+    tooltip = "MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else behind it."
+    return io.Model.Input("model", tooltip=tooltip)
+
+
 def video_inputs() -> list[io.Input]:
     return [
-        io.Model.Input(
-            "model",
-            tooltip="MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else "
-            "behind it.",
-        ),
+        model_input(),
         ReferenceSocket.Input("reference", tooltip="The source, from ReferenceNet Encode."),
         PoseSocket.Input(
             "pose", tooltip="The motion, from Pose Encode; it says how many frames the video has."
@@ -106,14 +115,8 @@ def step_inputs() -> list[io.Input]:
 
 
 def shared_noise_input() -> io.Float.Input:
-    return io.Float.Input(
-        "shared_noise",
-        default=USUAL.shared_noise,
-        min=0.0,
-        max=1.0,
-        step=0.05,
-        tooltip="Share of the initial noise that all frames have in common: more calms the video.",
-    )
+    tooltip = "Share of the initial noise that all frames have in common: more calms the video."
+    return share_input("shared_noise", USUAL.shared_noise, tooltip)
 
 
 def apply_video(
@@ -228,14 +231,12 @@ class AniFaceDiffSampler(io.ComfyNode):
                 *video_inputs(),
                 seed_input(control=True),
                 *step_inputs(),
-                io.Float.Input(
+                share_input(
                     "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
+                    1.0,
+                    "Below 1, sampling starts part of the way from the latent, or from the still source if "
+                    "there is none.",
                     step=0.01,
-                    tooltip="Below 1, sampling starts part of the way from the latent, or from the still "
-                    "source if there is none.",
                 ),
                 *window_inputs(),
                 shared_noise_input(),
@@ -258,42 +259,21 @@ class AniFaceDiffSampler(io.ComfyNode):
         model: ModelPatcher,
         reference: Reference,
         pose: Pose,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
         denoise: float,
-        window: int,
-        overlap: int,
-        shared_noise: float,
+        sampler_name: str,
         parameters: FaceParameters | None = None,
         latent: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> io.NodeOutput:
-        model = apply_video(model, reference, pose, parameters, window, overlap)
+        model = apply_video(model, reference, pose, parameters, settings["window"], settings["overlap"])
         positive, negative = context_of(reference)
         frames = len(pose.features)
         if latent is None and denoise < 1:
             latent = {"samples": reference.latent.repeat(frames, 1, 1, 1)}
         if latent is not None:
             _require_fit(latent["samples"], pose)
-        return io.NodeOutput(
-            sample(
-                model,
-                positive,
-                negative,
-                latent,
-                seed=seed,
-                steps=steps,
-                cfg=cfg,
-                sampler=sampler_name,
-                scheduler=scheduler,
-                denoise=denoise,
-                window=window,
-                overlap=overlap,
-                shared_noise=shared_noise,
-            )
-        )
+        sampled = sample(model, positive, negative, latent, denoise=denoise, sampler=sampler_name, **settings)
+        return io.NodeOutput(sampled)
 
 
 def _require_fit(samples: torch.Tensor, pose: Pose) -> None:

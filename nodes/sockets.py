@@ -104,5 +104,28 @@ def connected(value: Value | None, name: str, maker: str) -> Value:
     return value
 
 
+def parameters_output(tooltip: str) -> io.Output:
+    return FaceParametersSocket.Output(display_name="parameters", tooltip=tooltip)
+
+
+def frames_output() -> io.Int.Output:
+    return io.Int.Output(display_name="frames", tooltip="How many frames there are.")
+
+
+def share_input(
+    name: str, default: float, tooltip: str, *, most: float = 1.0, step: float = 0.05, optional: bool = False
+) -> io.Float.Input:
+    """A number from 0 on: a share, a strength, a weight."""
+    return io.Float.Input(
+        name, default=default, min=0.0, max=most, step=step, optional=optional, tooltip=tooltip
+    )
+
+
+def head_model_input() -> io.Input:
+    return HeadSocket.Input(
+        "head_model", optional=True, tooltip="Head of Load DECA, for parameters that were read with it."
+    )
+
+
 def size_input(tooltip: str) -> io.Int.Input:
     return io.Int.Input("size", default=SamplingSettings.size, min=32, max=2048, step=8, tooltip=tooltip)

@@ -21,10 +21,9 @@ from ..head.gaze import look_along
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from . import mesh
-from .capture import SMOOTHING, Captured, in_portrait, smooth_and_fill
-from .confidence import LEAST, sure_frames
+from .confidence import LEAST
 from .detector import SQUARE_SCALE, Detection, face_square
-from .missing import describe_frames
+from .extract import SMOOTHING, Captured, finished
 from .tracker import Tracker
 
 # The landmarker's box reaches from the chin to the hairline, the face square counts from the brows.
@@ -99,10 +98,9 @@ def from_face_landmarks(
     from the rest: the rotation and coarse coefficients from the points, the place from the box.
 
     Args:
-        landmarks: as above.
         head: a head with ARKit's expressions.
-        mode, face, smoothing, missing, least_confidence: as in :func:`.capture.capture`; the landmarker's
-            scores tell the confidence.
+        mode, face, smoothing, missing, least_confidence: as in :func:`.extract.extract_parameters`; the
+            landmarker's scores tell the confidence.
         what: name of the input in messages.
 
     Raises:
@@ -128,13 +126,11 @@ def from_face_landmarks(
         getattr(params, name)[valid] = getattr(seen, name)
     confidence = torch.zeros(len(frames))
     confidence[valid] = torch.tensor([score_of(found) for found in faces])
-    raw = replace(params, valid=valid, confidence=confidence)
-    used, sure = sure_frames(raw, least_confidence, missing)
-    params = smooth_and_fill(used, head, smoothing, missing, what)
-    notes = describe_frames(valid, missing, what, sure) + tracker.describe()
+    notes = tracker.describe()
     if estimated:
         notes.append("There are no blendshapes: the expression is estimated from the mesh and coarse.")
-    return in_portrait(params, head, (height, width), mode, notes, missing)
+    raw, size = replace(params, valid=valid, confidence=confidence), (height, width)
+    return finished(raw, head, size, mode, smoothing, missing, least_confidence, what, notes)
 
 
 def _expression(coefficients: Sequence[Mapping[str, float]] | Tensor, head: HeadModel) -> Tensor:

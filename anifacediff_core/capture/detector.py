@@ -92,12 +92,8 @@ def letterbox(frames: Tensor, size: int = CANVAS) -> Tensor:
     scale = size / max(height, width)
     target = (max(1, round(height * scale)), max(1, round(width * scale)))
     # Area averaging touches every pixel of a large picture once and does not alias; it cannot enlarge.
-    small = F.interpolate(frames, target, mode="area") if scale < 1 else _enlarge(frames, target)
+    small = F.interpolate(frames, target, mode="area" if scale < 1 else "bilinear")
     return F.pad(small, (0, size - target[1], 0, size - target[0]), value=0.5)
-
-
-def _enlarge(frames: Tensor, target: tuple[int, int]) -> Tensor:
-    return F.interpolate(frames, target, mode="bilinear", align_corners=False)
 
 
 class PortraitDetector(nn.Module):

@@ -17,10 +17,10 @@ from ..head.flame import SHAPES
 from ..head.model import HeadModel
 from ..head.parameters import FaceParameters
 from ..head.texture import Appearance
-from .capture import crop_resize, moved
 from .deca import CROP, DecaEncoder
 from .detector import SQUARE_SCALE, Detection
-from .locate import LANDMARKS_GROWTH, FacesAtHand, FindsFaces
+from .extract import FindsFaces, crop_resize, moved
+from .locate import LANDMARKS_GROWTH, FacesAtHand
 from .smirk import SmirkEncoder
 
 DECA_SCALE, SMIRK_SCALE = 1.25, 1.4
@@ -33,7 +33,7 @@ ROUNDING = 1e-3  # of pixels; squares are kept as fractions of the picture
 
 @dataclass(frozen=True)
 class FlameModels:
-    """Encoders of FLAME's parameters and the head, all on one device; see :func:`.capture.capture`.
+    """Encoders of FLAME's parameters and the head, on one device; see :func:`.extract.extract_parameters`.
 
     With both encoders, expression and jaw are SMIRK's and everything else is DECA's, as in MagicPortrait.
 

@@ -54,13 +54,11 @@ def load_live_link(
     """Read a recording and resample it by its timecode.
 
     Args:
-        path: of the CSV file.
         head: a head with ARKit's expressions.
         rate: frames a second of the result.
         timecode_rate: frames a second that the timecode counts in; 0 finds it in all lines, see
             :mod:`.timecode`.
         flip: turn yaw, pitch, roll of the head the other way.
-        progress: called with frames (done, total).
 
     Returns:
         Frame k at k / rate seconds after the first line; average shape, the camera of a portrait. Frames

@@ -8,11 +8,10 @@ detector's box the square is such that DECA's crop comes out as DECA cuts it fro
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from ..errors import InputError
 from . import mediapipe, mesh
 from .arkit import score_of, unpack
 from .detector import SQUARE_SCALE, Detection
+from .extract import FindsFaces
 
 LANDMARKS = 68
 # Points of MediaPipe's mesh at the jaw line and the brows, which bound the box of the 68 landmarks.
@@ -35,12 +35,6 @@ CORNERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("left", 
 SIZED = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-
-
-class FindsFaces(Protocol):
-    """What :class:`.detector.PortraitDetector` does, too."""
-
-    def detect(self, frames: Tensor) -> list[list[Detection]]: ...
 
 
 # ---- from elsewhere

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import InputError
 from ..progress import Progress
-from .capture import prepare
+from ..video import to_pixels
+from .extract import prepare
 
 Face = dict[str, Any]
 
@@ -60,8 +60,7 @@ def detect_landmarks(
         for frame in frames:
             picture = prepare(frame, what)[0]
             size = (int(picture.shape[1]), int(picture.shape[2]))
-            pixels = picture.mul(255).round().to("cpu", torch.uint8).permute(1, 2, 0).contiguous().numpy()
-            result.append(detect(pixels))
+            result.append(detect(to_pixels(picture)))
             if progress is not None:
                 progress(len(result), max(total, len(result)))
     return {"frames": result, "image_size": size}

@@ -1,4 +1,4 @@
-"""A portrait back into the picture that it was cut out of: the inverse of :func:`.capture.crop_portrait`."""
+"""A portrait back into the picture that it was cut out of: the inverse of :func:`.extract.crop_portrait`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..progress import Progress
-from .capture import remaining, rgb
+from .extract import remaining, rgb
 
 FEATHER = 0.08
 LEAST_RING = 0.04  # width of the ring whose colors are matched, as a share of the square's side
@@ -43,7 +43,7 @@ def paste_back(
 
     Args:
         portrait: (frames, 1 to 4, size, size) in [0, 1], of any size; of any channels, see
-            :func:`.capture.rgb`.
+            :func:`.extract.rgb`.
         original: (frames or 1, 1 to 4, height, width) in [0, 1]; a single picture is repeated. It may also be
             the whole video that frames were left out of, which then stay as they are.
         square: (3,) or (frames, 3), left, top, side as fractions of the original's longer side; may reach
@@ -57,7 +57,6 @@ def paste_back(
             a part of a video.
         shape: "square" shows all of the square, "ellipse" the upright one within it, without the corners.
         mask: (frames or 1, height, width) in [0, 1]; only there the portrait shows.
-        progress: called with frames (done, total).
 
     Returns:
         (frames, 3, height, width), equal to the original bit by bit where the mask is 0; and what shows of

@@ -17,8 +17,8 @@ from ..errors import InputError
 from ..motion.parts import require_numbers
 from ..motion.smoothing import noise_std, without_spikes
 from ..progress import Progress
-from .capture import Models, chunks, remaining
 from .detector import Detection
+from .extract import Models, chunks, remaining
 from .missing import describe_frames, invalid_frames, last_valid_index, require_faces
 from .search import Follower
 from .tracker import MARGIN, PORTRAIT_LIFT, Tracker, fill_gaps, portrait_square, pushed_inside
@@ -75,7 +75,7 @@ def find_portrait(
     """Find a face in a picture or a video and lay the portrait's square around it.
 
     Args:
-        frames: as :func:`.capture.capture` takes them; one chunk is held at a time.
+        frames: as :func:`.extract.extract_parameters` takes them; one chunk is held at a time.
         models: their detector looks for the faces.
         tracker: a new one, which knows what face to choose.
         motion: "still" is one square for the whole video, "follow" one for each frame.
@@ -84,7 +84,6 @@ def find_portrait(
         missing: what becomes of frames without a face, one of :data:`.missing.MISSING`.
         what: name of the input in messages.
         faces: of every frame, where they are known already.
-        progress: called with frames (done, total).
 
     Raises:
         InputError: no face at all, or not in every frame where that is to stop the run.

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor
 
-from .capture import LEAST_PIXELS, Models
 from .detector import Detection
+from .extract import LEAST_PIXELS, Models
 from .look import with_looks
 from .tracker import Tracker
 

@@ -151,7 +151,7 @@ class Tracker:
         taken: dict[int, Detection] = {}
         for cost, number, face in sorted(pairs, key=lambda pair: pair[:2]):
             known = number in taken or any(face is other for other in taken.values())
-            if not known and cost < tracks[number].reach and not self._is_lost(tracks[number]):
+            if not known and cost < tracks[number].reach and not (number == 0 and self.last is None):
                 taken[number] = face
         for number in list(taken):
             if (
@@ -169,9 +169,6 @@ class Tracker:
             return False
         straight = unlike(first.look, one.look) + unlike(second.look, other.look)
         return unlike(first.look, other.look) + unlike(second.look, one.look) < straight - MISTAKEN
-
-    def _is_lost(self, track: Track) -> bool:
-        return track.missing > PATIENCE and track is self._followed
 
     def _chosen(
         self, faces: list[Detection], taken: dict[int, Detection], width: float, height: float
@@ -206,14 +203,10 @@ class Tracker:
                 track.seen(face, self._stands_alone(face, rest))
                 known.append(face)
         self._others = [track for track in self._others if track.missing <= FOR_GOOD]
-        if self.last is None or self._is_hidden:
+        if self._followed is None or self._followed.missing > 0:
             return  # whoever comes up now may be the followed one
         new = [face for face in rest if all(face is not other for other in known)]
         self._others += [Track(face, face.look) for face in new if self._stands_alone(face, rest)]
-
-    @property
-    def _is_hidden(self) -> bool:
-        return self._followed is not None and self._followed.missing > 0
 
     def _stands_alone(self, face: Detection, rest: list[Detection]) -> bool:
         beside = [other for other in rest if other is not face]

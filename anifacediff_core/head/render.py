@@ -34,17 +34,7 @@ HARMONICS = (
     math.pi / 4 * 3 / 2 * math.sqrt(5 / (12 * math.pi)),
     math.pi / 4 / 2 * math.sqrt(5 / (4 * math.pi)),
 )
-DAYLIGHT = (
-    3.2,
-    0.0,
-    0.1,
-    0.3,
-    0.0,
-    0.0,
-    0.0,
-    0.0,
-    0.0,
-)  # even, a little more from the camera and above
+DAYLIGHT = (3.2, 0.0, 0.1, 0.3, 0.0, 0.0, 0.0, 0.0, 0.0)  # even, a little more from camera and above
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor, least: float = 1e-20) -> Tensor:

@@ -17,17 +17,16 @@ from anifacediff_core.head.flame import EXPRESSIONS
 from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.lab.checkpoint_stream import TensorStream, part_stream, stream_checkpoint
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import ExpressionAdapter, make_pose_encoder
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import file_digest, write_tensors
-from anifacediff_core.weights.checkpoint import TensorStream, stream_checkpoint
 from anifacediff_core.weights.faces import load_head
 from anifacediff_core.weights.importers import Recognition, recognize_file
-from anifacediff_core.weights.importers.diffusers_unet import as_reference
 from anifacediff_core.weights.importers.flame import HEADER as FLAME_HEADER
-from anifacediff_core.weights.layout import block_channels, reference_layout
+from anifacediff_core.weights.layout import Layout, block_channels, reference_layout
 from anifacediff_core.weights.reading import open_tensors
 from anifacediff_core.weights.sources import (
     POSE,
@@ -35,10 +34,8 @@ from anifacediff_core.weights.sources import (
     check_parts,
     complete_config,
     describe_sources,
-    find_part,
     merge_config,
     open_folder,
-    part_stream,
     read_folder,
 )
 
@@ -139,7 +136,7 @@ def assemble(
     config = complete_config({**fields, "n_expression": expressions})
     if "reference" not in parts:
         unet = parts["unet"][0]
-        parts["reference"] = (as_reference(unet, reference_layout(config)),)
+        parts["reference"] = (_as_reference(unet, reference_layout(config)),)
     check_parts(config, parts)
     streams = {part: part_stream(part, found) for part, found in parts.items()}
     provenance = _provenance(parts)
@@ -180,7 +177,7 @@ def _gather(ingredients: Ingredients) -> tuple[Parts, dict[str, Any]]:
     }
     for part, path in given.items():
         if path is not None:
-            parts[part] = find_part(path, part)
+            parts[part] = _find_part(path, part)
     if ingredients.unet is not None and ingredients.vae is None:
         parts |= _vae_beside(ingredients.unet)
     if ingredients.reference is not None:
@@ -213,7 +210,7 @@ def _initial(folder: Path) -> Parts:
 def _vae_beside(path: Path) -> Parts:
     """The autoencoder in the UNet's own file or folder, if there is one."""
     try:
-        return {"vae": find_part(path, "vae")}
+        return {"vae": _find_part(path, "vae")}
     except InputError:
         return {}
 
@@ -221,10 +218,37 @@ def _vae_beside(path: Path) -> Parts:
 def _reference(path: Path) -> tuple[Recognition, ...]:
     """A ReferenceNet, or a whole UNet as one."""
     try:
-        return find_part(path, "reference")
+        return _find_part(path, "reference")
     except InputError:
-        unet = find_part(path, "unet")[0]
-        return (as_reference(unet, reference_layout(complete_config(unet.config))),)
+        unet = _find_part(path, "unet")[0]
+        return (_as_reference(unet, reference_layout(complete_config(unet.config))),)
+
+
+def _find_part(path: Path, part: str) -> tuple[Recognition, ...]:
+    """The files of one part: the file named, or those in a folder.
+
+    Raises:
+        InputError: there is no such part.
+    """
+    if path.is_dir():
+        folder = read_folder(path)
+        found, seen = folder.parts.get(part, ()), ", ".join(folder.parts) or "no weights"
+    else:
+        recognition = recognize_file(path)
+        found, seen = (recognition,) if part in recognition.parts else (), recognition.format
+    if not found:
+        raise InputError(f"{path.name} has no {part}: expected that part, found {seen}.")
+    return found
+
+
+def _as_reference(unet: Recognition, layout: Layout) -> Recognition:
+    """A denoising UNet as the ReferenceNet that begins as its copy (section 3.2)."""
+    whole = unet.origins["unet"]
+    origins = {"reference": {name: whole[name] for name in layout}}
+    copied = Recognition(unet.path, unet.format, origins, dict(unet.left), unet.config)
+    taken = set(copied.used)
+    copied.left.update((name, "no part of the ReferenceNet") for name in unet.used if name not in taken)
+    return copied
 
 
 def _untrained(config: NetworkConfig, seed: int) -> dict[str, nn.Module]:

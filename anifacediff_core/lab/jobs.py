@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture as read
-from anifacediff_core.capture.capture import crop_portrait
+from anifacediff_core.capture.extract import crop_portrait
+from anifacediff_core.capture.extract import extract_parameters as read
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
 from anifacediff_core.head.parameters import FaceParameters
@@ -214,9 +214,8 @@ class Reenacting:
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
         cache_key = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
-        return ResumableVideo.begin(
-            folder, partial_video, cache_key, timing, self.say, self._declare if job.mark else None
-        )
+        declare = self._declare if job.mark else None
+        return ResumableVideo(folder, partial_video, cache_key, timing, self.say, declare).begin()
 
     def _declare(self, video: Path) -> None:
         copy_declared(video, video, say=self.say)

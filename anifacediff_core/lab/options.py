@@ -20,7 +20,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from anifacediff_core.claims import parse_rate
+from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.settings import SamplingSettings
 

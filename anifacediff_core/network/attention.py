@@ -81,11 +81,11 @@ class AttentionInputs:
     reference_rows: int | None = None
 
 
+@dataclass(frozen=True)
 class SpatialAttention:
     """Self-attention whose conditional rows also attend to the reference tokens (section 3.2)."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __call__(
         self,
@@ -120,11 +120,11 @@ class SpatialAttention:
         return attn.to_out[0](attended)
 
 
+@dataclass(frozen=True)
 class ContextAttention:
     """Cross-attention to the image embedding plus λ times attention to the expression tokens (eq. 3)."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    name: str
 
     def __call__(
         self,

@@ -6,6 +6,9 @@ names (`encoder.N...`, `decoder.N...`): https://github.com/madebyollin/taesd (MI
 
 from __future__ import annotations
 
+from collections.abc import Container
+from itertools import count
+
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
@@ -170,10 +173,10 @@ def make_autoencoder(shapes: dict[str, tuple[int, ...]]) -> AutoEncoder | Stable
         # TAESD's last layer of the encoder says how many channels latents have.
         last = max((name for name in shapes if name.startswith("encoder.")), default="", key=_number)
         return AutoEncoder(shapes[last][0] if last else 4)
-    levels = _count(shapes, "encoder.down_blocks.{}.resnets.0.conv1.weight")
+    levels = count_numbered(shapes, "encoder.down_blocks.{}.resnets.0.conv1.weight")
     return StableAutoEncoder(
         tuple(shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in range(levels)),
-        _count(shapes, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
+        count_numbered(shapes, "encoder.down_blocks.0.resnets.{}.conv1.weight"),
         shapes["decoder.conv_in.weight"][1],
     )
 
@@ -184,9 +187,6 @@ def _number(name: str) -> int:
     return int(place) if place.isdigit() else -1
 
 
-def _count(shapes: dict[str, tuple[int, ...]], pattern: str) -> int:
-    """Number of consecutive indices, from 0, for which `pattern.format(index)` is a name."""
-    count = 0
-    while pattern.format(count) in shapes:
-        count += 1
-    return count
+def count_numbered(names: Container[str], pattern: str) -> int:
+    """How many of `pattern.format(0)`, `pattern.format(1)`, … there are before the first that is no name."""
+    return next(number for number in count() if pattern.format(number) not in names)

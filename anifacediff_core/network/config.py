@@ -10,7 +10,7 @@ from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 
 CHOICES = {
-    "prediction": ("v_prediction", "epsilon"),
+    "prediction_type": ("v_prediction", "epsilon"),
     "beta_schedule": ("scaled_linear", "linear"),
     "motion_norm": ("clip", "frame"),
     "pose_encoder": ("convolution", "attention", "multiscale"),
@@ -36,18 +36,25 @@ RANGES = {
     "n_expression": (1, 4096),
     "expression_tokens": (1, 1024),
     "expression_hidden": (1, 65536),
-    "latent_scale": (1e-6, 1e6),
+    "scaling_factor": (1e-6, 1e6),
 }
 MOST_ENTRIES = 16  # levels, or pictures of a pose encoder
 LONGEST_NAME = 100  # characters
 
 
+# Names of headers and experiment files, and ours.
+OLD_NAMES = {"prediction": "prediction_type", "latent_scale": "scaling_factor"}
 # What the modules raise when they are built of sizes that do not go together.
 UNBUILDABLE = (ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, AssertionError)
 
 
 class ConfigError(InputError):
     """Numbers of which no network can be built."""
+
+
+def current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """Values of a header or an experiment file under our names."""
+    return {OLD_NAMES.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -74,10 +81,10 @@ class NetworkConfig:
         image_*: the CLIP vision transformer; its projection has `cross_attention_dim` channels.
         n_expression: length of the expression vector.
         expression_tokens, expression_hidden: shape of the expression adapter's MLP.
-        prediction: what the UNet predicts, "v_prediction" or "epsilon".
+        prediction_type: what the UNet predicts, "v_prediction" or "epsilon".
         zero_terminal_snr: whether the last time step is pure noise.
         beta_schedule: diffusers' name of how β grows from 0.00085 to 0.012.
-        latent_scale: factor from autoencoder output to UNet latents.
+        scaling_factor: factor from autoencoder output to UNet latents.
         profile: the method that the weights were made for.
     """
 
@@ -111,10 +118,10 @@ class NetworkConfig:
     expression_tokens: int = 4
     expression_hidden: int = 768
 
-    prediction: str = "v_prediction"
+    prediction_type: str = "v_prediction"
     zero_terminal_snr: bool = True
     beta_schedule: str = "scaled_linear"
-    latent_scale: float = 0.18215
+    scaling_factor: float = 0.18215
 
     profile: str = "anifacediff"
 
@@ -152,7 +159,7 @@ class NetworkConfig:
             image_intermediate=512,
             n_expression=52,
             expression_hidden=192,
-            latent_scale=1.0,
+            scaling_factor=1.0,
         )
 
     @classmethod
@@ -165,13 +172,10 @@ class NetworkConfig:
         """Pixels per latent position along each side."""
         return 2 ** (len(self.pose_channels) - 1)
 
-    @property
-    def latent_multiple(self) -> int:
-        """Latent sides have to be a multiple of this."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As a header has it, under the names that headers have always had."""
+        stored = {now: former for former, now in OLD_NAMES.items()}
+        return {stored.get(name, name): value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> NetworkConfig:
@@ -180,6 +184,9 @@ class NetworkConfig:
         Raises:
             ConfigError: there are unknown keys, or no network can have these values.
         """
+        named, values = len(values), current_names(values)
+        if len(values) < named:
+            raise ConfigError("Network config: an entry stands there under two names, give it once.")
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(values) - known, key=str)
         if unknown:

@@ -296,36 +296,3 @@ def append_zero_rows(context: Tensor, rows: int) -> Tensor:
     """Extend the context (conditional rows, tokens, dim) to `rows` by the unconditional embedding, zero."""
     missing = rows - len(context)
     return torch.cat([context, context.new_zeros(missing, *context.shape[1:])]) if missing else context
-
-
-class GraphableForward(nn.Module):
-    """The training forward with its numbers of rows fixed: tensors in and out, as graph capture wants it."""
-
-    def __init__(self, model: AniFaceDiff, conditional_rows: int, reference_rows: int | None = None) -> None:
-        super().__init__()
-        self.model = model
-        self.conditional_rows, self.reference_rows = conditional_rows, reference_rows
-
-    def forward(
-        self,
-        noisy_latents: Tensor,
-        timesteps: Tensor,
-        source_latents: Tensor,
-        image_pixels: Tensor,
-        normals: Tensor,
-        expression: Tensor,
-        expression_weight: Tensor,
-        image_weight: Tensor | None = None,
-    ) -> Tensor:
-        return self.model(
-            noisy_latents,
-            timesteps,
-            source_latents,
-            image_pixels,
-            normals,
-            expression,
-            self.conditional_rows,
-            expression_weight,
-            self.reference_rows,
-            image_weight,
-        )

@@ -14,10 +14,8 @@ STRENGTH = 1.0  # the tested one
 MOST_STRENGTH = 4.0
 LEAST_SIDE = 128  # below, a chip has less than two pixels
 LEVEL = 1 / 255
-FAINT, STRONG = (
-    1.15 * LEVEL,
-    1.9 * LEVEL,
-)  # rms of the pattern where the picture is flat, and where it is busy
+# Rms of the pattern where the picture is flat, and where it is busy.
+FAINT, STRONG = 1.15 * LEVEL, 1.9 * LEVEL
 FAINTEST = 0.7 * LEVEL  # where a large picture is flat: less would be lost when it is rounded to bytes
 SMALL = 256  # shorter side in pixels up to which FAINT is needed
 NEIGHBORS = 5  # chips whose mean is taken away, since large spots are what one sees first

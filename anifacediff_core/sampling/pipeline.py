@@ -81,7 +81,7 @@ class Pipeline:
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Pictures (N, 3, H, W) in [0, 1] → UNet latents (N, 4, h, w)."""
-        return self.autoencoder.encode(images.to(self.device, self.dtype)) * self.model.config.latent_scale
+        return self.autoencoder.encode(images.to(self.device, self.dtype)) * self.model.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
@@ -89,7 +89,7 @@ class Pipeline:
         # a CPU is faster frame by frame: what lies between two layers then stays in its cache
         for part in latents.split(1 if self.device.type == "cpu" else 8):
             images = self.autoencoder.decode(
-                part.to(self.device, self.dtype) / self.model.config.latent_scale
+                part.to(self.device, self.dtype) / self.model.config.scaling_factor
             )
             yield require_finite(images.float()).clamp(0, 1).cpu()
 

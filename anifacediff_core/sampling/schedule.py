@@ -46,15 +46,15 @@ class NoiseSchedule:
 
     Args:
         sigmas: (1000,) σ of every time step.
-        prediction: "v_prediction" or "epsilon".
+        prediction_type: "v_prediction" or "epsilon".
     """
 
     sigmas: Tensor
-    prediction: str
+    prediction_type: str
 
     @classmethod
     def of(cls, config: NetworkConfig) -> NoiseSchedule:
-        return cls(make_sigmas(config.zero_terminal_snr, config.beta_schedule), config.prediction)
+        return cls(make_sigmas(config.zero_terminal_snr, config.beta_schedule), config.prediction_type)
 
     @property
     def alphas(self) -> Tensor:
@@ -79,7 +79,7 @@ class NoiseSchedule:
 
     def pred_original_sample(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
         """The clean latents that a prediction of the UNet means, for noisy `latents` at σ."""
-        if self.prediction == "epsilon":
+        if self.prediction_type == "epsilon":
             return latents - prediction * sigma
         return latents / (sigma**2 + 1) - prediction * sigma / (sigma**2 + 1).sqrt()
 

@@ -131,38 +131,26 @@ class VideoTiming:
         return cls(Fraction(rate), sound, times)
 
 
+@dataclass
 class ResumableVideo:
     """An unfinished video and its folder, which is its own within the context that :meth:`begin` opens.
 
-    Args:
+    Attributes:
         folder: where the segments are.
         partial: mp4 for what is finished, should the work be stopped.
+        fingerprint: of what the frames depend on.
         finish: called with every joined video, also with a partial one, before it gets its name.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        partial: Path,
-        fingerprint: str,
-        timing: VideoTiming,
-        say: Say,
-        finish: Finish | None = None,
-    ) -> None:
-        self.folder, self.partial = folder, partial
-        self.fingerprint, self.timing, self.say, self.finish = fingerprint, timing, say, finish
+    folder: Path
+    partial: Path
+    fingerprint: str
+    timing: VideoTiming
+    say: Say
+    finish: Finish | None = None
 
-    @classmethod
     @contextmanager
-    def begin(
-        cls,
-        folder: Path,
-        partial: Path,
-        fingerprint: str,
-        timing: VideoTiming,
-        say: Say,
-        finish: Finish | None = None,
-    ) -> Iterator[ResumableVideo]:
+    def begin(self) -> Iterator[ResumableVideo]:
         """Go on with what is in the folder if it has the same fingerprint, or start anew.
 
         Of other settings the finished frames are kept as a video of their own, which no run removes.
@@ -170,17 +158,15 @@ class ResumableVideo:
         Raises:
             InputError: another run works in the folder.
         """
-        busy = (
-            f"The video {folder.stem} is being made by another run: wait for it or choose another file name."
-        )
+        name = self.folder.stem
+        busy = f"The video {name} is being made by another run: wait for it or choose another file name."
         try:
-            with file_lock(folder / LOCK, busy):
-                work = cls(folder, partial, fingerprint, timing, say, finish)
-                work._prepare()
-                yield work
+            with file_lock(self.folder / LOCK, busy):
+                self._prepare()
+                yield self
         finally:
             with suppress(OSError):  # it is not there, or holds something
-                folder.rmdir()
+                self.folder.rmdir()
 
     def _prepare(self) -> None:
         found = self._former()
@@ -196,7 +182,9 @@ class ResumableVideo:
             self.say(f"The notes in {self.folder.name} are missing or damaged: starting anew.")
         self.clear(DRIVING)
         with _explain_full_disk(self.folder), atomic_write(self.folder / MANIFEST) as temporary:
-            Path(temporary).write_text(json.dumps(self._manifest()))
+            timing = {**asdict(self.timing), "rate": str(self.timing.rate)}
+            manifest = {"version": VERSION, "fingerprint": self.fingerprint, "footage": timing}
+            Path(temporary).write_text(json.dumps(manifest))
 
     def parameters(
         self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]]
@@ -324,10 +312,6 @@ class ResumableVideo:
         except DAMAGED:
             return None
 
-    def _manifest(self) -> dict[str, object]:
-        timing = {**asdict(self.timing), "rate": str(self.timing.rate)}
-        return {"version": VERSION, "fingerprint": self.fingerprint, "footage": timing}
-
     def _former(self) -> ResumableVideo | None:
         """The video that the folder's manifest describes, if there is one that can be read."""
         try:
@@ -335,9 +319,7 @@ class ResumableVideo:
             if found["version"] != VERSION:
                 return None
             former = VideoTiming.noted(found["footage"])
-            return ResumableVideo(
-                self.folder, self.partial, found["fingerprint"], former, self.say, self.finish
-            )
+            return replace(self, fingerprint=found["fingerprint"], timing=former)
         except DAMAGED:
             return None
 

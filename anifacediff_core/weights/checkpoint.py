@@ -8,7 +8,7 @@ the weights want to be sampled otherwise than others of their size, `sampling` (
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,33 +28,13 @@ from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkCon
 from anifacediff_core.network.model import PARTS as NETWORK_PARTS
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import PREFIX, SamplingConfig
-from anifacediff_core.progress import Progress
-from anifacediff_core.storage import write_tensor_stream, write_tensors
-from anifacediff_core.weights.fill import misfits
+from anifacediff_core.storage import write_tensors
+from anifacediff_core.weights.fill import misfits, shapes_of
 from anifacediff_core.weights.reading import TensorInfo, open_tensors
 
 VERSION = 1
 HEADER = "anifacediff"
 PARTS = (*NETWORK_PARTS, "vae", "face_encoder", "face_detector", "deca", "smirk")
-
-
-@dataclass(frozen=True)
-class TensorStream:
-    """A part's tensors that need not be in memory together.
-
-    Args:
-        infos: shape and type of each by its name.
-        read: yields each of them.
-    """
-
-    infos: Mapping[str, TensorInfo]
-    read: Callable[[], Iterable[tuple[str, Tensor]]]
-
-    @classmethod
-    def of(cls, weights: Mapping[str, Tensor]) -> TensorStream:
-        """Tensors that are in memory."""
-        infos = {name: TensorInfo(tuple(weight.shape), weight.dtype) for name, weight in weights.items()}
-        return cls(infos, lambda: weights.items())
 
 
 def save_checkpoint(
@@ -76,57 +56,23 @@ def save_checkpoint(
     """
     path = Path(path)
     tensors = {}
-    _require_known(parts)
+    require_known(parts)
     for part, weights in parts.items():
         for name, weight in weights.items():
             weight = weight.detach().cpu()
             stored = weight.to(dtype) if weight.is_floating_point() else weight
-            _require_finite(stored, f"{part}.{name}", path)
+            require_finite(stored, f"{part}.{name}", path)
             tensors[f"{part}.{name}"] = stored.contiguous().clone()
-    write_tensors(path, tensors, _metadata(config, head, provenance, sampling))
+    write_tensors(path, tensors, checkpoint_metadata(config, head, provenance, sampling))
 
 
-def stream_checkpoint(
-    path: str | Path,
-    parts: Mapping[str, TensorStream],
-    config: NetworkConfig,
-    *,
-    head: str,
-    provenance: dict[str, Any] | None = None,
-    sampling: SamplingConfig | None = None,
-    dtype: torch.dtype = torch.float16,
-    progress: Progress | None = None,
-) -> None:
-    """`save_checkpoint` with one tensor in memory at a time, for weights of any size."""
-    path = Path(path)
-    _require_known(parts)
-    layout = {
-        f"{part}.{name}": (info.shape, dtype if info.dtype.is_floating_point else info.dtype)
-        for part, stream in parts.items()
-        for name, info in stream.infos.items()
-    }
-
-    def tensors() -> Iterator[tuple[str, Tensor]]:
-        done = 0
-        for part, stream in parts.items():
-            for name, weight in stream.read():
-                stored = weight.detach().to("cpu", layout[f"{part}.{name}"][1])
-                _require_finite(stored, f"{part}.{name}", path)
-                yield f"{part}.{name}", stored
-                done += 1
-                if progress is not None:
-                    progress(done, len(layout))
-
-    write_tensor_stream(path, layout, tensors(), _metadata(config, head, provenance, sampling))
-
-
-def _require_known(parts: Iterable[str]) -> None:
+def require_known(parts: Iterable[str]) -> None:
     for part in parts:
         if part not in PARTS:
             raise InputError(f"A checkpoint has no part {part!r}: expected some of {', '.join(PARTS)}.")
 
 
-def _metadata(
+def checkpoint_metadata(
     config: NetworkConfig, head: str, provenance: dict[str, Any] | None, sampling: SamplingConfig | None
 ) -> dict[str, str]:
     header = {"version": VERSION, "network": config.to_json(), "head": head, "provenance": provenance or {}}
@@ -187,8 +133,9 @@ def read_header(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
         NetworkConfig.from_json(network)
     except ConfigError as error:
+        reason = str(error).removeprefix("Network config: ").rstrip(".")
         raise InputError(
-            f"{path.name} has a header that describes no network, {_within(error)}; fetch it again."
+            f"{path.name} has a header that describes no network, {reason}; fetch it again."
         ) from error
     return header
 
@@ -249,11 +196,6 @@ def load_autoencoder(checkpoint: Checkpoint) -> AutoEncoder | StableAutoEncoder:
     return autoencoder.eval()
 
 
-def _within(error: ConfigError) -> str:
-    """What a refused config says, as a part of a longer sentence."""
-    return str(error).removeprefix("Network config: ").rstrip(".")
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """An open checkpoint.
@@ -312,11 +254,8 @@ class Checkpoint:
 
     def require_fit(self, module: nn.Module, name: str) -> None:
         """Refuse a part that has other names or shapes than its module, before any of it is read."""
-        for key, expected, found in misfits(module, self.shapes(name)):
-            raise InputError(
-                f"{self.path.name} does not fit: expected {name}.{key} "
-                f"{'absent' if expected is None else expected}, found {'absent' if found is None else found}."
-            )
+        for misfit in misfits(shapes_of(module.state_dict()), self.shapes(name), f"{name}."):
+            raise InputError(f"{self.path.name} does not fit: {misfit}.")
 
     def _require(self, name: str) -> None:
         if name not in self.parts:
@@ -324,6 +263,6 @@ class Checkpoint:
             raise InputError(f"{self.path.name} has no {name}: expected that part, found {found}.")
 
 
-def _require_finite(tensor: Tensor, name: str, path: Path) -> None:
+def require_finite(tensor: Tensor, name: str, path: Path) -> None:
     if not is_finite(tensor):
         raise InputError(f"{path.name} is damaged: expected finite weights, found NaN or infinity in {name}.")

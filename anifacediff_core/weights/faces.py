@@ -7,17 +7,16 @@ from pathlib import Path
 
 import torch
 
-from anifacediff_core.capture.capture import CaptureModels, Models
 from anifacediff_core.capture.detector import PortraitDetector
+from anifacediff_core.capture.extract import CaptureModels, Models
 from anifacediff_core.capture.flame import FlameModels
 from anifacediff_core.capture.locate import FacesAtHand
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import EXPRESSIONS, NAME, SHAPES
 from anifacediff_core.head.model import FORMAT, HeadModel
 from anifacediff_core.weights.checkpoint import Checkpoint, bundled_checkpoint, load_checkpoint
-from anifacediff_core.weights.importers.deca import load_deca
+from anifacediff_core.weights.importers.face_encoders import load_deca, load_smirk
 from anifacediff_core.weights.importers.flame import load_flame
-from anifacediff_core.weights.importers.smirk import load_smirk
 from anifacediff_core.weights.reading import open_tensors
 
 DETECTOR, ENCODER = "face_detector", "face_encoder"

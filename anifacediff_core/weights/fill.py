@@ -11,7 +11,7 @@ from anifacediff_core.errors import InputError
 
 COUNTER = "num_batches_tracked"  # of batch norms; means nothing to a trained network
 
-Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[int, ...]]
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -25,23 +25,28 @@ def fill(network: Network, weights: Mapping[str, Tensor], what: str) -> Network:
     Raises:
         InputError: names or shapes differ.
     """
-    for name, expected, found in misfits(network, {key: tuple(t.shape) for key, t in weights.items()}):
-        raise InputError(
-            f"{what} does not fit: expected {name} {'absent' if expected is None else list(expected)}, "
-            f"found {'none' if found is None else list(found)}; get a fresh copy."
-        )
+    for misfit in misfits(shapes_of(network.state_dict()), shapes_of(weights)):
+        raise InputError(f"{what} does not fit: {misfit}; get a fresh copy.")
     if any(tensor.is_meta for tensor in network.state_dict().values()):
         network = network.to_empty(device="cpu")
     network.load_state_dict(weights, strict=False)  # strict but for the counters
     return network
 
 
-def misfits(
-    network: nn.Module, shapes: Mapping[str, Shape]
-) -> Iterator[tuple[str, Shape | None, Shape | None]]:
-    """Tensors whose shape is not the network's: name, expected and found shape, None where there is none."""
-    own = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    for name in sorted(own.keys() | shapes.keys()):
-        missing_counter = name.endswith(COUNTER) and name not in shapes
-        if own.get(name) != shapes.get(name) and not missing_counter:
-            yield name, own.get(name), shapes.get(name)
+def shapes_of(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def misfits(expected: Shapes, found: Shapes, prefix: str = "") -> Iterator[str]:
+    """What differs, tensor by tensor, each as a part of a sentence.
+
+    Args:
+        prefix: of the names, in the sentence.
+    """
+    for name in sorted(expected.keys() | found.keys()):
+        here, there = expected.get(name), found.get(name)
+        if here != there and not (there is None and name.endswith(COUNTER)):
+            yield (
+                f"expected {prefix}{name} {'absent' if here is None else list(here)}, "
+                f"found {'none' if there is None else list(there)}"
+            )

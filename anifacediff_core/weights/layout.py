@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -13,8 +13,9 @@ from anifacediff_core.network.config import UNBUILDABLE, ConfigError, NetworkCon
 from anifacediff_core.network.encoders import ExpressionAdapter, make_image_encoder, make_pose_encoder
 from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.network.unet import make_unet, trim_reference
+from anifacediff_core.weights.fill import shapes_of
 
-Layout = dict[str, tuple[int, ...]]
+Layout = Mapping[str, tuple[int, ...]]
 
 
 def unet_layout(config: NetworkConfig) -> Layout:
@@ -78,4 +79,4 @@ def module_layout(make: Callable[..., nn.Module], *arguments: object) -> Layout:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError("Network config: the sizes do not go together.") from error
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return shapes_of(module.state_dict())

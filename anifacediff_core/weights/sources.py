@@ -26,7 +26,8 @@ from torch import Tensor
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
 from anifacediff_core.network.config import ConfigError, NetworkConfig
-from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, TensorStream, load_checkpoint
+from anifacediff_core.weights.checkpoint import HEADER, PARTS, Checkpoint, load_checkpoint
+from anifacediff_core.weights.fill import misfits
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize_file
 from anifacediff_core.weights.importers.motion_modules import TABLE
 from anifacediff_core.weights.layout import (
@@ -55,7 +56,7 @@ LAYOUTS = {
 }
 # What the public relatives of the method have in common, and what each has of its own.
 FAMILY: dict[str, Any] = {
-    "prediction": "v_prediction",
+    "prediction_type": "v_prediction",
     "zero_terminal_snr": True,
     "beta_schedule": "linear",
     "motion_norm": "frame",
@@ -125,13 +126,13 @@ def _check_claims(checkpoint: Checkpoint) -> None:
     What a file has beyond that is for the loaders to judge, and position tables may be left out.
     """
     for part in filter(LAYOUTS.__contains__, checkpoint.parts):
-        found = checkpoint.shapes(part)
-        for name, shape in _layout(part, checkpoint.config, checkpoint.path).items():
-            if found.get(name) != shape and not (name not in found and name.endswith(TABLE)):
-                raise InputError(
-                    f"{checkpoint.path.name} does not fit its own header: expected {part}.{name} "
-                    f"{list(shape)}, found {list(found[name]) if name in found else 'none'}; fetch it again."
-                )
+        found, layout = checkpoint.shapes(part), _layout(part, checkpoint.config, checkpoint.path)
+        expected = {
+            name: shape for name, shape in layout.items() if name in found or not name.endswith(TABLE)
+        }
+        known = {name: shape for name, shape in found.items() if name in expected}
+        for misfit in misfits(expected, known, f"{part}."):
+            raise InputError(f"{checkpoint.path.name} does not fit its own header: {misfit}; fetch it again.")
 
 
 def open_folder(path: Path) -> FolderCheckpoint:
@@ -260,17 +261,10 @@ def check_parts(config: NetworkConfig, parts: Parts) -> None:
     for part, found in parts.items():
         if part not in LAYOUTS or any(part in recognition.partial for recognition in found):
             continue
-        expected = _layout(part, config, found[0].path)
-        infos = part_infos(part, found)
-        for name in sorted(expected.keys() | infos.keys()):
-            there = infos[name].shape if name in infos else None
-            if there != expected.get(name):
-                unet = parts.get("unet", found)[0].path.name
-                raise InputError(
-                    f"{found[0].path.name} does not fit {unet}: expected {part}.{name} "
-                    f"{list(expected[name]) if name in expected else 'absent'}, "
-                    f"found {list(there) if there is not None else 'none'}."
-                )
+        shapes = {name: info.shape for name, info in part_infos(part, found).items()}
+        for misfit in misfits(_layout(part, config, found[0].path), shapes, f"{part}."):
+            unet = parts.get("unet", found)[0].path.name
+            raise InputError(f"{found[0].path.name} does not fit {unet}: {misfit}.")
 
 
 def _layout(part: str, config: NetworkConfig, path: Path) -> Layout:
@@ -286,14 +280,6 @@ def part_infos(part: str, found: Iterable[Recognition]) -> dict[str, TensorInfo]
     return {name: info for recognition in found for name, info in recognition.infos(part).items()}
 
 
-def part_stream(part: str, found: tuple[Recognition, ...]) -> TensorStream:
-    """A part as it is written into a checkpoint."""
-    return TensorStream(
-        part_infos(part, found),
-        lambda: chain.from_iterable(recognition.tensors(part) for recognition in found),
-    )
-
-
 def describe_sources(found: Iterable[Recognition]) -> list[dict[str, Any]]:
     """Which files a part comes from."""
     return [
@@ -305,23 +291,6 @@ def describe_sources(found: Iterable[Recognition]) -> list[dict[str, Any]]:
         }
         for recognition in found
     ]
-
-
-def find_part(path: Path, part: str) -> tuple[Recognition, ...]:
-    """The files of one part: the file named, or those in a folder.
-
-    Raises:
-        InputError: there is no such part.
-    """
-    if path.is_dir():
-        folder = read_folder(path)
-        found, seen = folder.parts.get(part, ()), ", ".join(folder.parts) or "no weights"
-    else:
-        recognition = recognize_file(path)
-        found, seen = (recognition,) if part in recognition.parts else (), recognition.format
-    if not found:
-        raise InputError(f"{path.name} has no {part}: expected that part, found {seen}.")
-    return found
 
 
 def _require_own(path: Path) -> None:

@@ -138,11 +138,6 @@ def text_conditioning(positive: Tensor, negative: Tensor) -> tuple[list, list]:
     return [[positive, {}]], [[negative, {}]]
 
 
-def block_names(model: ModelPatcher) -> dict[Block, str]:
-    """diffusers' name of every transformer block of the MODEL, in the order in which the host runs them."""
-    return {place.block: place.transformer_name for place in attending(find_places(model))}
-
-
 @dataclass(frozen=True)
 class _Expression:
     adapter: ModelPatcher

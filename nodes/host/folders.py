@@ -40,6 +40,11 @@ def file_names(folder: str, bundled: bool = False) -> list[str]:
     return ([BUNDLED] if bundled else []) + folder_paths.get_filename_list(folder)
 
 
+def head_names() -> list[str]:
+    """FLAME's folder also holds its texture and its landmarks, in NumPy's formats."""
+    return [name for name in file_names(FLAME) if name.endswith((".safetensors", ".pkl"))]
+
+
 def model_names() -> list[str]:
     """Names of models for a drop-down: the bundled one, files, and folders of other projects' files."""
     folders = {

@@ -43,14 +43,8 @@ PREFIX = "diffusion_model."  # what the host calls the UNet in a MODEL
 Parts = dict[str, Tensor]  # tensors of one layer by suffix
 
 # what precedes a layer's name, dots written as underscores; several may follow one another
-_PREFIXES = (
-    "state_dict_",
-    "base_model_model_",
-    "model_diffusion_model_",
-    "diffusion_model_",
-    "lora_unet_",
-    "lycoris_",
-    "unet_",
+_PREFIXES = re.compile(
+    r"((state_dict|base_model_model|model_diffusion_model|diffusion_model|lora_unet|lycoris|unet)_)*"
 )
 _TEXT_ENCODER = re.compile(r"(lora_)?te[12]?_|text_(encoder|model)|clip_[lg]_")
 # what follows it, and what the host's adapters call that; None: the same
@@ -60,13 +54,8 @@ _SUFFIXES = [
     (re.compile(r"\.lora_B(\.[^.]+)?(\.weight)?$"), ".lora_up.weight"),
     (re.compile(r"\.lora_A(\.[^.]+)?(\.weight)?$"), ".lora_down.weight"),
     (re.compile(r"\.lora_magnitude_vector(\.[^.]+)?(\.weight)?$"), ".dora_scale"),
-    (
-        re.compile(
-            r"\.(lora_mid\.weight|alpha|dora_scale|hada_\w+|lokr_\w+|oft_\w+|rescale|[ab][12]\.weight"
-            r"|diff|diff_b|w_norm|b_norm|set_weight)$"
-        ),
-        None,
-    ),
+    (re.compile(r"\.(lora_mid\.weight|alpha|dora_scale|hada_\w+|lokr_\w+|oft_\w+|rescale)$"), None),
+    (re.compile(r"\.([ab][12]\.weight|diff|diff_b|w_norm|b_norm|set_weight)$"), None),
 ]
 _SDXL = "a LoRA for SDXL"
 _FAMILIES = [
@@ -122,7 +111,7 @@ def watch_loras(model: ModelPatcher) -> None:
     """
     if model.get_attachment(KEY) is not None:
         return
-    model.set_attachments(KEY, _Birth.of(model, without_effect=0))
+    model.set_attachments(KEY, _birth(model, 0))
     model.add_callback_with_key(CallbacksMP.ON_CLONE, KEY, _remember_birth)
     model.add_callback_with_key(CallbacksMP.ON_REGISTER_ALL_HOOK_PATCHES, KEY, _forget_hooks)
     model.add_callback_with_key(CallbacksMP.ON_PRE_RUN, KEY, _notify)
@@ -131,9 +120,8 @@ def watch_loras(model: ModelPatcher) -> None:
 def lora_warnings(model: ModelPatcher) -> list[str]:
     """A sentence for everything that the host left out of the LoRAs on `model`."""
     warnings = []
-    birth = model.get_attachment(KEY)
-    without_effect = birth is not None and birth.without_effect + birth.added_nothing(model)
-    if without_effect or not all(model.hook_patches.values()):
+    watched = model.get_attachment(KEY) is not None
+    if (watched and _without_effect(model)) or not all(model.hook_patches.values()):
         warnings.append(
             "A LoRA reaches no layer of the MODEL and has no effect: load it with AniFaceDiff's LoRA Loader, "
             "which knows more namings and says what a file was made for."
@@ -155,45 +143,35 @@ def lora_warnings(model: ModelPatcher) -> list[str]:
     return warnings
 
 
-@dataclass(frozen=True)
-class _Birth:
-    """What a clone was born with, and how many LoRAs before it added nothing."""
-
-    patches_uuid: Any
-    patches: int
-    wrappers: int
-    without_effect: int
-
-    @classmethod
-    def of(cls, model: ModelPatcher, without_effect: int) -> _Birth:
-        return cls(
-            model.patches_uuid, _count(model.patches), _count(model.weight_wrapper_patches), without_effect
-        )
-
-    def added_nothing(self, model: ModelPatcher) -> bool:
-        """Whether the host was asked to add patches to `model` since, but found no layer for any."""
-        return (
-            model.patches_uuid != self.patches_uuid
-            and _count(model.patches) == self.patches
-            # these draw the number anew as well
-            and _count(model.weight_wrapper_patches) == self.wrappers
-            and "manual_cast_dtype" not in model.object_patches
-        )
+# How a MODEL came to be, as an attachment: the host's number of its patches and how many there are, and how
+# many LoRAs before it added nothing.
+Birth = tuple[Any, int, int]
 
 
-def _count(patches: dict[str, list]) -> int:
-    return sum(map(len, patches.values()))
+def _birth(model: ModelPatcher, without_effect: int) -> Birth:
+    return model.patches_uuid, _patch_count(model), without_effect
+
+
+def _without_effect(model: ModelPatcher) -> int:
+    """How many LoRAs found no layer: those before, and one that `model` was asked to add since."""
+    number, patches, before = model.get_attachment(KEY)
+    nothing = model.patches_uuid != number and _patch_count(model) == patches
+    return before + (nothing and "manual_cast_dtype" not in model.object_patches)  # that draws it anew, too
+
+
+def _patch_count(model: ModelPatcher) -> int:
+    """Also of wrappers, at which the host draws the number anew as well."""
+    return sum(map(len, (*model.patches.values(), *model.weight_wrapper_patches.values())))
 
 
 def _remember_birth(parent: ModelPatcher, child: ModelPatcher) -> None:
-    birth = parent.get_attachment(KEY)
-    child.set_attachments(KEY, _Birth.of(child, birth.without_effect + birth.added_nothing(parent)))
+    child.set_attachments(KEY, _birth(child, _without_effect(parent)))
 
 
 def _forget_hooks(model: ModelPatcher, *_: Any) -> None:
     """LoRAs that come with the conditioning draw the number anew as well, and stay for one run only."""
     if model.hook_patches:
-        model.set_attachments(KEY, _Birth.of(model, model.get_attachment(KEY).without_effect))
+        model.set_attachments(KEY, _birth(model, model.get_attachment(KEY)[2]))
 
 
 def _notify(model: ModelPatcher) -> None:
@@ -290,7 +268,8 @@ def _sort_out(weights: Parts, layers: dict[str, str], file: str) -> _Contents:
     homeless, text_encoder, unknown = [], set(), []
     for name, tensor in weights.items():
         layer, suffix = _split(name)
-        flat = _bare(_flat(layer))
+        # without prefixes, and without the `processor` of older diffusers
+        flat = _PREFIXES.sub("", _flat(layer), count=1).replace("_processor_to_", "_to_")
         place = layers.get(flat) or layers.get(flat + "_0")  # older diffusers: to_out for to_out.0
         if _TEXT_ENCODER.match(flat):
             text_encoder.add(flat)
@@ -301,7 +280,9 @@ def _sort_out(weights: Parts, layers: dict[str, str], file: str) -> _Contents:
         elif suffix in fitting.setdefault(place, {}):
             raise InputError(f"{file} has the layer {layer} twice, in two namings: choose another file.")
         else:
-            fitting[place][suffix] = _as_column(tensor) if suffix == ".dora_scale" else tensor
+            # PEFT has the magnitudes of DoRA in one row, the host one per row
+            row = suffix == ".dora_scale" and tensor.ndim == 1
+            fitting[place][suffix] = tensor.reshape(-1, 1) if row else tensor
     return _Contents(fitting, list(dict.fromkeys(homeless)), len(text_encoder), unknown, _family(weights))
 
 
@@ -312,18 +293,6 @@ def _split(name: str) -> tuple[str, str]:
         if found:
             return name[: found.start()], suffix or found[0]
     return name, ""
-
-
-def _bare(flat: str) -> str:
-    """The name without prefixes, and without the `processor` of older diffusers."""
-    while prefix := next((prefix for prefix in _PREFIXES if flat.startswith(prefix)), None):
-        flat = flat.removeprefix(prefix)
-    return flat.replace("_processor_to_", "_to_")
-
-
-def _as_column(magnitudes: Tensor) -> Tensor:
-    """PEFT has the magnitudes of DoRA in one row, the host one per row."""
-    return magnitudes.reshape(-1, 1) if magnitudes.ndim == 1 else magnitudes
 
 
 def _family(weights: Parts) -> str | None:

@@ -16,6 +16,7 @@ import comfy.utils
 import torch
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.autoencoder import count_numbered
 from anifacediff_core.network.config import NetworkConfig
 
 from .operations import fast_operations
@@ -61,8 +62,10 @@ def unet_config(weights: Weights) -> dict:
         raise InputError(
             "The UNet weights lack conv_in and conv_out: load a denoising UNet in diffusers' naming."
         )
-    levels = _count(weights, "down_blocks.{}.resnets.0.conv1.weight")
-    layers = [_count(weights, f"down_blocks.{level}.resnets.{{}}.conv1.weight") for level in range(levels)]
+    levels = count_numbered(weights, "down_blocks.{}.resnets.0.conv1.weight")
+    layers = [
+        count_numbered(weights, f"down_blocks.{level}.resnets.{{}}.conv1.weight") for level in range(levels)
+    ]
     widths = [weights[f"down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in range(levels)]
     if not levels or any(width % widths[0] for width in widths):
         raise InputError(
@@ -70,7 +73,7 @@ def unet_config(weights: Weights) -> dict:
         )
 
     def depth(block: str) -> int:
-        return _count(weights, block + ".transformer_blocks.{}.norm1.weight")
+        return count_numbered(weights, block + ".transformer_blocks.{}.norm1.weight")
 
     # the host takes the output's depths from the end of the list
     down = [
@@ -136,7 +139,7 @@ class _ModelConfig(comfy.supported_models.SD15):
             "num_head_channels": -1 if one_number else widths.pop(),
         }
         super().__init__(config)
-        self.v_prediction = network.prediction == "v_prediction"
+        self.v_prediction = network.prediction_type == "v_prediction"
         self.sampling_settings["beta_schedule"] = _BETAS[network.beta_schedule]
         if network.zero_terminal_snr:
             self.sampling_settings["zsnr"] = True
@@ -144,14 +147,6 @@ class _ModelConfig(comfy.supported_models.SD15):
     def model_type(self, state_dict: Weights, prefix: str = "") -> comfy.model_base.ModelType:
         types = comfy.model_base.ModelType
         return types.V_PREDICTION if self.v_prediction else types.EPS
-
-
-def _count(weights: Weights, pattern: str) -> int:
-    """Number of consecutive indices, from 0, for which `pattern.format(index)` is a key."""
-    count = 0
-    while pattern.format(count) in weights:
-        count += 1
-    return count
 
 
 def _check_shapes(weights: Weights, expected: Weights) -> None:

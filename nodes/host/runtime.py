@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import comfy.model_management
 import comfy.utils
-import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_execution.utils import get_executing_context
@@ -15,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from anifacediff_core.errors import printable
+from anifacediff_core.video import to_pixels
 
 __all__ = ["ModelPatcher", "Progress", "device", "notify", "show_text"]
 
@@ -41,7 +41,9 @@ class Progress:
     def show(self, done: int, total: int, picture: Tensor | None = None) -> None:
         """Move the bar and, where there is one, show a picture (3, height, width) in [0, 1] on the node."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        preview = None if picture is None else ("JPEG", _to_pillow(picture), PREVIEW_SIDE)
+        preview = (
+            None if picture is None else ("JPEG", Image.fromarray(to_pixels(picture.float())), PREVIEW_SIDE)
+        )
         self.bar.update_absolute(done, total, preview)
 
 
@@ -68,8 +70,3 @@ def show_text(text: str) -> None:
     if send is not None:
         shown = "\n".join(map(printable, text.splitlines()))
         send(shown.replace("<", "&lt;"), context.node_id)
-
-
-def _to_pillow(picture: Tensor) -> Image.Image:
-    pixels = picture.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
-    return Image.fromarray(np.ascontiguousarray(pixels.movedim(0, -1).numpy()))

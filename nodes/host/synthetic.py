@@ -11,11 +11,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import folder_paths
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import rgb
+from anifacediff_core.capture.extract import rgb
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance import manifest
 from anifacediff_core.provenance.container import copy_declared
@@ -34,7 +33,7 @@ from anifacediff_core.video import (
 from .api import InputImpl
 from .folders import C2PA, file_path
 from .runtime import Progress, notify
-from .video import file_of, part_of, video_of
+from .video import file_of, part_of, temporary_folder, video_of
 
 QUALITY = 18  # crf
 SAME_RATE = 0.03  # as a share: rates that differ by less are one, measured in different ways
@@ -95,7 +94,7 @@ def save_synthetic(
     if isinstance(video, InputImpl.VideoFromComponents):
         components = video.get_components()
         timing = _timing(components, driving)
-        with tempfile.TemporaryDirectory(dir=_temporary()) as folder:
+        with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             encoded = _encode(_pictures(components), timing, Path(folder), crf, warn)
             copy_declared(encoded, path, metadata, say=warn)
         taken = timing.note
@@ -119,12 +118,6 @@ def _sign(path: Path, certificate: str | None, private_key: str | None) -> str:
         raise InputError("A C2PA manifest needs a certificate and its private key: choose both.")
     manifest.sign(path, file_path(C2PA, certificate), file_path(C2PA, private_key))
     return "signed with a C2PA manifest"
-
-
-def _temporary() -> str:
-    folder = Path(folder_paths.get_temp_directory())
-    folder.mkdir(parents=True, exist_ok=True)
-    return str(folder)
 
 
 def components_of(video: Any) -> tuple[Tensor, dict[str, Any] | None, float]:

@@ -34,7 +34,7 @@ def load_vae(weights: dict[str, torch.Tensor], network: NetworkConfig) -> comfy.
         vae.throw_exception_if_invalid()
         return vae
     host = {f"taesd_{name}": weight for name, weight in weights.items()}
-    host["vae_scale"] = torch.tensor(SD15_LATENT_SCALE / network.latent_scale)
+    host["vae_scale"] = torch.tensor(SD15_LATENT_SCALE / network.scaling_factor)
     host["vae_shift"] = torch.tensor(0.0)
     # it is small, and half precision shows as banding
     vae = comfy.sd.VAE(sd=host, dtype=torch.float32)
@@ -60,7 +60,7 @@ class _FrameByFrame(comfy.taesd.taesd.TAESD):
 
 def has_latents_of_its_own(network: NetworkConfig) -> bool:
     """Whether the UNet works on other latents than Stable Diffusion's."""
-    return network.latent_scale != SD15_LATENT_SCALE
+    return network.scaling_factor != SD15_LATENT_SCALE
 
 
 def fit_preview(model: ModelPatcher, vae: comfy.sd.VAE, picture: Tensor) -> None:

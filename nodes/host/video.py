@@ -15,7 +15,7 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.storage import file_digest
 from anifacediff_core.video import WHOLE, Part
 
-from .api import InputImpl
+from .api import InputImpl, io, ui
 
 
 def part_of(video: Any) -> tuple[Path, Part]:
@@ -50,10 +50,16 @@ def _stored(video: Any) -> Path:
     return Path(source)
 
 
-def _kept(write: Callable[[Path], object]) -> Path:
-    """A file in the temporary folder that has the name of its content."""
+def temporary_folder() -> Path:
+    """The host's, which need not be there yet."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _kept(write: Callable[[Path], object]) -> Path:
+    """A file in the temporary folder that has the name of its content."""
+    folder = temporary_folder()
     with tempfile.TemporaryDirectory(dir=folder) as beside:
         written = Path(beside) / "video.mp4"
         try:
@@ -65,6 +71,12 @@ def _kept(write: Callable[[Path], object]) -> Path:
         path = folder / f"anifacediff_{file_digest(written)[:16]}.mp4"
         written.replace(path)
     return path
+
+
+def preview_of(name: str) -> ui.PreviewVideo:
+    """What shows a video on the node that made it, by its name below the output folder."""
+    folder, _, file = name.rpartition("/")
+    return ui.PreviewVideo([ui.SavedResult(file, folder, io.FolderType.output)])
 
 
 def video_of(path: Path) -> Any:

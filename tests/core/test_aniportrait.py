@@ -62,7 +62,7 @@ def model(networks: Networks) -> AniFaceDiff:
 
 @pytest.fixture(scope="module")
 def latent(inputs: Inputs) -> Tensor:
-    return random_vae().encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.latent_scale
+    return random_vae().encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.scaling_factor
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from anifacediff_core.capture import mediapipe, mesh
 from anifacediff_core.capture.arkit import from_arkit, from_face_landmarks
-from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait, prepare
 from anifacediff_core.capture.detector import (
     CANVAS,
     Detection,
@@ -23,6 +22,7 @@ from anifacediff_core.capture.detector import (
     letterbox,
 )
 from anifacediff_core.capture.encoder import CROP, FaceEncoder, Reading
+from anifacediff_core.capture.extract import CaptureModels, crop_portrait, extract_parameters, prepare
 from anifacediff_core.capture.missing import format_ranges
 from anifacediff_core.capture.tracker import Tracker, fill_gaps, portrait_square, smooth_parameters
 from anifacediff_core.errors import InputError
@@ -284,7 +284,7 @@ def test_portrait_square_is_stable_and_holds_all_heads(head):
 def test_a_face_is_read_again_from_a_centered_square(head):
     params = moving_head(head, 3)
     truth = BestCentered(head, params)
-    found = capture(truth.frames(320, 320), truth.models(), "whole", smoothing=0.0)
+    found = extract_parameters(truth.frames(320, 320), truth.models(), "whole", smoothing=0.0)
     assert truth.seen == 2 * 3
     torch.testing.assert_close(found.parameters.expression, params.expression, atol=0.05, rtol=0)
 
@@ -296,7 +296,7 @@ def test_capture_reads_back_what_is_in_the_pictures(head, height, width):
         params = replace(params, camera=params.camera + torch.tensor([0.0, 0.0, 0.1]))
     truth = Truth(head, params, jitter=0.03)
     steps: list[tuple[int, int]] = []
-    found = capture(
+    found = extract_parameters(
         truth.frames(height, width), truth.models(), smoothing=0.0, progress=lambda *at: steps.append(at)
     )
     assert steps[-1] == (12, 12) and found.frames_without_face == []
@@ -317,9 +317,9 @@ def test_capture_takes_iterators_and_fills_missing_frames(head):
     params = moving_head(head, 10)
     truth = Truth(head, params, missing=(0, 4, 5))
     frames = truth.frames(320, 320)
-    whole = capture(frames, truth.models(), smoothing=0.0)
-    streamed = capture(iter(frames), truth.models(), smoothing=0.0, total=10)
-    chunked = capture(iter(frames.split(3)), truth.models(), smoothing=0.0)
+    whole = extract_parameters(frames, truth.models(), smoothing=0.0)
+    streamed = extract_parameters(iter(frames), truth.models(), smoothing=0.0, total=10)
+    chunked = extract_parameters(iter(frames.split(3)), truth.models(), smoothing=0.0)
     for other in (streamed, chunked):
         torch.testing.assert_close(other.parameters.camera, whole.parameters.camera, atol=1e-3, rtol=1e-3)
     assert whole.frames_without_face == [0, 4, 5] and whole.parameters.valid.sum() == 7
@@ -333,13 +333,15 @@ def test_capture_tells_of_several_faces(head):
     truth = Truth(head, params)
     single = truth.detect
     truth.detect = lambda frames: [[*faces, Detection(0.9, (0.0, 0.0, 0.05))] for faces in single(frames)]  # type: ignore[method-assign]
-    assert "2 faces" in capture(truth.frames(320, 320), truth.models()).note
+    assert "2 faces" in extract_parameters(truth.frames(320, 320), truth.models()).note
 
 
 def test_huge_pictures_are_read_like_small_ones(head):
     params = moving_head(head, 1)
     truth = Truth(head, params)
-    small, large = (capture(truth.frames(size, size), truth.models(), "whole") for size in (400, 4000))
+    small, large = (
+        extract_parameters(truth.frames(size, size), truth.models(), "whole") for size in (400, 4000)
+    )
     torch.testing.assert_close(large.parameters.camera, small.parameters.camera, atol=5e-3, rtol=2e-3)
 
 
@@ -358,7 +360,7 @@ def test_bad_pictures_are_refused_in_one_sentence(head, frames, said):
     truth = Truth(head, moving_head(head, 1))
     truth.detect = lambda pictures: [[] for _ in pictures]  # type: ignore[method-assign]
     with pytest.raises(InputError, match=said) as refusal:
-        capture(frames, truth.models(), what="the driving video")
+        extract_parameters(frames, truth.models(), what="the driving video")
     text = str(refusal.value)
     assert "driving video" in text and text.endswith(".") and text.count(". ") == 0
 
@@ -378,13 +380,13 @@ def test_cancelling_stops_capture(head):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        capture(truth.frames(64, 64), truth.models(), progress=cancel)
+        extract_parameters(truth.frames(64, 64), truth.models(), progress=cancel)
 
 
 def test_untrained_networks_run(head):
     detector, encoder = PortraitDetector().eval(), FaceEncoder().eval()
     detector.detect = lambda frames: [[Detection(0.9, (0.2, 0.2, 0.6))] for _ in frames]  # type: ignore[method-assign]
-    found = capture(torch.rand(2, 3, 96, 96), CaptureModels(detector, encoder, head))
+    found = extract_parameters(torch.rand(2, 3, 96, 96), CaptureModels(detector, encoder, head))
     assert len(found.parameters) == 2
     found.parameters.require_finite("captured parameters")
     assert (found.parameters.expression >= 0).all() and (found.parameters.expression <= 1).all()

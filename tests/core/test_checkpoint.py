@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,14 @@ def test_missing_truncated_and_foreign_files(path: Path, tmp_path: Path) -> None
         load_checkpoint(foreign)
 
 
+def test_names_in_a_header_stay() -> None:
+    stored = CONFIG.to_json()
+    assert stored["prediction"] == CONFIG.prediction_type and stored["latent_scale"] == CONFIG.scaling_factor
+    assert NetworkConfig.from_json(stored) == NetworkConfig.from_json(asdict(CONFIG)) == CONFIG
+    with pytest.raises(InputError, match="under two names"):
+        NetworkConfig.from_json(stored | {"scaling_factor": 1.0})
+
+
 def test_damaged_and_newer_headers(tmp_path: Path) -> None:
     path = tmp_path / "header.safetensors"
     for header, message in (
@@ -205,7 +214,7 @@ def test_misfitting_weights_are_named(path: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.safetensors"
     save_file(tensors, target, metadata={"anifacediff": json.dumps(header_of(path))})
     with pytest.raises(
-        InputError, match=r"expected vae\.encoder\.0\.weight \(64, 3, 3, 3\), found \(32, 3, 3, 3\)"
+        InputError, match=r"expected vae\.encoder\.0\.weight \[64, 3, 3, 3\], found \[32, 3, 3, 3\]"
     ):
         load_checkpoint(target).load_into(AutoEncoder(), "vae")
 

@@ -18,11 +18,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from anifacediff_core.claims import is_finite, parse_json, parse_rate, parse_yaml, shown
+from anifacediff_core.claims import is_finite, parse_json, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.lab.evaluation.judges import bundled_path, load_judges
+from anifacediff_core.lab.parsing import parse_rate, parse_yaml
 from anifacediff_core.lab.training.settings import read_experiment
 from anifacediff_core.lab.training.shard_format import SegmentInfo
 from anifacediff_core.network.config import ConfigError, NetworkConfig

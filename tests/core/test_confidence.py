@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.capture.arkit import from_face_landmarks
-from anifacediff_core.capture.capture import Captured, CaptureModels, capture
 from anifacediff_core.capture.confidence import LEAST, of_faces, over_time, sure_frames
 from anifacediff_core.capture.detector import Detection
+from anifacediff_core.capture.extract import Captured, CaptureModels, extract_parameters
 from anifacediff_core.capture.look import unlike, with_looks
 from anifacediff_core.capture.tracker import Tracker
 from anifacediff_core.errors import InputError
@@ -52,7 +52,7 @@ def steps(found: Captured) -> float:
 
 
 def test_an_open_face_is_sure(models: CaptureModels, clip: Tensor) -> None:
-    found = capture(clip, models, what="the driving video")
+    found = extract_parameters(clip, models, what="the driving video")
     assert found.parameters.valid.all() and not found.frames_without_face
     assert found.parameters.confidence.min() >= LEAST
     assert (
@@ -64,32 +64,32 @@ def test_an_open_face_is_sure(models: CaptureModels, clip: Tensor) -> None:
 @pytest.mark.parametrize("color", COLORS)
 def test_a_covered_face_counts_as_missing(models: CaptureModels, clip: Tensor, color: str) -> None:
     covered = behind(clip, color)
-    found = capture(covered, models)
+    found = extract_parameters(covered, models)
     assert found.frames_without_face == list(HIDDEN)
     assert "sure in 10 of 14 frames" in found.note and "frame 5-8" in found.note
     assert steps(found) < math.log(1.08)
-    held = capture(covered, models, missing="hold", smoothing=0.0).parameters
+    held = extract_parameters(covered, models, missing="hold", smoothing=0.0).parameters
     assert torch.equal(held.pose[8], held.pose[4]) and held.confidence[8] < LEAST <= held.confidence[4]
-    assert len(capture(covered, models, missing="skip").parameters) == 10
+    assert len(extract_parameters(covered, models, missing="skip").parameters) == 10
     with pytest.raises(InputError, match="none for sure, at frame 5-8"):
-        capture(covered, models, missing="stop")
+        extract_parameters(covered, models, missing="stop")
 
 
 def test_the_limit_is_the_artists(models: CaptureModels, clip: Tensor) -> None:
     picture = behind(clip, "light skin")
-    everything = capture(picture, models, least_confidence=0.0)
+    everything = extract_parameters(picture, models, least_confidence=0.0)
     assert everything.parameters.valid.sum() > 10
     with pytest.raises(InputError, match="least confidence is nan"):
-        capture(clip[:2], models, least_confidence=math.nan)
+        extract_parameters(clip[:2], models, least_confidence=math.nan)
 
 
 def test_where_nothing_is_sure_everything_is_taken(models: CaptureModels, clip: Tensor) -> None:
     """Drawings and photographs that the networks do not know are read as well as they can be."""
-    found = capture(clip[:3], models, least_confidence=1.0)
+    found = extract_parameters(clip[:3], models, least_confidence=1.0)
     assert found.parameters.valid.all() and not found.frames_without_face
     assert "sure in 0 of 3 frames. All were taken as they are" in found.note
     with pytest.raises(InputError, match="none for sure"):
-        capture(clip[:3], models, least_confidence=1.0, missing="stop")
+        extract_parameters(clip[:3], models, least_confidence=1.0, missing="stop")
 
 
 def readings(frames: int, confidence: float = 0.9) -> FaceParameters:

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from anifacediff_core.capture import locate
-from anifacediff_core.capture.capture import capture, crop_portrait
 from anifacediff_core.capture.deca import CROP, DecaEncoder, DecaReading, split
 from anifacediff_core.capture.detector import Detection
+from anifacediff_core.capture.extract import crop_portrait, extract_parameters
 from anifacediff_core.capture.flame import FlameModels, cut, deca_squares, smirk_squares
 from anifacediff_core.capture.locate import FacesAtHand, from_boxes, from_landmarks, square_of_landmarks
 from anifacediff_core.capture.smirk import SmirkEncoder
@@ -30,9 +30,8 @@ from anifacediff_core.head.rasterize import rasterize
 from anifacediff_core.head.render import render_normals, vertex_normals
 from anifacediff_core.video import read_image
 from anifacediff_core.weights.faces import load_head
-from anifacediff_core.weights.importers.deca import load_deca
+from anifacediff_core.weights.importers.face_encoders import load_deca, load_smirk
 from anifacediff_core.weights.importers.flame import load_flame
-from anifacediff_core.weights.importers.smirk import load_smirk
 from harness.flame import Fields, make_fields, write_hostile, write_pickle
 from harness.weights import randomize
 
@@ -532,7 +531,9 @@ def test_the_head_lands_on_the_pixels_it_was_read_from(flame: HeadModel, wanderi
     given = landmarks_of(flame, wandering, size)
     faces = from_landmarks(given, 6, size)
     faces[2] = []
-    found = capture(frames, FlameModels(Nobody(), flame, knows), "portrait", smoothing=0.0, faces=faces)
+    found = extract_parameters(
+        frames, FlameModels(Nobody(), flame, knows), "portrait", smoothing=0.0, faces=faces
+    )
     assert found.frames_without_face == [2]
     seen = [0, 1, 3, 4, 5]
     for name in ("shape", "expression", "pose"):
@@ -572,10 +573,10 @@ def test_untrained_networks_run(flame: HeadModel, deca: DecaEncoder) -> None:
     faces = from_boxes([[60.0, 50.0, 180.0, 200.0]], 3, (240, 256))
     frames = torch.rand(3, 3, 240, 256)
     models = FlameModels(FacesAtHand(Nobody()), flame, deca).to(torch.device("cpu"))
-    found = capture(frames, models, faces=faces)
+    found = extract_parameters(frames, models, faces=faces)
     assert torch.isfinite(found.parameters.camera).all() and found.parameters.head == "flame"
     with pytest.raises(InputError, match="no face was found"):
-        capture(frames, models, faces=[[], [], []])
+        extract_parameters(frames, models, faces=[[], [], []])
 
 
 def test_smoothing_calms_flame_without_limits(flame: HeadModel) -> None:

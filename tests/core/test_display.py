@@ -14,7 +14,7 @@ from torch import Tensor
 
 import anifacediff_core
 from anifacediff_core import media
-from anifacediff_core.capture.capture import CaptureModels, capture
+from anifacediff_core.capture.extract import CaptureModels, extract_parameters
 from anifacediff_core.display import HLG, PQ, to_sdr
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance.container import copy_declared
@@ -96,7 +96,9 @@ def test_the_motion_is_that_of_the_upright_file(
         write_frames(path, driver, size=size, aspect=Fraction(256 * size[1], 256 * size[0]))
     info = probe(path)
     assert info.width == info.height
-    found, expected = (capture(read_frames(one), models, what="it").parameters for one in (path, upright))
+    found, expected = (
+        extract_parameters(read_frames(one), models, what="it").parameters for one in (path, upright)
+    )
     assert (found.pose - expected.pose).abs().max() < torch.pi / 180
     assert (found.expression - expected.expression).abs().mean() < 0.02
 

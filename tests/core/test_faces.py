@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from anifacediff_core.capture.capture import CaptureModels
+from anifacediff_core.capture.extract import CaptureModels
 from anifacediff_core.capture.flame import FlameModels
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters

@@ -22,6 +22,7 @@ from anifacediff_core.capture.smirk import SmirkEncoder
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.lab.assembly import Ingredients, assemble, convert, file_digest
+from anifacediff_core.lab.checkpoint_stream import write_tensor_stream
 from anifacediff_core.lab.cli import main
 from anifacediff_core.network import landmark_guider
 from anifacediff_core.network.config import NetworkConfig
@@ -31,7 +32,6 @@ from anifacediff_core.network.landmark_guider import LandmarkGuider
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.temporal import MotionModules
 from anifacediff_core.network.unet import make_unet
-from anifacediff_core.storage import write_tensor_stream
 from anifacediff_core.weights.checkpoint import load_checkpoint, load_network
 from anifacediff_core.weights.importers import Recognition, Unrecognized, recognize, recognize_file
 from anifacediff_core.weights.sources import open_checkpoint, open_folder
@@ -155,7 +155,7 @@ FORMATS: dict[str, tuple[Callable[[], Shapes], dict[str, int], int, dict[str, An
         whole_stable_diffusion,
         {"unet": 686, "vae": 248},
         7,
-        SD15 | {"latent_scale": 0.18215},
+        SD15 | {"scaling_factor": 0.18215},
     ),
     "latent diffusion unet": (
         lambda: wrapped(layouts.latent_diffusion_unet(layouts.unet_shapes()), "diffusion_model."),
@@ -210,9 +210,9 @@ FORMATS: dict[str, tuple[Callable[[], Shapes], dict[str, int], int, dict[str, An
         lambda: layouts.latent_diffusion_vae(layouts.vae_shapes()) | {"loss.logvar": ()},
         {"vae": 248},
         1,
-        {"latent_scale": 0.18215},
+        {"scaling_factor": 0.18215},
     ),
-    "diffusers vae": (layouts.vae_shapes, {"vae": 248}, 0, {"latent_scale": 0.18215}),
+    "diffusers vae": (layouts.vae_shapes, {"vae": 248}, 0, {"scaling_factor": 0.18215}),
     "old diffusers vae": (lambda: layouts.old_diffusers_vae(layouts.vae_shapes()), {"vae": 248}, 0, {}),
     "clip vision": (
         lambda: layouts.clip_shapes() | {"vision_model.embeddings.position_ids": (1, 257)},
@@ -613,7 +613,7 @@ def test_magicportrait_folder(
     assert (config.profile, config.context, config.pose_encoder) == ("magicportrait", "text", "attention")
     assert config.pose_inputs == ("depth", "normals", "render")
     assert (config.beta_schedule, config.motion_norm, config.motion_max_frames) == ("linear", "frame", 24)
-    assert (config.prediction, config.zero_terminal_snr) == ("v_prediction", True)
+    assert (config.prediction_type, config.zero_terminal_snr) == ("v_prediction", True)
     equal(checkpoint.part("unet"), unet.state_dict())  # not the base model's
     equal(checkpoint.part("motion"), motion)
     network = AniFaceDiff(config, motion=True)

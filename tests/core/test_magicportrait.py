@@ -61,7 +61,7 @@ def inputs() -> Inputs:
 @pytest.fixture(scope="module")
 def latent(inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        return random_vae().encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.latent_scale
+        return random_vae().encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.scaling_factor
 
 
 @pytest.fixture(scope="module")

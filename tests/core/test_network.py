@@ -12,11 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.training.graphs import GraphableForward
 from anifacediff_core.network.attention import AttentionInputs, transformer_block_names
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.encoders import clip_preprocess
-from anifacediff_core.network.model import PARTS, AniFaceDiff, GraphableForward
+from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.network.unet import make_unet, run_unet
 from harness.weights import randomize
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from anifacediff_core.capture.capture import crop_portrait, rgb
+from anifacediff_core.capture.extract import crop_portrait, rgb
 from anifacediff_core.capture.paste import paste_back
 from anifacediff_core.errors import InputError
 from harness.allocations import Allocations

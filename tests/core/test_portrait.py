@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anifacediff_core.capture import search
-from anifacediff_core.capture.capture import Models, crop_portrait
 from anifacediff_core.capture.detector import Detection
+from anifacediff_core.capture.extract import Models, crop_portrait
 from anifacediff_core.capture.missing import MISSING, last_valid_index
 from anifacediff_core.capture.portrait import Portrait, find_portrait, following
 from anifacediff_core.capture.search import Follower

@@ -23,14 +23,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture
 from anifacediff_core.capture.deca import DecaEncoder
+from anifacediff_core.capture.extract import extract_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.regions import emphasis
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.cli import main
+from anifacediff_core.lab.regions import emphasis
 from anifacediff_core.lab.scale import Scale
 from anifacediff_core.lab.training import prepare as module
 from anifacediff_core.lab.training import shard_chunks
@@ -200,7 +200,7 @@ def test_videos_become_segments_with_what_capture_reads(
     expected = list(read_frames(video))
     for index, data in enumerate([*first.pictures, *second.pictures]):
         assert torch.equal(decode_picture(data, 64, "it"), (expected[index] * 255).round().to(torch.uint8))
-    read = capture(torch.stack(expected), ENCODERS.load()).parameters
+    read = extract_parameters(torch.stack(expected), ENCODERS.load()).parameters
     for name in ("shape", "expression", "pose", "camera", "valid"):
         assert torch.allclose(getattr(first.parameters, name), getattr(read, name)[:4], atol=1e-5)
 
@@ -339,9 +339,9 @@ def watch_captures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def watched(*args: Any, **options: Any) -> Any:
         seen.append(options["what"])
-        return capture(*args, **options)
+        return extract_parameters(*args, **options)
 
-    monkeypatch.setattr(module, "capture", watched)
+    monkeypatch.setattr(module, "extract_parameters", watched)
     return seen
 
 

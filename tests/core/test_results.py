@@ -513,7 +513,7 @@ def test_variants_switch_alignment_and_adapter(
         neutral = FaceParameters.neutral(total or 1, "bundled", 2, 2)
         return SimpleNamespace(parameters=replace(neutral, shape=neutral.shape + ("source" in what)))
 
-    monkeypatch.setattr("anifacediff_core.lab.evaluation.generate.capture", read)
+    monkeypatch.setattr("anifacediff_core.lab.evaluation.generate.extract_parameters", read)
     pipeline, variant = Recorder(), VARIANTS[name]
     generator = Generator(pipeline, None, SamplingSettings(size=32, expression_scale=0.7), pictures=True)  # type: ignore[arg-type]
     pairs = draw_pairs(videos, (SAME, CROSS), count=1)

@@ -83,7 +83,7 @@ class Run:
         self.said: list[str] = []
 
     def begin(self, cache_key: str = "settings") -> AbstractContextManager[ResumableVideo]:
-        return ResumableVideo.begin(self.folder, self.partial, cache_key, self.timing, self.said.append)
+        return ResumableVideo(self.folder, self.partial, cache_key, self.timing, self.said.append).begin()
 
     def __call__(self, make: Made, cache_key: str = "settings", frames: int = FRAMES) -> int:
         return self.run(plan_segments(frames, LENGTH, OVERLAP), make, cache_key=cache_key)

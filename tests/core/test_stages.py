@@ -94,7 +94,7 @@ def test_each_stage_learns_the_parts_that_the_paper_says(trained: Path) -> None:
 def test_the_result_has_all_parts_and_tells_where_they_come_from(trained: Path) -> None:
     checkpoint = load_checkpoint(trained / "run/anifacediff.safetensors")
     assert set(checkpoint.parts) == set(load_checkpoint(trained / "start.safetensors").parts)
-    assert checkpoint.config.prediction == "epsilon" and not checkpoint.config.zero_terminal_snr
+    assert checkpoint.config.prediction_type == "epsilon" and not checkpoint.config.zero_terminal_snr
     assert checkpoint.provenance["start"]["file"] == "start.safetensors"
     assert checkpoint.provenance["experiment"]["phases"]["stage1"]["loop"]["optimizer"] == "adam"
     assert (trained / "run/stage1_100.jpg").exists() and (trained / "run/stage2_100.jpg").exists()
@@ -120,7 +120,7 @@ def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers
         assert (settings.rows, loop.steps, loop.optimizer, loop.learning_rate) == (rows, steps, "adam", 1e-5)
         assert (settings.head_weight, settings.detail_weight, settings.min_snr) == (1, 1, 0)
         assert phase in PHASES
-    assert experiment["network"]["prediction"] == "epsilon"
+    assert experiment["network"]["prediction_type"] == "epsilon"
 
 
 @pytest.mark.parametrize(
@@ -320,7 +320,7 @@ def test_own_estimates_lead_back_to_the_truth(
     source = Fixed(6)
     source.frames = 3  # type: ignore[misc]
     alphas = torch.linspace(0.99, 0.05, 1000)
-    monkeypatch.setattr(network, "config", replace(network.config, prediction=kind))
+    monkeypatch.setattr(network, "config", replace(network.config, prediction_type=kind))
     drawn = {}
     for share, mistake in ((0.0, 0.0), (1.0, 0.0), (1.0, 0.3)):
         settings = DenoisingSettings(rows=2, own_estimates=share, unconditional=0.5)

@@ -369,7 +369,7 @@ def to_arrays(pictures: Tensor) -> np.ndarray:
 def main() -> None:
     inputs, vae = Inputs.random(NARROW, frames=2, size=128), random_vae()
     theirs = Theirs(Networks.random(NARROW))
-    latent = vae.encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.latent_scale
+    latent = vae.encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.scaling_factor
     origin = {"origin": "computed by the code of AniPortrait on seeded random weights and inputs"}
     drawn = {"drawings": packed(their_drawings(*random_motion(frames=4)))}
     save_file(theirs.results(inputs, latent, vae) | drawn, GOLDEN, origin)

@@ -308,7 +308,7 @@ def motion_names(name: str) -> list[str]:
 def main() -> None:
     inputs, vae = Inputs.random(NARROW, frames=2, size=128), random_vae()
     theirs = Theirs(Networks.random(NARROW))
-    latent = vae.encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.latent_scale
+    latent = vae.encode(inputs.source * 2 - 1).latent_dist.mean * NARROW.scaling_factor
     with TemporaryDirectory() as folder:
         pictures = draw(Face.random(), Path(folder))
     results = {

@@ -90,6 +90,7 @@ def host(comfy: ModuleType) -> SimpleNamespace:
         "lora",
         "model",
         "parts",
+        "places",
         "sampling",
         "vae",
         "windows",

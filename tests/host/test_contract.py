@@ -374,7 +374,8 @@ def test_hooks_are_given_what_they_read(comfy: ModuleType, host: SimpleNamespace
         return executor(*args, **kwargs)
 
     patched = host.windows.use_windows(model, 3, 1)
-    patched.set_model_attn1_replace(attend, *next(iter(host.apply.block_names(model))))
+    first = host.places.attending(host.places.find_places(model))[0]
+    patched.set_model_attn1_replace(attend, *first.block)
     patched.set_model_input_block_patch(patch)
     patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "contract", around)
     context = torch.zeros(1, 1, model.model.model_config.unet_config["context_dim"])

@@ -157,7 +157,7 @@ def test_the_stock_sampler_ends_where_their_code_does(
     samples = comfy.sample.sample(
         model, inputs.noise, STEPS, CFG, "euler", "simple", positive, negative, latent["samples"], seed=0
     )
-    expected = load_file(GOLDEN)["latents"] / NARROW.latent_scale
+    expected = load_file(GOLDEN)["latents"] / NARROW.scaling_factor
     assert (samples - expected).norm() / expected.norm() < 1e-3
 
 

@@ -94,7 +94,7 @@ def test_native_model(
     )
     pipeline = Pipeline(core, AutoEncoder(), nn.Identity())
     expected = pipeline.sample(conditioning, steps=4, cfg=cfg, noise=noise, window=3, overlap=1)
-    assert relative_error(samples * NARROW.latent_scale, expected) < 1e-3
+    assert relative_error(samples * NARROW.scaling_factor, expected) < 1e-3
 
 
 def test_drawings_are_the_cores(extension: Extension) -> None:

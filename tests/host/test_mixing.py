@@ -156,7 +156,7 @@ def test_prediction_and_schedule_of_model_sampling_discrete(
     weights, config = twin.core.unet.state_dict(), twin.core.config
     for prediction, zsnr in (("v_prediction", True), ("v_prediction", False), ("epsilon", False)):
         native = host.model.load_model(
-            weights, replace(config, prediction=prediction, zero_terminal_snr=zsnr)
+            weights, replace(config, prediction_type=prediction, zero_terminal_snr=zsnr)
         )
         sampling = {"v_prediction": "v_prediction", "epsilon": "eps"}[prediction]
         change = change_by("model_advanced", "ModelSamplingDiscrete", sampling=sampling, zsnr=zsnr)

@@ -70,7 +70,8 @@ def test_every_weight_arrives(
         model = host.model.load_model(unet.state_dict(), config)
     assert not caplog.records
     assert len(model.model.diffusion_model.state_dict()) == len(unet.state_dict())
-    assert list(host.apply.block_names(model).values()) == transformer_block_names(unet)
+    attending = host.places.attending(host.places.find_places(model))
+    assert [place.transformer_name for place in attending] == transformer_block_names(unet)
 
 
 def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
@@ -99,7 +100,9 @@ def test_full_size_is_stable_diffusion(host: SimpleNamespace) -> None:
 def test_prediction_is_native(host: SimpleNamespace, comfy: ModuleType, prediction: str) -> None:
     from anifacediff_core.network.unet import make_unet
 
-    config = replace(configs()["tiny"], prediction=prediction, zero_terminal_snr=prediction == "v_prediction")
+    config = replace(
+        configs()["tiny"], prediction_type=prediction, zero_terminal_snr=prediction == "v_prediction"
+    )
     model = host.model.load_model(make_unet(config).state_dict(), config)
     sampling = model.get_model_object("model_sampling")
     kind = comfy.model_sampling.V_PREDICTION if prediction == "v_prediction" else comfy.model_sampling.EPS

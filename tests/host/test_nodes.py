@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from anifacediff_core.capture import mediapipe
 from anifacediff_core.capture.arkit import from_face_landmarks
-from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait
 from anifacediff_core.capture.detector import Detection, PortraitDetector
 from anifacediff_core.capture.encoder import FaceEncoder, Reading
+from anifacediff_core.capture.extract import CaptureModels, crop_portrait, extract_parameters
 from anifacediff_core.capture.paste import paste_back
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align
@@ -256,7 +256,7 @@ def test_extract_is_the_cores(extension: Extension) -> None:
     image = picture(FRAMES, 120, 160)
     found = extract(extension, models_that_find([LEFT]), image)
     frames = image.movedim(-1, 1)
-    expected = capture(frames, models_that_find([LEFT]), what="the video")
+    expected = extract_parameters(frames, models_that_find([LEFT]), what="the video")
     assert torch.equal(found["parameters"].shape, expected.parameters.shape)
     assert torch.equal(found["parameters"].camera, expected.parameters.camera)
     assert found["report"] == expected.note

@@ -78,7 +78,7 @@ def capture(
     device: Device = "auto",
 ) -> None:
     """Read face parameters from a video or picture."""
-    from anifacediff_core.capture.capture import capture as read
+    from anifacediff_core.capture.extract import extract_parameters as read
     from anifacediff_core.video import is_still, probe, read_frames, read_image
     from anifacediff_core.weights.checkpoint import load_checkpoint
     from anifacediff_core.weights.faces import load_face_models

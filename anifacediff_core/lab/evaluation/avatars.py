@@ -21,8 +21,8 @@ from torch import Tensor
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.regions import face_spots, region_masks
 from anifacediff_core.head.render import draw_normals
+from anifacediff_core.lab.regions import face_spots, region_masks
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff
@@ -88,7 +88,7 @@ class Reenactor:
         reduced = device.type == "cuda" and precision != "fp32"
         with torch.autocast(device.type, TYPES[precision], enabled=reduced):
             conditioning = net.encode_conditioning(
-                self.autoencoder.encode(source) * net.config.latent_scale,
+                self.autoencoder.encode(source) * net.config.scaling_factor,
                 clip_preprocess(source, net.config.image_size),
                 normals,
                 expression,
@@ -106,7 +106,7 @@ class Reenactor:
                 device=device,
                 finite=False,  # a network that is still in training may be shown as it is
             )
-            parts = (latents / net.config.latent_scale).split(64)
+            parts = (latents / net.config.scaling_factor).split(64)
             return torch.cat([self.autoencoder.decode(part).float() for part in parts]).clamp(0, 1)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import Models, capture
+from anifacediff_core.capture.extract import Models, extract_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.camera import project, to_pixels
@@ -74,7 +74,7 @@ class FaceReader:
                 yield frame
 
         try:
-            found = capture(
+            found = extract_parameters(
                 measured(),
                 self.models,
                 "whole",

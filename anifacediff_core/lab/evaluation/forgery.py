@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anifacediff_core.capture.capture import crop_resize
 from anifacediff_core.capture.detector import SQUARE_SCALE
-from anifacediff_core.capture.locate import LANDMARKS_GROWTH, FindsFaces
+from anifacediff_core.capture.extract import FindsFaces, crop_resize
+from anifacediff_core.capture.locate import LANDMARKS_GROWTH
 from anifacediff_core.errors import InputError
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import atomic_write

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anifacediff_core.capture.capture import Captured, Models, capture
+from anifacediff_core.capture.extract import Captured, Models, extract_parameters
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
@@ -152,7 +152,7 @@ class Generator:
 
     def _capture(self, frames: Tensor | Iterator[Tensor], what: str, total: int | None = None) -> Captured:
         """In the whole picture, so that the result can be held against the driving video."""
-        return capture(frames, self.models, "whole", what=what, total=total)
+        return extract_parameters(frames, self.models, "whole", what=what, total=total)
 
 
 def _require_square(size: torch.Size, what: str, name: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture, crop_resize
 from anifacediff_core.capture.detector import face_square
 from anifacediff_core.capture.encoder import CROP
+from anifacediff_core.capture.extract import crop_resize, extract_parameters
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
@@ -130,7 +130,7 @@ def face_reader(checkpoint: Checkpoint, head: HeadModel) -> FaceReader | None:
 
     def read(clip: Tensor) -> FaceParameters:
         try:
-            return capture(clip, models, "whole", least_confidence=0.0).parameters
+            return extract_parameters(clip, models, "whole", least_confidence=0.0).parameters
         except InputError:  # no face in any frame
             neutral = head.neutral(len(clip)).to("cpu")
             return replace(neutral, valid=torch.zeros_like(neutral.valid))

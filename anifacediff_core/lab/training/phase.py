@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.config import NetworkConfig, current_names
 from anifacediff_core.weights.checkpoint import Checkpoint, load_checkpoint
 from anifacediff_core.weights.faces import load_head
 
@@ -104,12 +104,12 @@ def network_config(experiment: dict[str, Any]) -> NetworkConfig:
         base = load_checkpoint(experiment["start"]).config
     else:
         base = getattr(NetworkConfig, preset or "tiny")()
-    config = NetworkConfig.from_json(json.loads(json.dumps(base.to_json() | values)))
-    if config.prediction == "epsilon" and config.zero_terminal_snr:
+    config = NetworkConfig.from_json(json.loads(json.dumps(asdict(base) | current_names(values))))
+    if config.prediction_type == "epsilon" and config.zero_terminal_snr:
         # Of pure noise the noise says nothing about the picture, and sampling begins there.
         raise InputError(
             "The network predicts epsilon and its last time step is pure noise; "
-            "set network.zero_terminal_snr to false, or network.prediction to v_prediction."
+            "set network.zero_terminal_snr to false, or network.prediction_type to v_prediction."
         )
     return config
 

@@ -21,8 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from anifacediff_core.capture.capture import Models, capture, crop_portrait
-from anifacediff_core.claims import parse_json, parse_rate
+from anifacediff_core.capture.extract import Models, crop_portrait, extract_parameters
+from anifacediff_core.claims import parse_json
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.flame import NAME as FLAME
@@ -30,6 +30,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FORMAT as PARAMETERS
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
+from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.progress import Progress
 from anifacediff_core.storage import atomic_write
 from anifacediff_core.video import numbered_pictures, probe, read_frames, read_image
@@ -203,7 +204,7 @@ class Preparer:
         fps = Fraction(self.config.fps) if path.is_dir() else probe(path).rate
         if fps <= 0:
             raise InputError(f"{clip.path} says that it has {fps} frames a second.")
-        found = capture(_frames(path), self.models, self.config.mode, what=clip.path)
+        found = extract_parameters(_frames(path), self.models, self.config.mode, what=clip.path)
         about = {"stamp": stamp, "square": json.dumps(found.square.tolist()), "fps": str(fps)}
         found.parameters.save(cache, about)
         return found.parameters, found.square, fps

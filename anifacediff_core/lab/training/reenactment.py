@@ -15,11 +15,12 @@ from einops import rearrange
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.head.regions import emphasis
-from anifacediff_core.network.model import AniFaceDiff, GraphableForward
+from anifacediff_core.lab.regions import emphasis
+from anifacediff_core.network.model import AniFaceDiff
 
 from .adversary import Adversary, AdversarySettings
 from .data import NormalsNoise, Pairs, PairSource
+from .graphs import GraphableForward
 from .task import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
@@ -193,7 +194,7 @@ class DenoisingTask:
             timesteps = torch.where(last, len(self.alphas) - 1, timesteps)
         timesteps = timesteps.repeat_interleave(frames)
         alphas = self.alphas[timesteps]
-        noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction)
+        noisy, target = diffuse(pairs.latents, noise, alphas, self.model.config.prediction_type)
         conditions = (
             pairs.source_latents,
             pairs.source_pixels,
@@ -209,13 +210,15 @@ class DenoisingTask:
         # Of each row by itself, so that the loss of a batch is the mean of those of its parts.
         weight = weight / weight.mean((1, 2, 3), keepdim=True)
         if s.min_snr:
-            weight = weight * snr_weight(alphas, s.min_snr, self.model.config.prediction).view(-1, 1, 1, 1)
+            weight = weight * snr_weight(alphas, s.min_snr, self.model.config.prediction_type).view(
+                -1, 1, 1, 1
+            )
         if self.stage == 2 and s.own_estimates:
             own = (torch.rand(s.rows, device=device) < s.own_estimates).repeat_interleave(frames)
             rolled = self._rolled_out(pairs.latents, noise, timesteps, conditions)
             own = own.view(-1, 1, 1, 1)
             noisy = torch.where(own, rolled, noisy)
-            corrected = target_of(rolled, pairs.latents, alphas, self.model.config.prediction)
+            corrected = target_of(rolled, pairs.latents, alphas, self.model.config.prediction_type)
             target = torch.where(own, corrected, target)
             # The same error of the clean latents for the same loss, or steps of little noise would rule.
             weight = torch.where(own, weight * (1 - alphas).view(-1, 1, 1, 1), weight)
@@ -231,7 +234,7 @@ class DenoisingTask:
         temporal modules learn to read it. In sampling that difference is the network's own, mistakes
         included: what amplifies it flickers. Cf. Ning et al. 2023 on exposure bias.
         """
-        kind, frames = self.model.config.prediction, self.source.frames
+        kind, frames = self.model.config.prediction_type, self.source.frames
         later = torch.rand(len(latents) // frames, device=latents.device).repeat_interleave(frames)
         steps = (timesteps + later * (len(self.alphas) - timesteps)).long().clamp(max=len(self.alphas) - 1)
         noisy, _ = diffuse(latents, noise, self.alphas[steps], kind)
@@ -270,7 +273,7 @@ class DenoisingTask:
 
     def _regression_losses(self, prediction: Tensor, targets: Tensors) -> dict[str, Tensor]:
         latents, weight, noisy, alphas, *pictures = targets
-        clean, _ = clean_of(noisy, prediction, alphas, self.model.config.prediction)
+        clean, _ = clean_of(noisy, prediction, alphas, self.model.config.prediction_type)
         plain = (F.smooth_l1_loss(clean, latents, beta=0.2, reduction="none") * weight).mean()
         losses = {"plain": plain.detach()}
         loss = self.settings.regression * plain

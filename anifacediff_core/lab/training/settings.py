@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from anifacediff_core.claims import parse_yaml, shown
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.parsing import parse_yaml
 
 T = TypeVar("T")
 CONFIGS = Path(__file__).parent / "configs"

@@ -35,9 +35,10 @@ from typing import IO, Any
 
 from torch import Tensor
 
-from anifacediff_core.claims import parse_json, parse_rate, shown
+from anifacediff_core.claims import parse_json, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.storage import atomic_write
 
 from .shard_pictures import LARGEST_SIDE, PICTURES

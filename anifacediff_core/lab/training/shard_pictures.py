@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anifacediff_core.claims import parse_rate
 from anifacediff_core.errors import InputError
+from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.pictures import open_picture
 from anifacediff_core.video import to_pixels
 

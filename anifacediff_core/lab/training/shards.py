@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.regions import SPOTS, face_spots
 from anifacediff_core.head.render import draw_normals
+from anifacediff_core.lab.regions import SPOTS, face_spots
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.encoders import clip_preprocess
 
@@ -60,7 +60,7 @@ class ShardSource:
         noise: see `NormalsNoise`; its rows come first, as in `data.draw_pairs`.
         dtype: of the normals.
         seed: all batches follow from it; the same for all processes.
-        latent_scale: factor from the autoencoder's output to latents, `NetworkConfig.latent_scale`.
+        latent_scale: factor from the autoencoder's output to latents, `NetworkConfig.scaling_factor`.
         split: train, val or test; None takes all segments.
         rank, world: which of how many processes this is.
         workers: processes that read and decode; 0 does it here.

@@ -102,14 +102,14 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
             phase.seed,
             autoencoder,
             config.image_size,
-            config.latent_scale,
+            config.scaling_factor,
         )
         source = PoolSource(phase.fill(pool), stage == 2, settings.normals, _dtype(phase))
         validator = _avatars_validator(phase, reenact, stage)
     alphas = NoiseSchedule.of(config).alphas.to(phase.device)
 
     def decode(latents: Tensor) -> Tensor:
-        return autoencoder.decode(latents / config.latent_scale)
+        return autoencoder.decode(latents / config.scaling_factor)
 
     adversary = Adversary.of(settings.adversary, 6, phase.accelerator)
     task = DenoisingTask(
@@ -185,7 +185,7 @@ def _shards(
         noise=settings.normals,
         dtype=_dtype(phase),
         seed=int(phase.experiment["seed"]),
-        latent_scale=config.latent_scale,
+        latent_scale=config.scaling_factor,
         split=shards.split,
         rank=phase.accelerator.process_index,
         world=phase.accelerator.num_processes,
@@ -213,7 +213,7 @@ def _shards_validator(
             noise=NormalsNoise(0.0, 0.0),
             dtype=torch.float32,
             seed=0,
-            latent_scale=config.latent_scale,
+            latent_scale=config.scaling_factor,
             split=shards.validation,
             workers=0,
         )

@@ -15,14 +15,13 @@ from anifacediff_core.weights.importers import (
     anifacediff,
     autoencoder,
     clip_vision,
-    deca,
     diffusers_unet,
+    face_encoders,
     flame,
     ip_adapter,
     motion_modules,
     others,
     pose_encoders,
-    smirk,
     stable_diffusion,
 )
 from anifacediff_core.weights.importers.recognition import Listing, Origin, Recognition
@@ -38,8 +37,8 @@ IMPORTERS: tuple[Callable[[Listing], Recognition | None], ...] = tuple(
         autoencoder,
         clip_vision,
         ip_adapter,
-        deca,
-        smirk,
+        face_encoders.DECA,
+        face_encoders.SMIRK,
         flame,
     )
 )

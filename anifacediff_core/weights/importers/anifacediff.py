@@ -5,6 +5,7 @@ from __future__ import annotations
 from anifacediff_core.claims import parse_json
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import FORMAT as HEAD_FORMAT
+from anifacediff_core.network.config import current_names
 from anifacediff_core.weights.checkpoint import HEADER, read_header, sampling_of
 from anifacediff_core.weights.importers.recognition import Listing, Origin, Origins, Recognition
 
@@ -25,7 +26,7 @@ def recognize(listing: Listing) -> Recognition | None:
         listing.path,
         "AniFaceDiff checkpoint",
         parts,
-        config=header["network"],
+        config=current_names(header["network"]),
         head=header["head"],
         provenance=header.get("provenance", {}),
         sampling=sampling_of(listing.path, header),

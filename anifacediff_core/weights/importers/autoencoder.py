@@ -33,7 +33,7 @@ def recognize(listing: Listing) -> Recognition | None:
         if origins is not None:
             own = OWN.format(re.escape(prefix))
             left = leave(listing, {"vae": origins}, REASONS, own=own, format=FORMAT)
-            config = {"latent_channels": LATENT_CHANNELS, "latent_scale": SCALE}
+            config = {"latent_channels": LATENT_CHANNELS, "scaling_factor": SCALE}
             return Recognition(listing.path, FORMAT, {"vae": origins}, left, config)
     return None
 

@@ -13,7 +13,7 @@ from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.weights.importers import motion_modules
 from anifacediff_core.weights.importers.recognition import Listing, Origins, Recognition, leave, take
 from anifacediff_core.weights.importers.unet_config import unet_sizes
-from anifacediff_core.weights.layout import Layout, reference_layout, unet_layout
+from anifacediff_core.weights.layout import reference_layout, unet_layout
 
 FIRST = "conv_in.weight"
 INSIDE = "down_blocks.0.resnets.0.conv1.weight"
@@ -46,13 +46,3 @@ def recognize(listing: Listing) -> Recognition | None:
         format = f"{format} with {motion.format}"
     left = leave(listing, origins, dead, own=OWN, format=format)
     return Recognition(listing.path, format, origins, left, config)
-
-
-def as_reference(unet: Recognition, layout: Layout) -> Recognition:
-    """A denoising UNet as the ReferenceNet that begins as its copy (section 3.2)."""
-    whole = unet.origins["unet"]
-    origins = {"reference": {name: whole[name] for name in layout}}
-    copied = Recognition(unet.path, unet.format, origins, dict(unet.left), unet.config)
-    taken = set(copied.used)
-    copied.left.update((name, "no part of the ReferenceNet") for name in unet.used if name not in taken)
-    return copied

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,11 +104,12 @@ def _both_tables(listing: Listing, origin: Origin, theirs: str, format: str) -> 
 
 
 def _computed(shape: tuple[int, ...]) -> Origin:
-    return Origin(None, shape, torch.float32, compute=partial(_sines, shape))
+    """A table of sines."""
 
+    def sines() -> Tensor:
+        return PositionalEncoding(channels=shape[2], longest=shape[1]).state_dict()["pe"]
 
-def _sines(shape: tuple[int, ...]) -> Tensor:
-    return PositionalEncoding(channels=shape[2], longest=shape[1]).state_dict()["pe"]
+    return Origin(None, shape, torch.float32, compute=sines)
 
 
 def _version(middle: bool, frames: int, stated: bool) -> str:

@@ -8,7 +8,7 @@ tensor at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -235,27 +235,6 @@ def leave(
             )
         left[original] = reason or "no part of this network"
     return left
-
-
-def weights_under(
-    file: TensorFile, prefixes: Sequence[str], marks: Sequence[str], format: str, network: str, usual: str
-) -> dict[str, Tensor]:
-    """One network's weights, without the prefix that they have in this file.
-
-    Args:
-        prefixes: those that are possible; the first under which the file has all of `marks` is taken.
-        format, network, usual: for the refusal: what the file should be, the network in it, the usual file.
-
-    Raises:
-        InputError: the file has no such network.
-    """
-    for prefix in prefixes:
-        if all(f"{prefix}{mark}" in file.infos for mark in marks):
-            return {name[len(prefix) :]: file.read(name) for name in file.infos if name.startswith(prefix)}
-    raise InputError(
-        f"'{file.path.name}' is not {format}: expected the encoder {network}, found "
-        f"{min(file.infos, default='no tensor')}; choose {usual}."
-    )
 
 
 def _trimmed(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ def recognize(listing: Listing) -> Recognition | None:
     vae = autoencoder.find(listing, "first_stage_model.")
     if vae is not None:
         origins["vae"] = vae
-        config["latent_scale"] = autoencoder.SCALE
+        config["scaling_factor"] = autoencoder.SCALE
     own = (
         rf"{re.escape(prefix)}(input_blocks|middle_block|output_blocks|time_embed|out)\.|first_stage_model\."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import Any
 
 from anifacediff_core.claims import shown
@@ -82,7 +81,8 @@ def add_values(file: TensorFile, value: Any) -> None:
             return False
         if depth > _MAX_DEPTH:  # also of what contains itself
             raise file.implausible(f"at most {_MAX_DEPTH} levels of names", "more")
-        ignored = [key for key, part in _items(value) if not enter(part, _joined(name, key), depth + 1)]
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        ignored = [key for key, part in parts if not enter(part, _joined(name, key), depth + 1)]
         if len(ignored) == len(value) and depth:
             empty.add(id(value))
             return False
@@ -92,10 +92,6 @@ def add_values(file: TensorFile, value: Any) -> None:
 
     if not enter(value, "", 0):
         file.ignore("everything")
-
-
-def _items(value: Any) -> Iterable[tuple[Any, Any]]:
-    return value.items() if isinstance(value, dict) else enumerate(value)
 
 
 def _joined(name: str, key: Any) -> str:

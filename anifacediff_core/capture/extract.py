@@ -35,20 +35,20 @@ BACKGROUND = 128 / 255  # behind transparent pixels, as in `video.read_image`
 Part = TypeVar("Part")
 
 
-class Detects(Protocol):
-    """What :class:`.detector.PortraitDetector` does for :func:`capture`."""
+class FindsFaces(Protocol):
+    """What :class:`.detector.PortraitDetector` does for :func:`extract_parameters`."""
 
     def detect(self, frames: Tensor) -> list[list[Detection]]: ...
 
 
 class Reads(Protocol):
-    """What :class:`.encoder.FaceEncoder` does for :func:`capture`."""
+    """What :class:`.encoder.FaceEncoder` does for :func:`extract_parameters`."""
 
     def read(self, pixels: Tensor) -> Reading: ...
 
 
 class Models(Protocol):
-    """What :func:`capture` works with: :class:`CaptureModels` or :class:`.flame.FlameModels`."""
+    """What :func:`extract_parameters` works with: :class:`CaptureModels` or :class:`.flame.FlameModels`."""
 
     @property
     def head(self) -> HeadModel:
@@ -76,7 +76,7 @@ class Models(Protocol):
 class CaptureModels:
     """The networks and the head that their parameters belong to, all on one device."""
 
-    detector: Detects = field(repr=False)  # ComfyUI prints the inputs of a node that failed
+    detector: FindsFaces = field(repr=False)  # ComfyUI prints the inputs of a node that failed
     encoder: Reads = field(repr=False)
     head: HeadModel = field(repr=False)
 
@@ -138,7 +138,7 @@ class Captured:
 
 
 @torch.no_grad()
-def capture(
+def extract_parameters(
     frames: Tensor | Iterable[Tensor],
     models: Models,
     mode: str = "auto",
@@ -168,7 +168,6 @@ def capture(
         faces: of every frame, where they are known already; see :mod:`.locate`. By default the models look
             for them.
         total: number of frames, for the progress of an iterator.
-        progress: called with frames (done, total).
 
     Raises:
         InputError: no face at all, or not in every frame where that is to stop the run, or pictures that
@@ -197,45 +196,42 @@ def capture(
     raw = FaceParameters.concatenate(readings)
     if not raw.valid.any():
         raise tracker.no_face_error(what)
-    used, sure = sure_frames(raw, least_confidence, missing)
-    params = smooth_and_fill(used, models.head, smoothing, missing, what)
-    notes = describe_frames(raw.valid, missing, what, sure) + tracker.describe() + models.remarks()
-    captured = in_portrait(params, models.head, size, mode, notes, missing)
-    look = _all_frames(looks, raw.valid, params.valid, missing)
+    notes = tracker.describe() + models.remarks()
+    captured = finished(raw, models.head, size, mode, smoothing, missing, least_confidence, what, notes)
+    valid = torch.ones_like(raw.valid)
+    valid[captured.frames_without_face] = False
+    look = _all_frames(looks, raw.valid, valid, missing)
     return replace(captured, appearance=None if look is None else look[captured.kept])
 
 
-def smooth_and_fill(
-    raw: FaceParameters, head: HeadModel, smoothing: float, missing: str, what: str
-) -> FaceParameters:
-    """Readings frame by frame to smooth ones without gaps; ``valid`` stays.
-
-    Raises:
-        InputError: see :func:`.missing.require_faces`; or the smoothing is NaN or infinite.
-    """
-    require_numbers(smoothing=smoothing)
-    require_faces(raw.valid, missing, what)
-    readings = raw[last_valid_index(raw.valid)] if missing == "hold" else raw
-    smoothed = smooth_parameters(readings, head.expression_names, smoothing)
-    return replace(smoothed, valid=raw.valid, confidence=raw.confidence)
-
-
-def in_portrait(
-    params: FaceParameters,
+def finished(
+    raw: FaceParameters,
     head: HeadModel,
     size: tuple[int, int],
     mode: str,
+    smoothing: float,
+    missing: str,
+    least_confidence: float,
+    what: str,
     notes: list[str],
-    missing: str = "interpolate",
 ) -> Captured:
-    """Choose the portrait square of a clip and express its cameras in it.
+    """Readings of a clip without gaps and tremble, in the camera of its portrait square.
 
     Args:
-        params: camera of the picture, made square at its right or bottom.
+        raw: frame by frame; camera of the picture, made square at its right or bottom.
         size: height and width of the pictures in pixels.
-        notes: sentences to tell.
-        missing: "skip" leaves out the frames that are not valid.
+        mode, smoothing, missing, least_confidence, what: see :func:`extract_parameters`.
+        notes: more sentences for people.
+
+    Raises:
+        InputError: see :func:`.missing.require_faces`; or a number is NaN or infinite.
     """
+    used, sure = sure_frames(raw, least_confidence, missing)
+    require_numbers(smoothing=smoothing)
+    require_faces(used.valid, missing, what)
+    readings = used[last_valid_index(used.valid)] if missing == "hold" else used
+    smoothed = smooth_parameters(readings, head.expression_names, smoothing)
+    params = replace(smoothed, valid=used.valid, confidence=used.confidence)
     params = look_along(params, head.expression_names).to("cpu")
     longer = max(size)
     squares = face_square(head, params).cpu()
@@ -245,7 +241,8 @@ def in_portrait(
     skipped = tuple(empty) if missing == "skip" else ()
     if skipped:
         params = params[params.valid]
-    return Captured(params, square, empty, " ".join(notes), skipped)
+    note = " ".join(describe_frames(raw.valid, missing, what, sure) + notes)
+    return Captured(params, square, empty, note, skipped)
 
 
 def remaining(count: int, skipped: Sequence[int]) -> list[int]:
@@ -269,7 +266,6 @@ def crop_portrait(
             lies outside repeats the border.
         size: side of the result in pixels.
         kept: numbers of the frames to cut from, by default all.
-        progress: called with frames (done, total).
 
     Returns:
         (frames, 3, size, size) in [0, 1]; in memory channels come last, as pictures are kept outside.
