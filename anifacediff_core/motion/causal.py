@@ -2,8 +2,8 @@
 
 The One-Euro filter (Casiez, Roussel and Vogel 2012): an exponential mean whose span shrinks with the speed.
 Noise, spans and limits are those of :mod:`.smoothing`. As there, no result lies farther from its reading than
-noise may reach: what moves by more than that in a frame is shown within that frame. Single outliers pass, since
-only the next frame tells that they are some.
+noise may reach: what moves by more than that in a frame is shown within that frame. Single outliers pass,
+since only the next frame tells that they are some.
 """
 
 from __future__ import annotations

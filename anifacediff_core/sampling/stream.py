@@ -1,7 +1,9 @@
-"""Reenactment while it happens: a driver's frames go in one by one, and a picture of the source comes out for each.
+"""Reenactment while it happens: a driver's frames go in one by one, and for each comes a picture of the
+source.
 
-Nothing waits for frames to come, and nothing grows with their number. Every picture is sampled alone, from one
-and the same noise: the temporal modules are left out, since they were trained on windows and would see one frame.
+Nothing waits for frames to come, and nothing grows with their number. Every picture is sampled alone, from
+one and the same noise: the temporal modules are left out, since they were trained on windows and would see
+one frame.
 """
 
 from __future__ import annotations
@@ -36,16 +38,16 @@ class LiveMotion:
     """A driver's frames, or their parameters, one by one, to those that the source is drawn with.
 
     The motion is the driver's own, as offline, until :meth:`neutral` is called: from then on it counts from
-    that frame and is added to the source's pose and expression. A face that is lost, or read too unsurely, keeps
-    its last parameters until it is back; before the first one the source rests. All attributes may be set anew
-    between two frames.
+    that frame and is added to the source's pose and expression. A face that is lost, or read too unsurely,
+    keeps its last parameters until it is back; before the first one the source rests. All attributes may be
+    set anew between two frames.
 
     Args:
         head: the head that the parameters belong to.
         source: parameters of the source picture, camera of its portrait.
         models: what reads frames; not needed for parameters.
-        mode: which part of the frames is the portrait, see `tracker.portrait_square`. It is chosen in the first
-            frame with a face, and again after :meth:`neutral`.
+        mode: which part of the frames is the portrait, see `tracker.portrait_square`. It is chosen in the
+            first frame with a face, and again after :meth:`neutral`.
         face: which of several faces, see `Tracker`.
         smoothing: 0 to 1, see `CausalSmoother`.
         expression_gain, head_gain: how far expression and head move, see `edit_motion`.
@@ -98,7 +100,7 @@ class LiveMotion:
         self._smoother.strength = strength
 
     def neutral(self) -> None:
-        """Let the next frame with a face be the one that motion counts from and that the portrait is cut by."""
+        """Let motion count from the next frame with a face, and cut the portrait anew by it."""
         self._asked, self._square = True, None
 
     def read(self, frame: Tensor) -> FaceParameters:
@@ -127,7 +129,7 @@ class LiveMotion:
         return self._go_on(replace(calm, camera=crop_camera(calm.camera, self._square)))
 
     def follow(self, params: FaceParameters) -> FaceParameters:
-        """As `read`, from parameters (1) of the driver, camera of the portrait, such as those of coefficients."""
+        """As `read`, from parameters (1) of the driver, camera of the portrait, such as of coefficients."""
         if not params.valid.any():
             self.lost = True
             return self._drawn()
@@ -165,8 +167,8 @@ class LiveMotion:
 class Stream:
     """Frames of a driver to pictures of the source, one by one.
 
-    The source is encoded once. The pictures are those of `Pipeline.reenact` for the same parameters, but for the
-    temporal modules.
+    The source is encoded once. The pictures are those of `Pipeline.reenact` for the same parameters, but for
+    the temporal modules.
 
     Args:
         pipeline: networks and head.
