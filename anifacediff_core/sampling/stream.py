@@ -1,9 +1,9 @@
 """Reenactment while it happens: a driver's frames go in one by one, and for each comes a picture of the
 source.
 
-Nothing waits for frames to come, and nothing grows with their number. Every picture is sampled alone, from
-one and the same noise: the temporal modules are left out, since they were trained on windows and would see
-one frame.
+Nothing waits for frames to come, and nothing grows with their number. Every picture is a window of its own,
+sampled from one and the same noise. Longer windows of the latest frames are hardly steadier, and take their
+length times as long: docs/live.md has figures.
 """
 
 from __future__ import annotations
@@ -167,8 +167,8 @@ class LiveMotion:
 class Stream:
     """Frames of a driver to pictures of the source, one by one.
 
-    The source is encoded once. The pictures are those of `Pipeline.reenact` for the same parameters, but for
-    the temporal modules.
+    The source is encoded once. The pictures are those of `Pipeline.reenact` for the same parameters, in
+    windows of one frame.
 
     Args:
         pipeline: networks and head.
@@ -247,7 +247,6 @@ class Stream:
             window=1,
             overlap=0,
             expression_scale=self.expression_scale,
-            temporal=False,
             device=pipeline.device,
             dtype=pipeline.dtype,
         )
