@@ -378,8 +378,8 @@ def stopped_by_interrupt() -> Iterator[Event]:
 
 def load_stream(
     source: Path, checkpoint: Path, device: torch.device, size: int, faces: dict[str, Path], **settings: Any
-) -> tuple[Stream, str]:
-    """A stream of a source picture, and what is to be said about that.
+) -> tuple[Stream, Tensor, str]:
+    """A stream of a source picture, its portrait (1, 3, size, size), and what is to be said about it.
 
     Args:
         faces, settings: of `load_face_models` and of `Stream`.
@@ -399,4 +399,4 @@ def load_stream(
     picture = read_image(source)
     found = capture(picture, models, what="the source picture")
     portrait = crop_portrait(picture, found.square, size)
-    return Stream(pipeline, models, portrait, found.parameters, **settings), found.note
+    return Stream(pipeline, models, portrait, found.parameters, **settings), portrait, found.note

@@ -80,7 +80,7 @@ def live(
 
     if output.endswith(".mp4"):
         require_writable(Path(output))
-    stream, note = load_stream(
+    stream, _, note = load_stream(
         source, checkpoint_or_bundled(checkpoint), pick_device(device), size, faces.named(),
         steps=steps, cfg=cfg, seed=seed, smoothing=smoothing,
         expression_gain=expression_gain, head_gain=head_gain,
