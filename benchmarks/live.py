@@ -10,6 +10,7 @@ compared with the clip sampled as a whole, by PSNR and flicker (mean second diff
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -21,7 +22,8 @@ from statistics import median
 import torch
 from torch import Tensor
 
-import anifacediff_core
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from anifacediff_core.capture.capture import capture
 from anifacediff_core.device import pick_device
 from anifacediff_core.lab.live import load_stream
@@ -30,7 +32,7 @@ from anifacediff_core.sampling.stream import Stream
 from anifacediff_core.video import read_frames
 from anifacediff_core.weights.checkpoint import bundled_checkpoint
 
-EXAMPLES = Path(anifacediff_core.__file__).parent / "assets" / "examples"
+EXAMPLES = Path(__file__).resolve().parents[1] / "anifacediff_core" / "assets" / "examples"
 WARM_UP = 4
 
 

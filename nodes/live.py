@@ -216,7 +216,9 @@ class LiveReenactment(io.ComfyNode):
                 session.show(
                     last,
                     {
-                        "figures": meter.describe(session.newest.dropped),
+                        "fps": meter.rate,
+                        "latency": meter.latency(0.5),
+                        "dropped": session.newest.dropped,
                         "recording": recording.running,
                         "recorded": len(recording.pictures),
                         "most": most_frames,

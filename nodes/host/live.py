@@ -26,6 +26,7 @@ from aiohttp import web
 from PIL import Image
 from torch import Tensor
 
+from anifacediff_core.capture.capture import LEAST_PIXELS
 from anifacediff_core.errors import InputError
 from anifacediff_core.pictures import open_picture, shown
 from anifacediff_core.sampling.pace import Clock, Newest
@@ -119,7 +120,8 @@ class LiveSession:
     # ---- what the server does
 
     def admits(self, token: str) -> bool:
-        return not self._closed and hmac.compare_digest(token.encode(), self.token.encode())
+        given = token.encode("utf-8", "surrogateescape")  # whatever bytes there are in a header
+        return not self._closed and hmac.compare_digest(given, self.token.encode())
 
     def enter(self) -> bool:
         """Whether a request may be answered now; it leaves when it is."""
@@ -232,18 +234,26 @@ def same_origin(request: web.Request) -> bool:
     if site is not None:
         return site in ("same-origin", "none")
     origin = request.headers.get("Origin")
-    return origin is None or urlsplit(origin).netloc.lower() == request.headers.get("Host", "").lower()
+    if origin is None:
+        return True
+    with suppress(ValueError):
+        return urlsplit(origin).netloc.lower() == request.headers.get("Host", "").lower()
+    return False
 
 
 def decode(data: bytes) -> Tensor | None:
     """Pixels (3, height, width) in [0, 1] of a JPEG or WebP; None if it has too many, which its header says.
 
     Raises:
-        InputError: it is no such picture.
+        InputError: it is no such picture, or has hardly any pixels.
     """
     with open_picture(io.BytesIO(data), FORMATS) as picture:
         if picture.width * picture.height > MOST_PIXELS:
             return None
+        if min(picture.size) < LEAST_PIXELS:
+            raise InputError(
+                f"The frame has only {picture.width}×{picture.height} pixels: send a larger one."
+            )
         return to_tensor(shown(picture))
 
 

@@ -78,8 +78,9 @@ def test_every_word_of_the_panel_is_translated() -> None:
     words = (ROOT / "web" / "live" / "words.js").read_text(encoding="utf-8")
     panel = (ROOT / "web" / "live" / "panel.js").read_text(encoding="utf-8")
     used = set(re.findall(r'(?:\bt|#say|#button)\(\s*"([^"]+)"', panel))
-    used |= {word for pair in re.findall(r'this\.t\([^\n]* \? "([^"]+)" : "([^"]+)"\)', panel) for word in pair}
+    either = re.findall(r'this\.t\([^\n]* \? "([^"]+)" : "([^"]+)"\)', panel)
+    used |= {word for pair in either for word in pair}
     assert {"Start", "Stop", "Neutral", "Record", "End recording"} <= used
     for word in used:
         key = word if word.isidentifier() else json.dumps(word, ensure_ascii=False)
-        assert words.count(f"{key}: ") == 2, word
+        assert words.count(f"{key}:") == 2, word

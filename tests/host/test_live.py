@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -129,7 +129,7 @@ def test_a_session_from_start_to_recording(running_comfyui: client.Server) -> No
     assert sizes == {(128, 128)} and len(set(pictures)) == 3
     assert [told["recorded"] for told in figures] == [0, 1, 2]
     assert [told["number"] for told in figures] == [1, 2, 3] and not any(told["lost"] for told in figures)
-    assert "FPS" in figures[-1]["figures"]
+    assert figures[-1]["fps"] > 0 and figures[-1]["latency"] > 0
     (video,) = (running_comfyui.base / "output" / "live").glob("recorded_*.mp4")
     shown = torch.stack(list(read_frames(video)))
     assert shown.shape == (2, 3, 128, 128) and detect([shown]).identifier == 0
@@ -148,6 +148,7 @@ def test_strangers_and_floods_are_refused_and_the_host_lives(running_comfyui: cl
                 "no token": await here.post(FACES[0], token=""),
                 "a wrong token": await here.post(FACES[0], token="é" * 43),
                 "another origin": await here.post(FACES[0], Origin="http://evil.example"),
+                "no origin": await here.post(FACES[0], Origin="http://["),
                 "another site": await here.post(FACES[0], Sec_Fetch_Site="cross-site"),
                 "a sibling": await here.post(FACES[0], Sec_Fetch_Site="same-site"),
             }
@@ -156,6 +157,7 @@ def test_strangers_and_floods_are_refused_and_the_host_lives(running_comfyui: cl
             assert (await here.post(b"\xff\xd8" + bytes(3 * 2**20)))[0] == 413
             assert (await here.post(b"GIF89a"))[0] == 400
             assert (await here.post(jpeg(kind="PNG")))[0] == 400
+            assert (await here.post(jpeg(size=(8, 8))))[0] == 400
             assert (await here.post(do="format"))[0] == 400
             assert (await here.post(FACES[0], Origin=f"http://{own}"))[0] == 200
             flood = await asyncio.gather(*(here.post(FACES[0]) for _ in range(100)))
@@ -225,11 +227,45 @@ def test_without_a_page_it_is_told(running_comfyui: client.Server) -> None:
     assert "no page did" in asyncio.run(work())
 
 
-# ---- recording
+# ---- parts
+
+
+def test_a_session_without_a_server(extension: Extension) -> None:
+    """By a clock of its own: who is admitted, how fast, and how long silence lasts."""
+    live = sys.modules[f"{extension.classes['AniFaceDiffLive'].__module__.rpartition('.')[0]}.host.live"]
+    now = [0.0]
+
+    def clock() -> float:
+        now[0] += 0.001
+        return now[0]
+
+    session = live.LiveSession(clock)
+    assert session.admits(session.token) and not session.admits("") and not session.admits("\udcff")
+    entered = [session.enter() for _ in range(live.MOST_WAITING + 1)]
+    assert entered == [True] * live.MOST_WAITING + [False]
+    for _ in range(live.MOST_WAITING):
+        session.leave()
+    for _ in range(live.MOST_A_SECOND - live.MOST_WAITING):
+        assert session.enter()
+        session.leave()
+    assert not session.enter()
+    now[0] += 1.0
+    assert session.enter()
+    session.leave()
+    session.newest.put((1, torch.zeros(3, 16, 16)))
+    frames = session.frames()
+    next(frames)
+    now[0] += live.NEXT_WITHIN
+    session.ask("neutral")
+    session.newest.put((2, torch.zeros(3, 16, 16)))
+    next(frames)  # what came counts, however late
+    assert session.asked() == {"neutral"} and session.asked() == set()
+    session.ask("stop")
+    assert list(frames) == [] and not session.admits(session.token)
 
 
 def test_recordings_are_bounded_and_keep_their_pace(extension: Extension) -> None:
-    module = __import__(extension.classes["AniFaceDiffLive"].__module__, fromlist=["Recording"])
+    module = sys.modules[extension.classes["AniFaceDiffLive"].__module__]
     recording = module.Recording(most=4)
     for number in range(10):
         if number == 2:
@@ -245,4 +281,3 @@ def test_recordings_are_bounded_and_keep_their_pace(extension: Extension) -> Non
     levels = [round(float(frame.mean()), 1) for frame in image]
     assert levels == [0.2, 0.3, 0.7, 0.8]
     assert recording.pictures[0].dtype == torch.uint8
-    assert Path(module.__file__).name == "live.py"

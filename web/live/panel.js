@@ -177,17 +177,23 @@ export class LivePanel {
     return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
   }
 
-  #show(picture, { number, figures, recording, recorded, most, lost }) {
+  #show(picture, status) {
+    const { number, recording } = status;
     if (number <= this.#shown) return;
     this.#shown = number;
     URL.revokeObjectURL(this.result.src);
     this.result.src = URL.createObjectURL(picture);
-    const parts = [figures, `${this.t("recorded")}: ${recorded}/${most}`];
-    if (lost) parts.unshift(this.t("No face"));
-    this.line.textContent = parts.join(" · ");
+    this.line.textContent = this.#describe(status);
     if (recording === this.#recording) return;
     this.#recording = recording;
     this.#draw();
+  }
+
+  // `latency` in seconds.
+  #describe({ fps, latency, dropped, recorded, most, lost }) {
+    const { t } = this;
+    const figures = [`${fps.toFixed(1)} FPS`, `${Math.round(1000 * latency)} ms`, `${t("dropped")}: ${dropped}`];
+    return [...(lost ? [t("No face")] : []), ...figures, `${t("recorded")}: ${recorded}/${most}`].join(" · ");
   }
 
   #ask(action) {
