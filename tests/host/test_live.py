@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -148,7 +149,7 @@ def test_strangers_and_floods_are_refused_and_the_host_lives(running_comfyui: cl
                 "no token": await here.post(FACES[0], token=""),
                 "a wrong token": await here.post(FACES[0], token="é" * 43),
                 "another origin": await here.post(FACES[0], Origin="http://evil.example"),
-                "no origin": await here.post(FACES[0], Origin="http://["),
+                "an opaque origin": await here.post(FACES[0], Origin="null"),
                 "another site": await here.post(FACES[0], Sec_Fetch_Site="cross-site"),
                 "a sibling": await here.post(FACES[0], Sec_Fetch_Site="same-site"),
             }
@@ -239,6 +240,13 @@ def test_a_session_without_a_server(extension: Extension) -> None:
         now[0] += 0.001
         return now[0]
 
+    for origin, same in (
+        ("http://a:1", True),
+        ("http://A:1", True),
+        ("http://b:1", False),
+        ("http://[", False),
+    ):
+        assert live.same_origin(SimpleNamespace(headers={"Origin": origin, "Host": "a:1"})) is same
     session = live.LiveSession(clock)
     assert session.admits(session.token) and not session.admits("") and not session.admits("\udcff")
     entered = [session.enter() for _ in range(live.MOST_WAITING + 1)]
