@@ -42,6 +42,12 @@ api.addEventListener(EVENT, ({ detail: { node: path, token } }) => {
   else panel?.end();
 });
 
+// Whatever comes of a run, nobody waits for it any more.
+for (const end of ["execution_success", "execution_error", "execution_interrupted"])
+  api.addEventListener(end, () => {
+    for (const panel of panels.values()) panel.end();
+  });
+
 // Without an answer from this page the session would end by itself, some seconds later.
 addEventListener("pagehide", () => {
   for (const panel of panels.values()) panel.stop();

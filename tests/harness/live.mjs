@@ -1,5 +1,5 @@
 // Uses Live Reenactment in ComfyUI's front-end with a fake camera, in one renderer of nodes; takes one JSON argument, prints
-// one line of JSON. tests/browser/test_live.py says what is expected.
+// one line of JSON. tests/browser/test_live_panel.py says what is expected.
 import { join } from "node:path";
 import { chromium } from "playwright-core";
 import { chooseRenderer, openPage } from "./page.mjs";

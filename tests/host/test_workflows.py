@@ -34,7 +34,7 @@ CHOICES = {
 }
 # The rest of what runs with few frames.
 PLAIN = ["expression_editor", "long_video", "two_drivers"]
-LIVE = ["live"]  # takes a camera: test_live.py and the browser's run it
+LIVE = ["live"]  # takes a camera: test_live_sessions.py runs it
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
 SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo", "AniFaceDiffLive")
 WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")

@@ -100,6 +100,7 @@ export class LivePanel {
     this.record.textContent = this.t(this.#recording ? "End recording" : "Record");
     this.record.ariaPressed = String(this.#recording);
     this.neutral.disabled = this.record.disabled = !this.#token;
+    this.line.ariaLive = this.#token ? "off" : "polite"; // figures that change all the time are not read out
     this.choice.disabled = this.file.disabled = Boolean(this.#token || this.#wanted);
   }
 
@@ -172,7 +173,8 @@ export class LivePanel {
     if (!width || currentTime === this.#sent) return null;
     this.#sent = currentTime;
     const scale = Math.min(1, LONGEST_SIDE / Math.max(width, height));
-    const canvas = make("canvas", "", { width: Math.round(width * scale), height: Math.round(height * scale) });
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [Math.round(width * scale), Math.round(height * scale)];
     canvas.getContext("2d").drawImage(this.video, 0, 0, canvas.width, canvas.height);
     return new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", QUALITY));
   }
