@@ -240,8 +240,8 @@ class Endless:
 def live(
     stream: Still, given: object, stop: Event, marked: bool = True, said: list[str] | None = None
 ) -> Live:
-    say = (said if said is not None else []).append
-    return Live(stream, given, marked, say, lambda text: None, stop)  # type: ignore[arg-type]
+    report = (said if said is not None else []).append
+    return Live(stream, given, marked, print, report, stop)  # type: ignore[arg-type]
 
 
 def test_every_frame_of_a_file_with_its_sound_and_the_mark(tmp_path: Path) -> None:
@@ -260,14 +260,29 @@ def test_every_frame_of_a_file_with_its_sound_and_the_mark(tmp_path: Path) -> No
         assert "comment" not in container.metadata
 
 
-def test_a_slow_stream_drops_frames_and_ends_with_its_input(tmp_path: Path) -> None:
-    """In real time of a file: as long as the driver, though not all of its frames were drawn."""
+class Watched(FileInput):
+    """A file, and whether all of it has come."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.all = Event()
+
+    def drivers(self, stop: Event) -> Iterator[tuple[float, Tensor]]:
+        yield from super().drivers(stop)  # type: ignore[misc]
+        self.all.set()
+
+
+def test_a_slow_stream_drops_frames_and_keeps_the_length(tmp_path: Path) -> None:
+    """In real time of a file, whose frames all come while the first one is drawn."""
     driver, out = tmp_path / "driver.mp4", tmp_path / "out.mp4"
     write_driver(driver, steady(12), seconds=0.4)
-    first = Event()
-    stream = Still(lambda: None if first.is_set() else (first.set(), Event().wait(0.3)))
-    frames = live(stream, FileInput(driver), Event()).write(out, realtime=True)
-    assert stream.drawn < 12 and frames >= 11  # the last frame may be among those that were dropped
+    given = Watched(driver)
+    stream = Still(lambda: None if stream.drawn else given.all.wait(300))
+    said: list[str] = []
+    running = live(stream, given, Event(), said=said)
+    assert running.write(out, realtime=True) == 12
+    assert stream.drawn <= 2 and probe(out).frames == 12 and probe(out).has_audio
+    assert said[-1].endswith("10 frames dropped" if stream.drawn == 2 else "11 frames dropped")
 
 
 def test_stopping_finishes_the_file(tmp_path: Path) -> None:
