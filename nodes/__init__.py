@@ -40,7 +40,9 @@ from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.api import ComfyExtension, io  # noqa: E402
 from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
+from .host.live import register_live_route  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
+from .live import LiveReenactment  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .long_video import ReenactLongVideo  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
@@ -73,6 +75,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApplyAniFaceDiff,
     AniFaceDiffSampler,
     ReenactLongVideo,
+    LiveReenactment,
     PasteBack,
     MarkSyntheticVideo,
     DetectMark,
@@ -93,4 +96,5 @@ class AniFaceDiffExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         register_folders()
         bring_examples()
+        register_live_route()
         return [guarded(node) for node in NODES]

@@ -3,22 +3,11 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { after, asWideAsItsNode } from "./hooks.js";
+import { after, asWideAsItsNode, nodeOf } from "./hooks.js";
 
 const NODES = ["AniFaceDiffReenactLongVideo"];
 const WIDGET = "anifacediff_preview";
 const LEAST_HEIGHT = 220;
-
-// The node that runs, by its number, behind those of the subgraphs that it is in: 12:7.
-function nodeOf(path) {
-  let graph = app.rootGraph ?? app.graph;
-  let node;
-  for (const number of path.split(":")) {
-    node = graph?.getNodeById(number);
-    graph = node?.subgraph;
-  }
-  return node;
-}
 
 function widgetOf(node) {
   return node.widgets.find((widget) => widget.name === WIDGET);

@@ -185,7 +185,7 @@ def extract_parameters(
             raise InputError(f"The frames of {what} differ in size; scale them to one size first.")
         size = (int(chunk.shape[-2]), int(chunk.shape[-1]))
         given = None if faces is None else faces[done : done + len(chunk)]
-        parameters, look = _read(chunk, tracker, models, given)
+        parameters, look = read_faces(chunk, tracker, models, given)
         readings.append(parameters)
         looks.append(look)
         done += len(chunk)
@@ -344,7 +344,7 @@ def _at_once(frames: Tensor) -> int:
     return max(1, min(FRAMES_AT_ONCE, PIXELS_AT_ONCE // pixels))
 
 
-def _read(
+def read_faces(
     frames: Tensor, tracker: Tracker, models: Models, given: list[list[Detection]] | None
 ) -> tuple[FaceParameters, Appearance | None]:
     """Parameters of a chunk, camera of the whole picture; frames without a face are neutral and not valid.

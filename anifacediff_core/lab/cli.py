@@ -12,11 +12,12 @@ from typing import Any
 from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
 from anifacediff_core.storage import require_writable
 
-from .commands import avatars, benchmark, evaluate, mark, reenact, train, weights
+from .commands import avatars, benchmark, evaluate, live, mark, reenact, train, weights
 from .options import PICTURE, add_command, call
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "reenact": reenact.reenact,
+    "live": live.live,
     "capture": reenact.capture,
     "render-normals": reenact.render_normals,
     "evaluate avatars": benchmark.avatars,

@@ -51,6 +51,7 @@ def sample(
     first: int = 0,
     previous_latents: Tensor | None = None,
     report: Report | None = None,
+    quiet: bool = False,
 ) -> dict:
     """Sample the video that is applied to `model`; returns the host's LATENT.
 
@@ -63,6 +64,7 @@ def sample(
         previous_latents: samples of the first frames made before, together with the frames
             before them; the result fades over from them.
         report: by default the bar on the node, with a preview.
+        quiet: no bar on the terminal either, as for the pictures of a stream.
     """
     if denoise < 1 and latent is None:
         raise InputError(
@@ -87,7 +89,7 @@ def sample(
         denoise=denoise,
         noise_mask=(latent or {}).get("noise_mask"),
         callback=_callback(model, report or Progress(steps).show, first),
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        disable_pbar=quiet or not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )
     return {**(latent or {}), "samples": require_finite(samples, first)}

@@ -237,6 +237,7 @@ CALLS = [
     Call("folder_paths.get_full_path", 2),
     Call("folder_paths.get_save_image_path", 2, (), {"image_width": 0, "image_height": 0}),
     Call("server.PromptServer.send_progress_text", 3, (), {"sid": None}),
+    Call("server.PromptServer.send_sync", 4),  # test_live_sessions.py: app, routes, client_id
     Call(f"{API}.InputImpl.VideoFromFile", 1, (), {"start_time": 0, "duration": 0}),
 ]  # fmt: skip
 

@@ -34,8 +34,9 @@ CHOICES = {
 }
 # The rest of what runs with few frames.
 PLAIN = ["expression_editor", "long_video", "two_drivers"]
+LIVE = ["live"]  # takes a camera: test_live_sessions.py runs it
 SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
-SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo")
+SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo", "AniFaceDiffLive")
 WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")
 SIZED = (
     "AniFaceDiffPortraitCrop",
@@ -102,7 +103,7 @@ def run_to_video(host: client.Server, graph: dict[str, Any]) -> Path:
 
 def test_every_workflow_has_an_api_graph_and_a_thumbnail() -> None:
     names = set(workflow_names())
-    assert {"first_reenactment", *OPTIONAL, *CHOICES, *PLAIN} == names
+    assert {"first_reenactment", *OPTIONAL, *CHOICES, *PLAIN, *LIVE} == names
     assert {file.stem for file in server.API_GRAPHS.glob("*.json")} == names
     assert {file.stem for file in (install.ROOT / "workflows").glob("*.jpg")} == names
 
@@ -157,7 +158,7 @@ def test_what_is_saved_is_marked(name: str) -> None:
     assert len(made) + len(whole) == 1
 
 
-@pytest.mark.parametrize("name", ["first_reenactment", *OPTIONAL, *PLAIN])
+@pytest.mark.parametrize("name", ["first_reenactment", *OPTIONAL, *PLAIN, *LIVE])
 def test_the_bundled_checkpoint_is_sampled_as_it_wants_to_be(name: str) -> None:
     wanted = load_checkpoint(bundled_checkpoint()).sampling
     graph = server.load_graph(name)
@@ -166,7 +167,7 @@ def test_the_bundled_checkpoint_is_sampled_as_it_wants_to_be(name: str) -> None:
     assert found == [wanted.steps, wanted.cfg, wanted.sampler, wanted.scheduler]
 
 
-@pytest.mark.parametrize("name", workflow_names())
+@pytest.mark.parametrize("name", sorted(set(workflow_names()) - set(LIVE)))
 def test_times_and_sound_are_those_of_the_video_that_gives_the_rate(name: str) -> None:
     graph = server.load_graph(name)
     for saving in (node for node in graph.values() if node["class_type"] == "AniFaceDiffSaveVideo"):

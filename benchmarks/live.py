@@ -1,0 +1,118 @@
+"""How fast a stream is, where its time goes, and what longer windows of the latest frames would bring.
+
+    python benchmarks/live.py [--size 256] [--device auto] [--frames 24] [--windows 1 4]
+
+The example clip drives the example picture. Times are medians over the frames, after some to warm up. Seconds
+of the processors count what all of them spent: other programs on the machine change them little. Windows are
+compared with the clip sampled as a whole, by PSNR and flicker (mean second difference over time, as a ratio).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from anifacediff_core.capture.capture import capture
+from anifacediff_core.device import pick_device
+from anifacediff_core.lab.live import load_stream
+from anifacediff_core.sampling.pipeline import Pipeline
+from anifacediff_core.sampling.stream import Stream
+from anifacediff_core.video import read_frames
+from anifacediff_core.weights.checkpoint import bundled_checkpoint
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "anifacediff_core" / "assets" / "examples"
+WARM_UP = 4
+
+
+class Stopwatch:
+    """Seconds by the clock and of the processors, by the name of what was done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.spent: dict[str, list[tuple[float, float]]] = defaultdict(list)
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        before = self._now()
+        yield
+        self.spent[name].append(tuple(b - a for a, b in zip(before, self._now(), strict=True)))  # type: ignore[arg-type]
+
+    def timed(self, name: str, function: Callable[..., Iterator[Tensor]]) -> Callable[..., Iterator[Tensor]]:
+        def work(*arguments: Tensor) -> Iterator[Tensor]:
+            with self.time(name):
+                result = list(function(*arguments))
+            return iter(result)
+
+        return work
+
+    def _now(self) -> tuple[float, float]:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+    def median(self, name: str) -> tuple[float, float]:
+        clock, processors = zip(*self.spent[name][WARM_UP:], strict=True)
+        return median(clock), median(processors)
+
+
+def measure(stream: Stream, frames: list[Tensor], device: torch.device) -> None:
+    watch = Stopwatch(device)
+    stream.pipeline.decode = watch.timed("decode", stream.pipeline.decode)  # type: ignore[method-assign]
+    for frame in frames:
+        with watch.time("whole"):
+            with watch.time("capture"):
+                params = stream.motion.read(frame)
+            with watch.time("draw"):
+                stream.draw(params)
+    whole, capture_, draw, decode = (watch.median(name) for name in ("whole", "capture", "draw", "decode"))
+    network = tuple(a - b for a, b in zip(draw, decode, strict=True))
+    parts = {"capture": capture_, "normals and network": network, "decode": decode, "whole": whole}
+    for name, (clock, processors) in parts.items():
+        print(f"{name:20} {1000 * clock:8.1f} ms {processors:8.3f} s of the processors")
+    print(f"{1 / whole[0]:.2f} FPS with {torch.get_num_threads()} threads on {device}")
+
+
+def compare(pipeline: Pipeline, stream: Stream, portrait: Tensor, frames: list[Tensor], window: int) -> None:
+    """What windows of the latest frames would show, against the clip as a whole."""
+    source = stream.motion.source
+    params = capture(torch.stack(frames), stream.motion.models).parameters  # type: ignore[arg-type]
+    whole = torch.cat(list(pipeline.reenact(portrait, source, params)))
+    shown = []
+    for number in range(len(params)):
+        latest = params[max(0, number - window + 1) : number + 1]
+        shown.append(list(pipeline.reenact(portrait, source, latest, window=window, overlap=0))[-1][-1])
+    live = torch.stack(shown)
+    psnr = -10 * (live - whole).square().mean((1, 2, 3)).log10().mean()
+    flicker = live.diff(n=2, dim=0).abs().mean() / whole.diff(n=2, dim=0).abs().mean()
+    print(f"windows of {window}: {float(psnr):.1f} dB to the whole clip, flicker {float(flicker):.3f} of its")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--frames", type=int, default=24)
+    parser.add_argument("--windows", type=int, nargs="*", default=[])
+    options = parser.parse_args()
+    device = pick_device(options.device)
+    stream, portrait, _ = load_stream(EXAMPLES / "source.png", bundled_checkpoint(), device, options.size, {})
+    clip = list(read_frames(EXAMPLES / "driving.mp4"))
+    for window in options.windows:
+        compare(stream.pipeline, stream, portrait, clip[: options.frames], window)
+    measure(stream, list(islice(cycle(clip), WARM_UP + options.frames)), device)
+
+
+if __name__ == "__main__":
+    main()
