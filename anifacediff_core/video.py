@@ -242,7 +242,6 @@ def join_videos(
 
     Args:
         parts: of one rate, size and encoder; see :func:`codec_parameters`.
-        path: mp4 to write.
         times: of every frame, in seconds, for a video without a constant rate; see :func:`frame_pace`.
         audio_from: video or sound file whose sound goes along; see :func:`.sound.keep_sound`.
         copy_sound: False encodes it, since packets of a damaged or old file may have times that mp4 refuses.

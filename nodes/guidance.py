@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.render import GUIDANCE, render_guidance
+from anifacediff_core.head.render import iterate_guidance, split_guidance
 from anifacediff_core.head.texture import Appearance, TextureModel
 from anifacediff_core.weights.importers.texture import load_texture
 
 from .head import head_input, load_head, on_device
 from .host.api import io
 from .host.folders import FLAME, file_names, file_path
-from .host.runtime import Progress, device, notify
+from .host.runtime import Progress, notify
 from .images import to_host
 from .sockets import AppearanceSocket, FaceParametersSocket, head_model_input, make_schema, size_input
 
 NONE = "none"
-CHUNK = 8
 
 
 class RenderGuidance(io.ComfyNode):
@@ -85,18 +82,12 @@ class RenderGuidance(io.ComfyNode):
         model.require(parameters)
         skin = None if texture == NONE else load_texture(file_path(FLAME, texture), model.faces.cpu())
         _notify_of_what_is_missing(skin, appearance)
-        skin = None if skin is None else skin.to(device())
         progress, parts = Progress(len(parameters)), []
         with on_device(model):
-            for start in range(0, len(parameters), CHUNK):
-                part = parameters[start : start + CHUNK]
-                guidance = render_guidance(
-                    model, part, size, appearance=appearance, texture=skin, batch=CHUNK
-                )
-                parts.append(guidance)
-                done = min(start + CHUNK, len(parameters))
-                progress.show(done, len(parameters), picture=guidance["render"][-1])
-        return io.NodeOutput(*(to_host(torch.cat([part[name] for part in parts])) for name in GUIDANCE))
+            for part in iterate_guidance(model, parameters, size, appearance=appearance, texture=skin):
+                parts.append(part)
+                progress.show(sum(map(len, parts)), len(parameters), picture=part[-1, -3:])
+        return io.NodeOutput(*map(to_host, split_guidance(parts).values()))
 
 
 def _notify_of_what_is_missing(texture: TextureModel | None, appearance: Appearance | None) -> None:

@@ -36,7 +36,6 @@ class Finishing:
 
     Attributes:
         original: (1, channels, height, width) picture to paste into, and the square there.
-        mark: whether to mark the frames.
     """
 
     original: Tensor | None

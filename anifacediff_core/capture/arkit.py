@@ -101,7 +101,6 @@ def from_face_landmarks(
         head: a head with ARKit's expressions.
         mode, face, smoothing, missing, least_confidence: as in :func:`.extract.extract_parameters`; the
             landmarker's scores tell the confidence.
-        what: name of the input in messages.
 
     Raises:
         InputError: no face at all, or not in every frame where that is to stop the run, or too little is

@@ -99,7 +99,6 @@ def draw_reenactment(
     Args:
         source, driving: FACE_LANDMARKS with MediaPipe's mesh, as :func:`.arkit.from_face_landmarks` takes
             them; of the source the middle square of the first picture is drawn.
-        size: side of the drawings.
         head_motion: "relative" moves the head from where the source's is, "absolute" puts it where the
             driver's is. It turns as the driver's either way.
         face: in the driving video, 0 for the most prominent one, 1 for the first from the left, and so on.

@@ -157,7 +157,6 @@ def extract_parameters(
     Args:
         frames: (frames, channels, height, width) in [0, 1], or an iterator of such chunks or of single
             frames, of which one chunk is held at a time. One channel is gray, a fourth is transparency.
-        models: detector, encoder and head.
         mode: which part of the pictures is the portrait, see :func:`.tracker.portrait_square`.
         face: 0 for the most prominent one, 1 for the first from the left, and so on.
         smoothing: 0 to 1, see :func:`.tracker.smooth_parameters`; has no effect on a single frame.

@@ -39,7 +39,6 @@ class FlameModels:
 
     Attributes:
         detector: finds faces where they are not given.
-        head: FLAME.
         deca, smirk: at least one of them.
     """
 

@@ -43,7 +43,6 @@ def detect_landmarks(
         frames: (frames, channels, height, width) in [0, 1], or single frames one after the other.
         model: a ``face_landmarker.task``; without it the face mesh that MediaPipe carries.
         faces: greatest number of faces in a frame.
-        what: name of the input in messages.
         total: number of frames, for the progress of an iterator.
 
     Raises:

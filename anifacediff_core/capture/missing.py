@@ -23,7 +23,6 @@ def require_faces(valid: Tensor, missing: str, what: str) -> None:
     Args:
         valid: (frames,) bool, where a face was found, and for sure.
         missing: one of `MISSING`.
-        what: name of the input in messages.
 
     Raises:
         InputError: `missing` is "stop" and a frame shows no face for sure, or it is unknown.

@@ -43,7 +43,6 @@ class Portrait:
         frames_without_face: their numbers.
         skipped: those of them that are left out.
         note: sentences for people.
-        frames: number of frames that are kept.
     """
 
     square: Tensor
@@ -76,13 +75,11 @@ def find_portrait(
 
     Args:
         frames: as :func:`.extract.extract_parameters` takes them; one chunk is held at a time.
-        models: their detector looks for the faces.
         tracker: a new one, which knows what face to choose.
         motion: "still" is one square for the whole video, "follow" one for each frame.
         margin: room around the face square, as a share of its side.
         smoothing: 0 to 1, how calmly the square follows; see :func:`steady`.
         missing: what becomes of frames without a face, one of :data:`.missing.MISSING`.
-        what: name of the input in messages.
         faces: of every frame, where they are known already.
 
     Raises:

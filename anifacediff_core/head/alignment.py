@@ -27,7 +27,6 @@ def align(source: FaceParameters, driving: FaceParameters, camera: str = "drivin
 
     Args:
         source: one frame, or as many as ``driving``.
-        driving: the driver's frames.
         camera: whose camera is kept. With "source" the head stays in its place in the source picture and
             only turns, as MagicPortrait has it: β_s, θ_d, ψ_d, c_s.
 

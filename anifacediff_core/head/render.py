@@ -1,13 +1,13 @@
 """Pictures of the head: surface normals, the spatial condition (paper 3.3, equation 2); depth and shading.
 
 Depth and shading, and normals of a form of their own, are what MagicPortrait is guided by: see
-:func:`render_guidance`.
+:func:`iterate_guidance`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -108,17 +108,26 @@ def iterate_normals(
     progress: Progress | None = None,
 ) -> Iterator[Tensor]:
     """:func:`render_normals` in parts of ``batch`` frames, for those who don't need all of them at once."""
+    return _in_batches(head, params, batch, progress, lambda part: draw_normals(head, part, size, rasterizer))
+
+
+def _in_batches(
+    head: HeadModel,
+    params: FaceParameters,
+    batch: int,
+    progress: Progress | None,
+    draw: Callable[[FaceParameters], Tensor],
+) -> Iterator[Tensor]:
     head.require(params)
 
     @torch.no_grad()
-    def draw() -> Iterator[Tensor]:
+    def parts() -> Iterator[Tensor]:
         for start in range(0, len(params), batch):
-            part = params[start : start + batch].to(head.template.device, torch.float32)
-            yield draw_normals(head, part, size, rasterizer).cpu()
+            yield draw(params[start : start + batch].to(head.template.device, torch.float32)).cpu()
             if progress is not None:
                 progress(min(start + batch, len(params)), len(params))
 
-    return draw()
+    return parts()
 
 
 def shade(normals: Tensor, light: Tensor) -> Tensor:
@@ -161,7 +170,7 @@ def draw_guidance(
     texture: TextureModel | None = None,
     rasterizer: Rasterizer = rasterize,
 ) -> Tensor:
-    """All frames at once, on the head's device, where all arguments lie too; see :func:`render_guidance`."""
+    """All frames at once, on the head's device, where all arguments lie too; see :func:`iterate_guidance`."""
     vertices = head(params)
     fragments = rasterizer(to_pixels(project(vertices, params.camera), size), head.faces, size, size)
     # Their code divides short sums by 1e-6 and leaves the interpolated normals as short as they are.
@@ -181,8 +190,7 @@ def draw_guidance(
     return torch.cat([depth.expand(-1, 3, -1, -1), normals, render], dim=1).clamp(0, 1)
 
 
-@torch.no_grad()
-def render_guidance(
+def iterate_guidance(
     head: HeadModel,
     params: FaceParameters,
     size: int,
@@ -192,7 +200,7 @@ def render_guidance(
     batch: int = 8,
     rasterizer: Rasterizer = rasterize,
     progress: Progress | None = None,
-) -> dict[str, Tensor]:
+) -> Iterator[Tensor]:
     """Draw what MagicPortrait is guided by, as its own scripts do, but for the rounding to 8 bits.
 
     - depth: 1 at the nearest and 0 at the farthest vertex of the head, visible or not, in every frame; gray;
@@ -208,17 +216,18 @@ def render_guidance(
         batch, rasterizer, progress: as in :func:`render_normals`.
 
     Returns:
-        Of each of ``GUIDANCE`` (frames, 3, size, size) float32 in [0, 1] on the CPU, 0 beside the head.
+        Parts (frames, 9, size, size) float32 in [0, 1] on the CPU, 0 beside the head: three channels for each
+        of ``GUIDANCE``.
     """
-    head.require(params)
     device = head.template.device
-    appearance = None if appearance is None else appearance[0].to(device)
-    texture = None if texture is None else texture.to(device)
-    images = torch.empty(len(params), 3 * len(GUIDANCE), size, size)
-    for start in range(0, len(params), batch):
-        part = params[start : start + batch].to(device, torch.float32)
-        drawn = draw_guidance(head, part, size, appearance, texture, rasterizer)
-        images[start : start + batch] = drawn.cpu()
-        if progress is not None:
-            progress(min(start + batch, len(params)), len(params))
-    return dict(zip(GUIDANCE, images.split(3, dim=1), strict=True))
+    one = None if appearance is None else appearance[0].to(device)
+    skin = None if texture is None else texture.to(device)
+    return _in_batches(
+        head, params, batch, progress, lambda part: draw_guidance(head, part, size, one, skin, rasterizer)
+    )
+
+
+def split_guidance(parts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """All frames of :func:`iterate_guidance`, of each of ``GUIDANCE`` (frames, 3, size, size)."""
+    kinds = zip(*(part.split(3, dim=1) for part in parts), strict=True)
+    return dict(zip(GUIDANCE, map(torch.cat, kinds), strict=True))

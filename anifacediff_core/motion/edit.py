@@ -52,7 +52,6 @@ def edit_motion(
     placed as the driver's in the rest frame.
 
     Args:
-        driving: the driver's frames.
         names: ARKit's, of the expressions; empty for heads without.
         gains: of "head" (its rotation and its place in the picture) and of each of :data:`.parts.PARTS`.
         rest: number of the rest frame, by default :func:`rest_frame`.

@@ -77,11 +77,7 @@ def require_numbers(**values: float) -> None:
 
 
 def require_motion(params: FaceParameters, what: str) -> FaceParameters:
-    """Refuse what cannot be worked with: no frame, NaN or infinity, a camera that sees nothing.
-
-    Args:
-        what: name of the input, for messages.
-    """
+    """Refuse what cannot be worked with: no frame, NaN or infinity, a camera that sees nothing."""
     if not len(params):
         raise InputError(f"There is no frame in {what}: connect face parameters that have some.")
     params.require_finite(f"The input {what}")

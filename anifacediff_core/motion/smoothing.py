@@ -102,7 +102,6 @@ def smooth_motion(
     """Calm the tremble of a clip. Lids and gaze get a third of what the rest of the face does.
 
     Args:
-        params: frames in order.
         names: ARKit's, of the expressions; empty for a head like FLAME, whose expressions each move lids and
             mouth at once and know no limits.
         head: strength for pose and place of the head, 0 to 1.

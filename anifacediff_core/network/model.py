@@ -33,7 +33,6 @@ class AniFaceDiff(nn.Module):
     """Denoising UNet, ReferenceNet, pose encoder, expression adapter, image encoder and temporal modules.
 
     Args:
-        config: sizes.
         motion: whether to have temporal modules (stage 2 and inference on video).
     """
 
@@ -245,7 +244,6 @@ class AniFaceDiff(nn.Module):
             image_pixels: (S, 3, i, i), CLIP-normalized.
             normals: (R, 3, H, W) in [0, 1].
             expression: (R, n_expression).
-            conditional_rows: see above.
             expression_weight: (R, 1, 1), λ of every row; 0 drops its expression.
             reference_rows: the first rows, a multiple of frames, attend to the ReferenceNet's features; all
                 conditional rows when left out.

@@ -21,7 +21,6 @@ class SamplingConfig:
     """How to sample where nobody asks for anything else; the defaults are the bundled checkpoint's.
 
     Args:
-        steps: number of steps.
         cfg: guidance; 1 is none and takes half the time.
         sampler, scheduler: ComfyUI's names of the algorithm and of how the noise falls.
 

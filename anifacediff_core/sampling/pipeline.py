@@ -108,7 +108,6 @@ class Pipeline:
         Args:
             source: portrait square (1, 3, size, size) in [0, 1]; the side a multiple of 8.
             source_parameters: one frame, or as many as the driver has.
-            driving_parameters: the driver's frames.
         """
         size = source.shape[-1]
         if source.shape != (1, 3, size, size) or size % self.model.config.downsampling or not size:
@@ -155,7 +154,6 @@ class Pipeline:
             cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
                 default as the weights want it.
             window, overlap, expression_scale, progress: see `sampler.sample`.
-            shared_noise: see `initial_noise`.
             noise: (frames, 4, h, w) instead of that from `seed`.
             first: number of the first frame within its video, for the noise.
             previous_latents: latents (some, 4, h, w) of the first frames sampled before, together with

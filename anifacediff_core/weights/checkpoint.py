@@ -201,10 +201,6 @@ class Checkpoint:
     """An open checkpoint.
 
     Args:
-        path: the file.
-        config: sizes of the network.
-        head: name of the head model.
-        parts: names of the parts that it holds.
         provenance: how the weights came about.
         wish: how they say that they want to be sampled; None where they don't.
         infos: shape and type of all tensors by their names in the file.

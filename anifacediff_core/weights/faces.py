@@ -35,7 +35,6 @@ def load_face_models(
         checkpoint: without `flame`, its face detector and face encoder are taken.
         deca, smirk: encoders of FLAME's parameters, at least one of them beside `flame`.
         flame: the head, in a file of any format that `load_head` reads.
-        device: where they run.
 
     Raises:
         InputError: a file is missing, damaged or something else, or the files don't belong together.

@@ -76,7 +76,6 @@ class Folder:
     """What the files in a folder are.
 
     Args:
-        path: the folder.
         parts: the files that each part comes from.
         passed: why the other files are not used, by their names relative to the folder.
     """

@@ -17,6 +17,7 @@ import torch
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.camera import project, to_pixels
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.regions import SPOTS, disks, emphasis, face_spots, region_masks
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.cli import COMMANDS, main
 from anifacediff_core.lab.evaluation import report
@@ -52,7 +53,6 @@ from anifacediff_core.lab.evaluation.judges import (
 )
 from anifacediff_core.lab.evaluation.protocol import Protocol
 from anifacediff_core.lab.metrics import correlation, flicker, psnr, read_back, rotation_error, ssim
-from anifacediff_core.lab.regions import SPOTS, disks, emphasis, face_spots, region_masks
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.pipeline import Pipeline

@@ -123,7 +123,7 @@ def test_judges_look_at_the_same_part_of_a_picture_of_any_size() -> None:
 
 
 def test_every_face_of_the_benchmark_lies_in_the_view_from_brows_to_mouth(head: HeadModel) -> None:
-    from anifacediff_core.lab.regions import face_spots
+    from anifacediff_core.head.regions import face_spots
 
     motion = draw_cases(Protocol(pairs=24, frames=4, fps=2), head).motion
     spots = face_spots(head, motion, 256)[:, :3]

@@ -14,7 +14,7 @@ from torch import Tensor
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.render import GRAY, draw_guidance, render_guidance, shade
+from anifacediff_core.head.render import GRAY, draw_guidance, iterate_guidance, shade, split_guidance
 from anifacediff_core.head.texture import Appearance, TextureModel
 from anifacediff_core.network.attention import AttentionInputs, project_reference
 from anifacediff_core.network.autoencoder import AutoEncoder
@@ -138,9 +138,8 @@ def test_sampling(networks: Networks, inputs: Inputs, latent: Tensor, golden: di
 
 
 def test_pictures(face: Face, texture: TextureModel, golden: dict[str, Tensor]) -> None:
-    drawn = render_guidance(
-        face.head, face.in_picture, SIZE, appearance=face.appearance, texture=texture, batch=1
-    )
+    given = {"appearance": face.appearance, "texture": texture, "batch": 1}
+    drawn = split_guidance(iterate_guidance(face.head, face.in_picture, SIZE, **given))
     assert list(drawn) == list(FULL.pose_inputs)
     for index, picture in enumerate(drawn.values()):
         theirs = golden["pictures"][:, 3 * index : 3 * index + 3].float()
@@ -160,11 +159,13 @@ def test_without_a_texture_the_head_is_gray_in_the_same_light(face: Face) -> Non
     light = torch.zeros(1, 9, 3)
     light[:, 0] = torch.tensor([2.0, 1.0, 0.5])
     dim = Appearance(torch.zeros(1, 50), light)
-    drawn = render_guidance(face.head, face.in_picture, SIZE, appearance=dim)["render"]
+    drawn = split_guidance(iterate_guidance(face.head, face.in_picture, SIZE, appearance=dim))["render"]
     covered = drawn.sum(1) > 0
     color = drawn.movedim(1, -1)[covered]
     assert torch.allclose(color, GRAY * light[0, 0] * (1 / (4 * np.pi)) ** 0.5, atol=1e-5)
-    neutral = render_guidance(face.head, face.in_picture, SIZE)["render"].movedim(1, -1)[covered]
+    neutral = split_guidance(iterate_guidance(face.head, face.in_picture, SIZE))["render"].movedim(1, -1)[
+        covered
+    ]
     assert (neutral > 0.4).all() and torch.equal(neutral[:, 0], neutral[:, 2])
 
 

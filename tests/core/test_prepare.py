@@ -27,10 +27,10 @@ from anifacediff_core.capture.deca import DecaEncoder
 from anifacediff_core.capture.extract import extract_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.regions import emphasis
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.cli import main
-from anifacediff_core.lab.regions import emphasis
 from anifacediff_core.lab.scale import Scale
 from anifacediff_core.lab.training import prepare as module
 from anifacediff_core.lab.training import shard_chunks

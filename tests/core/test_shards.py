@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.lab.regions import emphasis
+from anifacediff_core.head.regions import emphasis
 from anifacediff_core.lab.training.data import NormalsNoise, Pairs
 from anifacediff_core.lab.training.shard_format import ShardWriter, find_shards, read_shard
 from anifacediff_core.lab.training.shard_reader import mixed

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.render import GUIDANCE, render_guidance
+from anifacediff_core.head.render import GUIDANCE, iterate_guidance, split_guidance
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.guidance import make_guidance_encoder
 from anifacediff_core.weights.checkpoint import save_checkpoint
@@ -52,9 +52,8 @@ def encoder(host: SimpleNamespace) -> object:
 
 def test_pictures_are_the_cores(extension: Extension, face: Face, drawn: dict[str, torch.Tensor]) -> None:
     texture = load_texture(extension.base / "models" / "flame" / "FLAME_texture.npz", face.head.faces)
-    expected = render_guidance(
-        face.head, face.in_picture, SIZE, appearance=face.appearance, texture=texture, batch=3
-    )
+    given = {"appearance": face.appearance, "texture": texture, "batch": 3}
+    expected = split_guidance(iterate_guidance(face.head, face.in_picture, SIZE, **given))
     for kind, picture in drawn.items():
         assert picture.shape == (3, SIZE, SIZE, 3) and picture.is_contiguous()
         assert torch.allclose(picture.movedim(-1, 1), expected[kind], atol=1e-3), kind

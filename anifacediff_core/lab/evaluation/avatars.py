@@ -21,8 +21,8 @@ from torch import Tensor
 from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.regions import face_spots, region_masks
 from anifacediff_core.head.render import draw_normals
-from anifacediff_core.lab.regions import face_spots, region_masks
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.encoders import clip_preprocess
 from anifacediff_core.network.model import AniFaceDiff

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.lab.regions import emphasis, region_masks
+from anifacediff_core.head.regions import emphasis, region_masks
 from anifacediff_core.network.autoencoder import WIDTH, AutoEncoder, convolutions
 from anifacediff_core.video import contact_sheet, write_image
 

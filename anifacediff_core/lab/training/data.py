@@ -16,8 +16,8 @@ from torch import Tensor
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.regions import SPOTS, face_spots
 from anifacediff_core.head.render import draw_normals
-from anifacediff_core.lab.regions import SPOTS, face_spots
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.encoders import CLIP_MEAN, CLIP_STD, clip_preprocess
 from anifacediff_core.progress import Progress
@@ -113,7 +113,7 @@ class Pool:
 
     Attributes:
         params: true parameters of all N frames.
-        spots: (N, 4, 3), where the face's parts are (`lab.regions`).
+        spots: (N, 4, 3), where the face's parts are (`head.regions`).
         images: (N, 3, size, size) uint8; where latents are kept, only if the plan wants pictures.
         normals: (N, 3, size, size) uint8.
         coarse: (N, 3, size / 2, size / 2) uint8, normals of the same head with a weakened expression.

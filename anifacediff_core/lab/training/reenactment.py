@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.lab.regions import emphasis
+from anifacediff_core.head.regions import emphasis
 from anifacediff_core.network.model import AniFaceDiff
 
 from .adversary import Adversary, AdversarySettings

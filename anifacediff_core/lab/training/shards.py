@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.head.regions import SPOTS, face_spots
 from anifacediff_core.head.render import draw_normals
-from anifacediff_core.lab.regions import SPOTS, face_spots
 from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
 from anifacediff_core.network.encoders import clip_preprocess
 

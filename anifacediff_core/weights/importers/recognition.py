@@ -31,10 +31,8 @@ class Listing:
     """A file's tensors by their names without wrappers.
 
     Args:
-        path: the file.
         infos: shape and type of each tensor.
         originals: each tensor's name in the file.
-        metadata: of a safetensors file.
     """
 
     path: Path
@@ -117,7 +115,6 @@ class Recognition:
     """A recognized file.
 
     Args:
-        path: the file.
         format: what people call it.
         origins: for each part that the file gives, where each of its tensors comes from.
         left: names of the tensors that are not used, and why.

@@ -57,7 +57,6 @@ class Opaque:
 
     Attributes:
         kind: name of the class or function, with its module.
-        args: of the call.
         state: what the object would have been built from.
         meaning: what `objects.resolve` has found it to be.
     """

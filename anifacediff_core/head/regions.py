@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anifacediff_core.head.camera import project, to_pixels
-from anifacediff_core.head.model import HeadModel
-from anifacediff_core.head.parameters import FaceParameters
+from .camera import project, to_pixels
+from .model import HeadModel
+from .parameters import FaceParameters
 
 SPOTS = ("left_eye", "right_eye", "mouth", "head")
 # Radii in units of the distance between the eyes.
