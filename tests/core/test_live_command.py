@@ -306,6 +306,19 @@ def test_what_fails_in_the_reader_is_told(tmp_path: Path) -> None:
         live(Still(), broken, Event()).write(tmp_path / "out.mp4", realtime=True)
 
 
+class Unplugged(Endless):
+    def drivers(self, stop: Event) -> Iterator[tuple[float, Tensor]]:
+        for number in range(3):
+            yield number / 25, gray(0.5)
+        raise InputError("The camera is gone: plug it in.")
+
+
+def test_what_came_before_a_failure_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert live(Still(), Unplugged(), Event()).write(tmp_path / "out.mp4", realtime=True) >= 1
+    assert "is kept: The camera is gone" in capsys.readouterr().out
+    assert probe(tmp_path / "out.mp4").frames >= 1
+
+
 # ---- the command
 
 
