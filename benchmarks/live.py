@@ -1,10 +1,11 @@
 """How fast a stream is, where its time goes, and what longer windows of the latest frames would bring.
 
-    python benchmarks/live.py [--size 256] [--device auto] [--frames 24] [--windows 1 4]
+    python benchmarks/live.py [--size 256] [--device auto] [--frames 24] [--windows 1 4] [--smoothing]
 
 The example clip drives the example picture. Times are medians over the frames, after some to warm up. Seconds
 of the processors count what all of them spent: other programs on the machine change them little. Windows are
 compared with the clip sampled as a whole, by PSNR and flicker (mean second difference over time, as a ratio).
+Smoothing: what is left of the tremble of a still head, and how many frames a slow turn lags.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import median
@@ -24,9 +26,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anifacediff_core.capture.capture import capture
+from anifacediff_core.capture.capture import SMOOTHING, capture
 from anifacediff_core.device import pick_device
+from anifacediff_core.head.model import HeadModel
+from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.lab.live import load_stream
+from anifacediff_core.motion.causal import CausalSmoother
+from anifacediff_core.motion.smoothing import smooth_motion
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.stream import Stream
 from anifacediff_core.video import read_frames
@@ -99,16 +105,40 @@ def compare(pipeline: Pipeline, stream: Stream, portrait: Tensor, frames: list[T
     print(f"windows of {window}: {float(psnr):.1f} dB to the whole clip, flicker {float(flicker):.3f} of its")
 
 
+def compare_smoothing(head: HeadModel) -> None:
+    generator, still = torch.Generator().manual_seed(0), head.neutral(60).to("cpu")
+    noise = 2e-3 * torch.randn(60, 18, generator=generator) * torch.tensor([1.0] * 15 + [5.0, 1.0, 1.0])
+    raw = replace(still, pose=still.pose + noise[:, :15], camera=still.camera + noise[:, 15:])
+    turn = torch.zeros(60, 15)
+    turn[:, 4] = 0.004 * torch.arange(60.0)  # two trembles a frame
+
+    def causal(params: FaceParameters) -> FaceParameters:
+        smoother = CausalSmoother(head.expression_names, SMOOTHING)
+        return FaceParameters.concatenate([smoother(params[number]) for number in range(60)])
+
+    def tremble(params: FaceParameters) -> Tensor:
+        return torch.cat([params.camera, params.pose[:, :6]], 1)[20:].diff(dim=0).abs().mean(0)
+
+    offline = smooth_motion(raw, head.expression_names, SMOOTHING, SMOOTHING)
+    left = [float((tremble(params) / tremble(raw)).mean()) for params in (causal(raw), offline)]
+    turned = causal(replace(raw, pose=raw.pose + turn))
+    lag = float((turn - turned.pose)[20:, 4].mean() / 0.004)
+    print(f"tremble {left[0]:.2f} of the readings' (offline {left[1]:.2f}), lag {lag:.2f} frames")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--windows", type=int, nargs="*", default=[])
+    parser.add_argument("--smoothing", action="store_true")
     options = parser.parse_args()
     device = pick_device(options.device)
     stream, portrait, _ = load_stream(EXAMPLES / "source.png", bundled_checkpoint(), device, options.size, {})
     clip = list(read_frames(EXAMPLES / "driving.mp4"))
+    if options.smoothing:
+        compare_smoothing(stream.pipeline.head)
     for window in options.windows:
         compare(stream.pipeline, stream, portrait, clip[: options.frames], window)
     measure(stream, list(islice(cycle(clip), WARM_UP + options.frames)), device)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anifacediff_core.capture.capture import capture, crop_portrait
 from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket
 from anifacediff_core.display import Display
 from anifacediff_core.errors import InputError
@@ -27,6 +28,7 @@ from anifacediff_core.media import VIDEO_FORMATS, require_affordable, video_stre
 from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.provenance.mark import LEAST_SIDE, mark
 from anifacediff_core.sampling.pace import Clock, Meter, Newest
+from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.stream import Stream
 from anifacediff_core.sound import keep_sound
 from anifacediff_core.storage import atomic_write
@@ -36,9 +38,12 @@ from anifacediff_core.video import (
     join_videos,
     probe,
     read_frames,
+    read_image,
     to_pixels,
     to_tensor,
 )
+from anifacediff_core.weights.checkpoint import load_checkpoint
+from anifacediff_core.weights.faces import load_face_models
 
 Driver: TypeAlias = Tensor | FaceParameters  # a frame (3, height, width), or parameters (1)
 SCHEMES = ("http", "https", "rtsp", "rtmp", "tcp")
@@ -266,7 +271,8 @@ class Live:
     clock: Clock = time.monotonic
 
     def write(self, path: Path, realtime: bool) -> int:
-        """Write an mp4, which appears when it is whole, with the sound of the input.
+        """Write an mp4, which appears when it is whole, with the sound of the input; it ends where the input
+        does, even if that fails.
 
         Returns:
             its number of frames.
@@ -278,7 +284,12 @@ class Live:
         with TemporaryDirectory(dir=path.parent) as folder:
             pictures, whole = Path(folder, "pictures.mp4"), Path(folder, "video.mp4")
             with suppress(_Nothing), VideoWriter(pictures, self.input.rate) as writer:
-                self.run(VideoOutput(writer), realtime)
+                try:
+                    self.run(VideoOutput(writer), realtime)
+                except InputError as error:  # a camera that was unplugged
+                    if not writer.frames:
+                        raise
+                    self.say(f"What came before this is kept: {error}")
                 if not writer.frames:
                     raise _Nothing
             if not pictures.is_file():
@@ -384,12 +395,6 @@ def load_stream(
     Args:
         faces, settings: of `load_face_models` and of `Stream`.
     """
-    from anifacediff_core.capture.capture import capture, crop_portrait
-    from anifacediff_core.sampling.pipeline import Pipeline
-    from anifacediff_core.video import read_image
-    from anifacediff_core.weights.checkpoint import load_checkpoint
-    from anifacediff_core.weights.faces import load_face_models
-
     opened = load_checkpoint(checkpoint)
     models = load_face_models(opened, **faces, device=device)
     pipeline = Pipeline.from_checkpoint(opened, device, head=models.head)

@@ -306,6 +306,19 @@ def test_what_fails_in_the_reader_is_told(tmp_path: Path) -> None:
         live(Still(), broken, Event()).write(tmp_path / "out.mp4", realtime=True)
 
 
+class Unplugged(Endless):
+    def drivers(self, stop: Event) -> Iterator[tuple[float, Tensor]]:
+        for number in range(3):
+            yield number / 25, gray(0.5)
+        raise InputError("The camera is gone: plug it in.")
+
+
+def test_what_came_before_a_failure_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert live(Still(), Unplugged(), Event()).write(tmp_path / "out.mp4", realtime=True) >= 1
+    assert "is kept: The camera is gone" in capsys.readouterr().out
+    assert probe(tmp_path / "out.mp4").frames >= 1
+
+
 # ---- the command
 
 
@@ -319,12 +332,28 @@ def test_the_command_refuses_before_it_begins(tmp_path: Path, capsys: pytest.Cap
     assert "known kind" in capsys.readouterr().err
 
 
-def test_a_clip_from_end_to_end(tmp_path: Path) -> None:
-    """The example clip, cut short, to a marked video whose face moves."""
-    clip, out = tmp_path / "clip.mp4", tmp_path / "out.mp4"
-    with VideoWriter(clip, Fraction(25)) as writer:
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example clip, cut short."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    with VideoWriter(path, Fraction(25)) as writer:
         for _, frame in zip(range(4), read_frames(EXAMPLES / "driving.mp4"), strict=False):
             writer.write(frame[None])
+    return path
+
+
+def test_a_pipe_has_nothing_but_pictures(clip: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    arguments = ["live", "--source", str(EXAMPLES / "source.png"), "--input", str(clip), "--output", "-"]
+    assert main([*arguments, "--size", "64", "--device", "cpu"]) == 0
+    written, said = capfdbinary.readouterr()
+    header = b"YUV4MPEG2 W64 H64 F25:1 Ip A1:1 C420jpeg\n"
+    assert written.startswith(header) and len(written) == len(header) + 4 * (6 + 64 * 64 * 3 // 2)
+    assert b"A mark needs 128 pixels" in said and b"0 frames dropped" in said
+
+
+def test_a_clip_from_end_to_end(clip: Path, tmp_path: Path) -> None:
+    """To a marked video whose face moves."""
+    out = tmp_path / "out.mp4"
     arguments = ["live", "--source", str(EXAMPLES / "source.png"), "--input", str(clip), "--output", str(out)]
     assert main([*arguments, "--size", "128", "--relative", "--device", "cpu"]) == 0
     shown = torch.stack(list(read_frames(out)))

@@ -65,6 +65,8 @@ def live(
     device: Device = "auto",
 ) -> None:
     """Let a source picture move while its driver does; Ctrl-C ends it, and what was written is whole."""
+    from anifacediff_core.provenance.mark import LEAST_SIDE
+
     from ..live import (
         DeviceOutput,
         Live,
@@ -86,6 +88,8 @@ def live(
         expression_gain=expression_gain, head_gain=head_gain,
     )  # fmt: skip
     say(note)
+    if mark and size < LEAST_SIDE:
+        say(f"A mark needs {LEAST_SIDE} pixels: only the metadata of a file say that it is synthetic.")
     if relative:
         stream.neutral()
     given = open_input(input, stream.pipeline.head, fps)
