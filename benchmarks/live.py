@@ -26,7 +26,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anifacediff_core.capture.capture import SMOOTHING, capture
+from anifacediff_core.capture.extract import SMOOTHING, extract_parameters
 from anifacediff_core.device import pick_device
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -93,7 +93,7 @@ def measure(stream: Stream, frames: list[Tensor], device: torch.device) -> None:
 def compare(pipeline: Pipeline, stream: Stream, portrait: Tensor, frames: list[Tensor], window: int) -> None:
     """What windows of the latest frames would show, against the clip as a whole."""
     source = stream.motion.source
-    params = capture(torch.stack(frames), stream.motion.models).parameters  # type: ignore[arg-type]
+    params = extract_parameters(torch.stack(frames), stream.motion.models).parameters  # type: ignore[arg-type]
     whole = torch.cat(list(pipeline.reenact(portrait, source, params)))
     shown = []
     for number in range(len(params)):

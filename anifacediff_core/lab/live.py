@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import capture, crop_portrait
+from anifacediff_core.capture.extract import crop_portrait, extract_parameters
 from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket
 from anifacediff_core.display import Display
 from anifacediff_core.errors import InputError
@@ -402,6 +402,6 @@ def load_stream(
     if size % step:
         raise InputError(f"The size of the result is {size}: give a multiple of {step}.")
     picture = read_image(source)
-    found = capture(picture, models, what="the source picture")
+    found = extract_parameters(picture, models, what="the source picture")
     portrait = crop_portrait(picture, found.square, size)
     return Stream(pipeline, models, portrait, found.parameters, **settings), portrait, found.note

@@ -14,9 +14,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import SMOOTHING, Models, prepare, read_faces
 from anifacediff_core.capture.confidence import LEAST
 from anifacediff_core.capture.detector import face_square
+from anifacediff_core.capture.extract import SMOOTHING, Models, prepare, read_faces
 from anifacediff_core.capture.tracker import Tracker, portrait_square
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align, source_frame

@@ -26,7 +26,7 @@ from aiohttp import web
 from PIL import Image
 from torch import Tensor
 
-from anifacediff_core.capture.capture import LEAST_PIXELS
+from anifacediff_core.capture.extract import LEAST_PIXELS
 from anifacediff_core.errors import InputError
 from anifacediff_core.pictures import open_picture, shown
 from anifacediff_core.sampling.pace import Clock, Newest

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from anifacediff_core.capture.capture import CaptureModels, capture, crop_portrait
+from anifacediff_core.capture.extract import CaptureModels, crop_portrait, extract_parameters
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.causal import KNOWN, CausalSmoother
@@ -45,13 +45,13 @@ def clip() -> Tensor:
 @pytest.fixture(scope="module")
 def source(models: CaptureModels) -> tuple[Tensor, FaceParameters]:
     picture = read_image(EXAMPLES / "source.png")
-    found = capture(picture, models, what="the source")
+    found = extract_parameters(picture, models, what="the source")
     return crop_portrait(picture, found.square, SIDE), found.parameters
 
 
 @pytest.fixture(scope="module")
 def motion(models: CaptureModels, clip: Tensor) -> FaceParameters:
-    return capture(clip, models, smoothing=0.0).parameters
+    return extract_parameters(clip, models, smoothing=0.0).parameters
 
 
 def psnr(first: Tensor, second: Tensor) -> float:
@@ -119,7 +119,7 @@ def test_no_smoothing_changes_nothing_and_memory_is_bounded(
 def test_pictures_are_those_of_the_whole_clip(
     pipeline: Pipeline, models: CaptureModels, clip: Tensor, source: tuple[Tensor, FaceParameters]
 ) -> None:
-    offline = capture(clip, models, mode="whole", smoothing=0.0).parameters
+    offline = extract_parameters(clip, models, mode="whole", smoothing=0.0).parameters
     whole = torch.cat(list(pipeline.reenact(*source, offline)))
     stream = Stream(pipeline, models, *source, mode="whole", smoothing=0.0)
     live = torch.stack([stream(frame) for frame in clip])
