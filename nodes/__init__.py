@@ -41,6 +41,7 @@ from .host.api import ComfyExtension, io  # noqa: E402
 from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
+from .learn import LearnThisPicture  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .long_video import ReenactLongVideo  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
@@ -57,6 +58,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadAniFaceDiff,
     ExpressionAdapterLoader,
     LoraLoader,
+    LearnThisPicture,
     LoadDECA,
     VideoFrames,
     PortraitCrop,

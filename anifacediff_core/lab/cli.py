@@ -17,6 +17,7 @@ from .options import PICTURE, add_command, call
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "reenact": reenact.reenact,
+    "learn": reenact.learn,
     "capture": reenact.capture,
     "render-normals": reenact.render_normals,
     "evaluate avatars": benchmark.avatars,
