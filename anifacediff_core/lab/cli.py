@@ -26,6 +26,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate run": evaluate.run,
     "evaluate results": evaluate.results,
     "evaluate clips": evaluate.clips,
+    "evaluate study": evaluate.study,
+    "evaluate tally": evaluate.tally,
     "evaluate forgery": evaluate.forgery,
     "train": train.train,
     "prepare": train.prepare,
@@ -43,7 +45,14 @@ GROUPS = {
     "evaluate": ("benchmark", "measure a checkpoint, results of any method, or detectors of forgeries"),
     "avatars": ("kind", "render avatars with the studio"),
 }
-FILES = {".mp4", ".safetensors", ".json", ".csv", *PICTURE}  # endings with which --out names no folder
+FILES = {
+    ".mp4",
+    ".safetensors",
+    ".json",
+    ".csv",
+    ".html",
+    *PICTURE,
+}  # endings with which --out names no folder
 
 
 def main(arguments: list[str] | None = None) -> int:

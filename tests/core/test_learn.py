@@ -165,7 +165,7 @@ def test_what_cannot_be_learned_is_refused(pipeline: Pipeline, models: NeutralFa
 
 
 def test_what_lies_beyond_the_picture_does_not_count() -> None:
-    squares = torch.tensor([[0.0, 0.0, 1.0], [-0.5, 0.0, 1.0], [0.25, -0.5, 2.0]])
+    squares = torch.tensor([[0.0, 0.0, 1.0], [-0.5, 0.0, 1.0], [0.1, -0.5, 2.0]])
     whole, left, wide = _inside(squares, 4)[:, 0]
     assert whole.all()
     assert left.tolist() == [[0, 0, 1, 1]] * 4  # its left half is beyond the picture's left border
