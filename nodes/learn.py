@@ -58,7 +58,6 @@ class LearnThisPicture(io.ComfyNode):
                     min=1,
                     max=256,
                     tooltip="Size of the LoRA: a higher rank holds more of the character, in a larger file.",
-                    extra_dict={"advanced": True},
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -68,7 +67,6 @@ class LearnThisPicture(io.ComfyNode):
                     step=1e-4,
                     round=1e-6,
                     tooltip="How far each step goes at most. Lower it if results become spotty.",
-                    extra_dict={"advanced": True},
                 ),
                 io.Int.Input(
                     "seed",

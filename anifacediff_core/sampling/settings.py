@@ -42,7 +42,7 @@ class LearningSettings:
         head_weight, detail_weight: weights of the loss on the head and on eyes and mouth.
     """
 
-    steps: int = 150
+    steps: int = 300
     rank: int = 16
     learning_rate: float = 6e-3
     seed: int = 0

@@ -34,8 +34,8 @@ class Adapter(nn.Module):
 
     def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator) -> None:
         super().__init__()
-        self.down: nn.Module
-        self.up: nn.Module
+        self.down: nn.Linear | nn.Conv2d
+        self.up: nn.Linear | nn.Conv2d
         if isinstance(layer, nn.Conv2d):
             shape = layer.kernel_size, layer.stride, layer.padding
             self.down = nn.Conv2d(layer.in_channels, rank, *shape, bias=False)  # type: ignore[arg-type]
