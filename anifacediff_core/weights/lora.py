@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from anifacediff_core.claims import is_finite
+from anifacediff_core.claims import is_finite, shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.storage import write_tensors
 from anifacediff_core.weights.reading import open_tensors
@@ -103,34 +103,35 @@ def merge_lora(unet: nn.Module, path: Path, strength: float = 1.0) -> int:
         InputError: there is something in the file that does not belong to the UNet, or not in this form.
     """
     layers = {PREFIX + name.replace(".", "_"): layer for name, layer in layers_of(unet).items()}
+    changes: list[tuple[Tensor, Tensor]] = []
     with open_tensors(path) as file:
         names = {name.partition(".")[0] for name in file.infos}
         if not names or not names <= layers.keys():
             first = min(names - layers.keys(), default="nothing")
             raise InputError(
-                f"{path.name} is no LoRA of this checkpoint's UNet in kohya's naming (found {first}): choose "
-                "one that learn has written, or another in that form."
+                f"{path.name} is no LoRA of this checkpoint's UNet in kohya's naming (found {shown(first)}): "
+                "choose one that learn has written, or another in that form."
             )
+        known = {name + part for name in names for part in (DOWN, UP, ALPHA)}
         for name in sorted(names):
             weight = layers[name].weight
-            if not {name + DOWN, name + UP} <= file.infos.keys() <= _known(names):
+            if not {name + DOWN, name + UP} <= file.infos.keys() <= known:
                 raise InputError(f"{path.name} has {name} in another form than up and down: choose another.")
+            alphas = file.read(name + ALPHA).float().flatten() if name + ALPHA in file.infos else None
             shapes = [file.infos[name + part].shape for part in (DOWN, UP)]
             rank = shapes[0][:1]
-            if shapes != [(*rank, *weight.shape[1:]), (*weight.shape[:1], *rank, *[1] * (weight.ndim - 2))]:
+            wanted = [(*rank, *weight.shape[1:]), (*weight.shape[:1], *rank, *[1] * (weight.ndim - 2))]
+            if shapes != wanted or (alphas is not None and len(alphas) != 1):
                 raise InputError(
                     f"{path.name} has {name} with shapes {shapes}, which do not fit the layer's "
                     f"{list(weight.shape)}: choose a LoRA made for this checkpoint."
                 )
-            down, up = (file.read(name + part).float() for part in (DOWN, UP))
-            alpha = file.read(name + ALPHA).float() if name + ALPHA in file.infos else torch.tensor(rank[0])
-            change = strength * alpha.reshape(()) / rank[0] * (up.flatten(1) @ down.flatten(1))
-            if not is_finite(change):
+            down, up = (file.read(name + part).float().flatten(1) for part in (DOWN, UP))
+            scale = strength if alphas is None else strength * alphas[0] / rank[0]
+            changes.append((weight, (scale * (up @ down)).view(weight.shape)))
+            if not is_finite(changes[-1][1]):
                 raise InputError(f"{path.name} has NaN or infinity in {name}: fetch it again.")
-            with torch.no_grad():
-                weight += change.view_as(weight).to(weight)
+    with torch.no_grad():
+        for weight, change in changes:
+            weight += change.to(weight)
     return len(names)
-
-
-def _known(names: set[str]) -> set[str]:
-    return {name + part for name in names for part in (DOWN, UP, ALPHA)}

@@ -210,11 +210,12 @@ def test_foreign_and_damaged_files_are_refused(
     path = tmp_path / "a.safetensors"
     save_lora(path, adapters, {})
     tensors = load_file(path)
-    down = next(name for name in tensors if name.endswith(".lora_down.weight"))
+    down = max(name for name in tensors if name.endswith(".lora_down.weight"))  # the last to be read
     up = down.replace("lora_down", "lora_up")
     for changed, match in (
         ({"lora_unet_elsewhere.lora_up.weight": torch.ones(2, 2)}, "lora_unet_elsewhere"),
         ({down: tensors[down][:1]}, "shapes"),
+        ({down.replace("lora_down.weight", "alpha"): torch.ones(3)}, "shapes"),
         ({up: torch.full_like(tensors[up], torch.inf)}, "NaN or infinity"),
         ({down.replace("lora_down", "lora_mid"): torch.ones(2, 2)}, "another form"),
     ):
