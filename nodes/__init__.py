@@ -42,6 +42,7 @@ from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .host.live import register_live_route  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
+from .learn import LearnThisPicture  # noqa: E402
 from .live import LiveReenactment  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .long_video import ReenactLongVideo  # noqa: E402
@@ -59,6 +60,7 @@ NODES: list[type[io.ComfyNode]] = [
     LoadAniFaceDiff,
     ExpressionAdapterLoader,
     LoraLoader,
+    LearnThisPicture,
     LoadDECA,
     VideoFrames,
     PortraitCrop,

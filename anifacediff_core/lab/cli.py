@@ -18,6 +18,7 @@ from .options import PICTURE, add_command, call
 COMMANDS: dict[str, Callable[..., None]] = {
     "reenact": reenact.reenact,
     "live": live.live,
+    "learn": reenact.learn,
     "capture": reenact.capture,
     "render-normals": reenact.render_normals,
     "evaluate avatars": benchmark.avatars,
@@ -26,6 +27,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "evaluate run": evaluate.run,
     "evaluate results": evaluate.results,
     "evaluate clips": evaluate.clips,
+    "evaluate study": evaluate.study,
+    "evaluate tally": evaluate.tally,
     "evaluate forgery": evaluate.forgery,
     "train": train.train,
     "prepare": train.prepare,
@@ -43,7 +46,8 @@ GROUPS = {
     "evaluate": ("benchmark", "measure a checkpoint, results of any method, or detectors of forgeries"),
     "avatars": ("kind", "render avatars with the studio"),
 }
-FILES = {".mp4", ".safetensors", ".json", ".csv", *PICTURE}  # endings with which --out names no folder
+# endings with which --out names no folder
+FILES = {".mp4", ".safetensors", ".json", ".csv", ".html", *PICTURE}
 
 
 def main(arguments: list[str] | None = None) -> int:

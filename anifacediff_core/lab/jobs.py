@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -42,6 +42,7 @@ from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
+from anifacediff_core.weights.lora import merge_lora
 
 from .scale import Scale, run
 
@@ -119,6 +120,7 @@ class Reenacting:
             arguments of `load_face_models`.
         say: called with sentences for people.
         bars: makes a progress callback from its name.
+        loras: files to merge into the UNet, and how strongly, see `merge_lora`.
     """
 
     def __init__(
@@ -128,11 +130,14 @@ class Reenacting:
         faces: Mapping[str, Path] | None = None,
         say: Callable[[str], None] = lambda text: None,
         bars: Callable[[str], Progress | None] = no_bars,
+        loras: Sequence[tuple[Path, float]] = (),
     ) -> None:
-        self.checkpoint, self.faces = Path(checkpoint), faces or {}
+        self.checkpoint, self.faces, self.loras = Path(checkpoint), faces or {}, loras
         where, opened = pick_device(str(device)), load_checkpoint(checkpoint)
         self.models = load_face_models(opened, **self.faces, device=where)
         self.pipeline = Pipeline.from_checkpoint(opened, where, head=self.models.head)
+        for path, strength in loras:
+            merge_lora(self.pipeline.model.unet, path, strength)
         self.say, self.bars = say, bars
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -212,7 +217,8 @@ class Reenacting:
     def _work(self, job: ReenactJob, timing: VideoTiming) -> AbstractContextManager[ResumableVideo]:
         out = Path(job.out)
         settings = {name: value for name, value in asdict(job).items() if name not in PATHS}
-        cache_key = fingerprint(settings, Path(job.source), Path(job.driving), self.checkpoint, self.faces)
+        files = Path(job.source), Path(job.driving), self.checkpoint, self.faces
+        cache_key = fingerprint(settings, *files, *self.loras)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
         declare = self._declare if job.mark else None
         return ResumableVideo(folder, partial_video, cache_key, timing, self.say, declare).begin()
@@ -329,6 +335,7 @@ def run_jobs(
     defaults: dict[str, Any] | None = None,
     progress: Progress | None = None,
     faces: Mapping[str, Path] | None = None,
+    loras: Sequence[tuple[Path, float]] = (),
 ) -> str:
     """Carry out a list of jobs; results that are there already are left alone.
 
@@ -347,9 +354,8 @@ def run_jobs(
     report = beside(path, f"{path.suffix}.failed.jsonl")
     report.unlink(missing_ok=True)
     _report(report, failed)
-    for result in run(
-        partial(Reenacting, str(Path(checkpoint).resolve()), device, faces), waiting, scale or Scale()
-    ):
+    worker = partial(Reenacting, str(Path(checkpoint).resolve()), device, faces, loras=loras)
+    for result in run(worker, waiting, scale or Scale()):
         done += 1
         if "error" in result:
             failed.append(result)

@@ -25,3 +25,30 @@ class SamplingSettings(SamplingConfig):
     overlap: int = 6
     expression_scale: float = 1.0
     shared_noise: float = 1.0
+
+
+@dataclass(frozen=True)
+class LearningSettings:
+    """How `learn` tunes a LoRA to pictures of one character.
+
+    Args:
+        steps: of AdamW.
+        rank: of the adapters; a higher one holds more of the character.
+        learning_rate: at its highest, after a warm-up; it falls to zero along a cosine.
+        seed: of everything random.
+        size: side of the pictures in pixels; best that of the videos to be made.
+        character, avatars: rows of either kind in a step.
+        usual: share of the steps that learn at the time steps of sampling; the others at any.
+        head_weight, detail_weight: weights of the loss on the head and on eyes and mouth.
+    """
+
+    steps: int = 300
+    rank: int = 16
+    learning_rate: float = 6e-3
+    seed: int = 0
+    size: int = 256
+    character: int = 2
+    avatars: int = 2
+    usual: float = 0.75
+    head_weight: float = 6.0
+    detail_weight: float = 10.0

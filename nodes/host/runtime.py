@@ -16,7 +16,7 @@ from torch import Tensor
 from anifacediff_core.errors import printable
 from anifacediff_core.video import to_pixels
 
-__all__ = ["ModelPatcher", "Progress", "device", "notify", "show_text"]
+__all__ = ["ModelPatcher", "Progress", "device", "make_room", "notify", "show_text"]
 
 PREVIEW_SIDE = 512
 
@@ -24,6 +24,11 @@ PREVIEW_SIDE = 512
 def device() -> torch.device:
     """Where the host computes."""
     return comfy.model_management.get_torch_device()
+
+
+def make_room(size: int) -> None:
+    """Have the host move its models away until so many bytes are free where it computes."""
+    comfy.model_management.free_memory(size, device())
 
 
 class Progress:

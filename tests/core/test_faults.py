@@ -210,7 +210,7 @@ def test_numbers_that_mean_nothing_are_told_before_anything_is_loaded(
 class Pretended(module.Reenacting):
     """Writes a text in place of a video."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def reenact(self, job: ReenactJob) -> int:
         require_writable(Path(job.out))

@@ -164,7 +164,7 @@ def test_lists_that_cannot_be_meant_are_refused(tmp_path: Path, name: str, text:
 class Pretended(module.Reenacting):
     """Writes its job's seed in place of a video."""
 
-    def __init__(self, *_: Any) -> None: ...
+    def __init__(self, *_: Any, **__: Any) -> None: ...
 
     def reenact(self, job: ReenactJob) -> int:
         if not Path(job.source).exists():

@@ -91,12 +91,15 @@ def load_workflows(
     return {name: Page(**{**page, "screenshot": Path(page["screenshot"])}) for name, page in pages.items()}
 
 
-def drive(script: str, server: client.Server, driver: Path, task: dict[str, Any], timeout: float) -> Any:
+def drive(
+    script: str, server: client.Server | None, driver: Path, task: dict[str, Any], timeout: float
+) -> Any:
     """What a driver of this folder prints last, for a task to which the server and the browser are added.
 
     One that waits in vain for its page begins once more: a front-end may lose a key while it loads.
     """
-    task = {"address": f"http://{server.address}", "chromium": chromium(), **task}
+    address = None if server is None else f"http://{server.address}"
+    task = {"address": address, "chromium": chromium(), **task}
     with FileLock(driver / "one.lock"):  # processes that test side by side would slow each other's pages down
         # Node.js looks for packages beside the script, not in the current folder.
         for file in HARNESS.glob("*.mjs"):

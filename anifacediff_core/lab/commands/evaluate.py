@@ -12,7 +12,7 @@ from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
 from anifacediff_core.storage import atomic_write
 
-from ..options import Checkpoint, Device, File, Positive, Sampling, bar, checkpoint_or_bundled
+from ..options import Checkpoint, Device, File, Positive, Sampling, bar, checkpoint_or_bundled, file_name
 
 if TYPE_CHECKING:
     from ..evaluation.results import MetricModels
@@ -193,6 +193,41 @@ def clips(
         device=device,
     )
     results(listed, [f"AniFaceDiff={made}"], out, measuring, checkpoint, device)
+
+
+def study(
+    pairs: Pairs,
+    results: Annotated[
+        Sequence[str],
+        "videos or folders of frames, named after the pairs; or what evaluate run wrote. Repeat it",
+        {"metavar": "[NAME=]FOLDER"},
+    ],
+    out: Annotated[Path, file_name(".html"), "the page to write; the key to its numbers comes beside it"],
+) -> None:
+    """Write a page on which people choose blindly between methods, by the paper's three questions."""
+    from ..evaluation.pairs import read_pairs
+    from ..evaluation.results import Method
+    from ..evaluation.study import write_study
+
+    folders = _unique([found for text in results for found in _method_folders(*_named(text))])
+    methods = [Method.of(name, folder) for name, folder in folders.items()]
+    key = write_study(out, read_pairs(pairs), methods, bar("pairs"))
+    print(f"{out}: give it to people. Then: evaluate tally --key {key} --answers FILE...")
+
+
+def tally(
+    key: Annotated[Path, "what evaluate study wrote beside its page"],
+    answers: Annotated[tuple[Path, ...], "files that people have saved"],
+    out: Annotated[Path, "folder for tally.json and tally.md"],
+) -> None:
+    """Count the answers to a study: how often people preferred each method, with intervals."""
+    from ..evaluation.study import tally as count
+    from ..evaluation.tables import tally_markdown
+
+    report = count(key, answers)
+    text = tally_markdown(report)
+    _write_report(out, "tally", report, text)
+    print(text)
 
 
 def forgery(

@@ -1,4 +1,4 @@
-"""The commands `reenact`, `capture` and `render-normals`. What they need is imported when they run."""
+"""The commands `reenact`, `learn`, `capture`, `render-normals`. What they need is imported when they run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
 from anifacediff_core.sampling.segments import SEGMENT
+from anifacediff_core.sampling.settings import LearningSettings
 
 from ..options import (
     Checkpoint,
@@ -23,6 +24,7 @@ from ..options import (
     Sampling,
     bar,
     checkpoint_or_bundled,
+    file_name,
 )
 from ..scale import Scale
 
@@ -45,6 +47,8 @@ def reenact(
         "leave out what says in pixels and metadata that the result is synthetic",
         {"names": ("--no-mark",)},
     ] = True,
+    lora: Annotated[File, "what learn has written, or another LoRA of the checkpoint's UNet"] = None,
+    lora_strength: Annotated[float, "how strongly it changes the network: 1 as learned"] = 1.0,
     faces: FaceFiles,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
@@ -57,17 +61,56 @@ def reenact(
     files = {"source": source, "driving": driving, "out": out}
     missing = [f"--{name}" for name, path in files.items() if path is None]
     checkpoint = checkpoint_or_bundled(checkpoint)
+    loras = [] if lora is None else [(lora.resolve(), lora_strength)]
     if jobs is not None:
         if len(missing) < len(files):
             raise InputError("Give either --jobs, or --source, --driving and --out.")
-        print(run_jobs(jobs, checkpoint, device, scale, settings, bar("jobs"), faces.named()))
+        print(run_jobs(jobs, checkpoint, device, scale, settings, bar("jobs"), faces.named(), loras))
         return
     if missing:
         raise InputError(
             f"{', '.join(missing)} is missing; give source, driving and out, or a list in --jobs."
         )
     job = ReenactJob(str(source), str(driving), str(out), **settings)
-    Reenacting(checkpoint, device, faces.named(), print, bar).reenact(job)
+    Reenacting(checkpoint, device, faces.named(), print, bar, loras).reenact(job)
+
+
+def learn(
+    pictures: Annotated[tuple[Path, ...], "one to five pictures of the same character"],
+    out: Annotated[Path, file_name(".safetensors"), "the LoRA to write"],
+    size: Annotated[Positive, "side in pixels; best that of the videos"] = LearningSettings.size,
+    steps: Annotated[Positive, "of learning; more get closer"] = LearningSettings.steps,
+    rank: Annotated[Positive, "of the LoRA; more hold more"] = LearningSettings.rank,
+    learning_rate: Annotated[float, "at its highest"] = LearningSettings.learning_rate,
+    seed: Annotated[int, "of everything random"] = LearningSettings.seed,
+    *,
+    faces: FaceFiles,
+    checkpoint: Checkpoint = None,
+    device: Device = "auto",
+) -> None:
+    """Tune a LoRA to pictures of one character, so that reenact --lora keeps its face better."""
+    from anifacediff_core.sampling.learn import learn as tune
+    from anifacediff_core.sampling.learn import lora_header
+    from anifacediff_core.sampling.pipeline import Pipeline
+    from anifacediff_core.video import read_image
+    from anifacediff_core.weights.checkpoint import load_checkpoint
+    from anifacediff_core.weights.faces import load_face_models
+    from anifacediff_core.weights.lora import save_lora
+
+    opened, where = load_checkpoint(checkpoint_or_bundled(checkpoint)), pick_device(device)
+    models = load_face_models(opened, **faces.named(), device=where)
+    pipeline = Pipeline.from_checkpoint(opened, where, head=models.head)
+    settings = LearningSettings(steps, rank, learning_rate, seed, size)
+    progress = bar("learn")
+    found = tune(
+        pipeline,
+        models,
+        [read_image(picture)[0] for picture in pictures],
+        settings,
+        lambda done, total, _: progress(done, total),
+    )
+    save_lora(out, found, lora_header(settings, opened.path.name))
+    print(f"{out}: use it with reenact --lora {out}, or in ComfyUI's models/loras with Load LoRA.")
 
 
 def capture(

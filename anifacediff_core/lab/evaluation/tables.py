@@ -123,6 +123,20 @@ def forgery_markdown(report: dict[str, Any]) -> str:
 # ---- parts
 
 
+def tally_markdown(report: dict[str, Any]) -> str:
+    """What `study.tally` counted: a row for each method, a column for each question."""
+    methods: dict[str, Any] = report["methods"]
+    kinds = list(next(iter(methods.values())))
+    rows = [["method", *kinds]]
+    for name, row in methods.items():
+        cells = [row[kind] for kind in kinds]
+        rows.append(
+            [name, *(f"{cell['share']:.1%} [{cell['low']:.1%}, {cell['high']:.1%}]" for cell in cells)]
+        )
+    people = f"{report['participants']} participants, {report['pairs']} pairs"
+    return f"{_table(rows)}\n\n{people}. Share of the choices, with Wilson's 95 % interval.\n"
+
+
 def _shown(report: dict[str, Any], protocol: str) -> list[str]:
     """The paper's columns always; the others where they were measured or say why they were not."""
     methods = [m["protocols"].get(protocol) or {} for m in report["methods"].values()]
