@@ -153,9 +153,8 @@ def _require_possible(pipeline: Pipeline, pictures: Sequence[Tensor], settings: 
             "The checkpoint is guided by more than normals and a source picture, which cannot be learned "
             "here: choose one of AniFaceDiff's own form."
         )
-    step = config.downsampling * config.latent_multiple
     values = {
-        "size": (settings.size, step),
+        "size": (settings.size, config.downsampling),
         "rank": (settings.rank, 1),
         "number of steps": (settings.steps, 1),
     }

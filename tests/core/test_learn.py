@@ -151,7 +151,7 @@ def test_what_cannot_be_learned_is_refused(pipeline: Pipeline, models: NeutralFa
     for pictures, settings, match in (
         ([], QUICK, "0 pictures"),
         ([picture] * 6, QUICK, "6 pictures"),
-        ([picture], replace(QUICK, size=72), "size to learn with is 72.*multiple of 32"),
+        ([picture], replace(QUICK, size=76), "size to learn with is 76.*multiple of 8"),
         ([picture], replace(QUICK, rank=0), "rank"),
         ([picture], replace(QUICK, steps=0), "steps"),
         ([picture, torch.zeros(3, 96, 96)], QUICK, "picture 2"),
