@@ -127,7 +127,7 @@ class ExpressionAdapterLoader(io.ComfyNode):
                     "trained for it.",
                 ),
                 share_input(
-                    "weight", 1.0, "λ of the paper: 0 is off, 1 as trained, more exaggerates.", most=2.0
+                    "weight", 1.0, "\u03bb of the paper: 0 is off, 1 as trained, more exaggerates.", most=2.0
                 ),
             ],
             outputs=[

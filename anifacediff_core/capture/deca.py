@@ -23,9 +23,9 @@ class DecaReading(NamedTuple):
     """What DECA sees in crops; its six parts in their order.
 
     Attributes:
-        shape: (crops, 100), β.
+        shape: (crops, 100), beta.
         texture: (crops, 50).
-        expression: (crops, 50), ψ.
+        expression: (crops, 50), psi.
         turn: (crops, 3), axis-angle of the whole head in radians.
         jaw: (crops, 3), axis-angle of the jaw in radians.
         camera: (crops, 3), ``[s, tx, ty]`` of the crop.

@@ -136,7 +136,7 @@ def retarget(
 
 
 def draw(points: Tensor, size: int = CANVAS, progress: Progress | None = None) -> Tensor:
-    """Draw meshes: points (frames, 468 or 478, 2) as fractions of the picture → (frames, 3, size, size)."""
+    """Draw meshes: points (frames, 468 or 478, 2) as fractions of the picture -> (frames, 3, size, size)."""
     drawings = torch.empty(len(points), 3, size, size)
     patterns: dict[tuple[int, int], np.ndarray] = {}
     # The landmarks pass through single precision in MediaPipe.

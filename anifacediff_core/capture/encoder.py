@@ -30,8 +30,8 @@ class Reading(NamedTuple):
     """What the encoder sees in a crop.
 
     Attributes:
-        shape: (crops, shape modes), β.
-        expression: (crops, expressions), ψ; not yet limited to [0, 1].
+        shape: (crops, shape modes), beta.
+        expression: (crops, expressions), psi; not yet limited to [0, 1].
         neck: (crops, 3), axis-angle of the neck joint in radians.
         camera: (crops, 3), ``[s, tx, ty]`` of the crop.
     """

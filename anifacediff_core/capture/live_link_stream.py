@@ -27,7 +27,7 @@ from .live_link import SIGNS
 VERSION = 6
 HOST, PORT = "127.0.0.1", 11111
 LONGEST = 2048  # bytes of a packet; the app's have some 350
-GREATEST = 10.0  # of a value: coefficients reach 1, angles π
+GREATEST = 10.0  # of a value: coefficients reach 1, angles pi
 _EYE = ("eyeBlink", "eyeLookDown", "eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide")
 COEFFICIENTS = (
     *(f"{name}Left" for name in _EYE), *(f"{name}Right" for name in _EYE),

@@ -42,8 +42,8 @@ class SmirkReading(NamedTuple):
     """What SMIRK sees in crops.
 
     Attributes:
-        shape: (crops, 300), β.
-        expression: (crops, 50), ψ.
+        shape: (crops, 300), beta.
+        expression: (crops, 50), psi.
         eyelids: (crops, 2) in [0, 1], left and right; they need blendshapes that FLAME does not have.
         turn: (crops, 3), axis-angle of the whole head in radians.
         jaw: (crops, 3), axis-angle of the jaw in radians, opening only and little to the sides.

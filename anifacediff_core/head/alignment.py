@@ -23,12 +23,12 @@ def source_frame(source: FaceParameters) -> FaceParameters:
 
 
 def align(source: FaceParameters, driving: FaceParameters, camera: str = "driving") -> FaceParameters:
-    """The source's shape with the driver's pose, expression and camera: β_s, θ_d, ψ_d, c_d.
+    """The source's shape with the driver's pose, expression and camera: beta_s, theta_d, psi_d, c_d.
 
     Args:
         source: one frame, or as many as ``driving``.
         camera: whose camera is kept. With "source" the head stays in its place in the source picture and
-            only turns, as MagicPortrait has it: β_s, θ_d, ψ_d, c_s.
+            only turns, as MagicPortrait has it: beta_s, theta_d, psi_d, c_s.
 
     Returns:
         As many frames as ``driving``, on its device.

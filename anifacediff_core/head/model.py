@@ -32,15 +32,15 @@ REQUIRED = {
 
 
 class HeadModel(nn.Module):
-    """A posable head: M(β, θ, ψ) = W(T(β, θ, ψ), J(β), θ, 𝒲).
+    """A posable head: M(beta, theta, psi) = W(T(beta, theta, psi), J(beta), theta, weights).
 
     The file is safetensors with, in meters, x right, y up, z to the camera:
 
     ===================  ===========================  =====================================================
     template             (vertices, 3)                the average head
     faces                (triangles, 3)               vertex indices, counter-clockwise from outside
-    shape_basis          (vertices, 3, shapes)        displacement per unit of β
-    expression_basis     (vertices, 3, expressions)   displacement per unit of ψ
+    shape_basis          (vertices, 3, shapes)        displacement per unit of beta
+    expression_basis     (vertices, 3, expressions)   displacement per unit of psi
     expression_vertices  (moved vertices,), optional  the only vertices in expression_basis
     pose_basis           (vertices, 3, 36), optional  pose correctives, FLAME's ``posedirs``
     joint_regressor      (5, vertices)                joints from the shaped template, as POSE_JOINTS
@@ -94,7 +94,7 @@ class HeadModel(nn.Module):
         optional["chart"] = tensors.get("chart", tensors["template"]).float()
         for name, tensor in {**floats, **integers, **optional, "expression_basis": expression}.items():
             self.register_buffer(name, tensor, persistent=False)
-        # J(β) is linear: regress the template and the basis once instead of the shaped head at every call.
+        # J(beta) is linear: regress the template and the basis once instead of the shaped head at every call.
         self.register_buffer("joint_template", self.joint_regressor @ self.template, persistent=False)
         self.register_buffer(
             "joint_basis",
@@ -182,7 +182,7 @@ class HeadModel(nn.Module):
             )
 
     def forward(self, params: FaceParameters) -> Tensor:
-        """Posed vertices (frames, vertices, 3) in meters. Differentiable in β, ψ and θ."""
+        """Posed vertices (frames, vertices, 3) in meters. Differentiable in beta, psi and theta."""
         rest = self.rest(params.shape, params.expression)
         if self.pose_basis is not None:
             rest = rest + self._pose_correctives(params.pose)
@@ -190,7 +190,7 @@ class HeadModel(nn.Module):
         return self.skin(rest, params.pose, joints, self.skin_weights)
 
     def rest(self, shape: Tensor, expression: Tensor) -> Tensor:
-        """Unposed vertices (frames, vertices, 3) for β (frames, shapes) and ψ (frames, expressions)."""
+        """Unposed vertices (frames, vertices, 3) for beta (frames, shapes) and psi (frames, expressions)."""
         shaped = torch.einsum("fs,vcs->fvc", shape, self.shape_basis)
         expressed = torch.einsum("fe,vce->fvc", expression, self.expression_basis)
         return self.template + shaped + expressed
@@ -222,7 +222,7 @@ class HeadModel(nn.Module):
         return torch.einsum("fpab,fpb->fpa", blended_rotation, rest) + blended_translation
 
     def _joint_transforms(self, pose: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
-        """Per joint the map x ↦ R x + t of unposed to posed points: (frames, 5, 3, 3), (frames, 5, 3)."""
+        """Per joint the map from x to R x + t, of unposed to posed points: (frames, 5, 3, 3), (frames, 5, 3)."""
         local = rotation.matrix(pose.unflatten(1, (-1, 3)))
         rotations: list[Tensor] = []
         translations: list[Tensor] = []

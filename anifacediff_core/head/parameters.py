@@ -28,16 +28,16 @@ OPTIONAL = ("confidence",)
 
 @dataclass(frozen=True)
 class FaceParameters:
-    """Parameters of one head over a number of frames (paper 3.1: β, ψ, θ and the camera c).
+    """Parameters of one head over a number of frames (paper 3.1: beta, psi, theta and the camera c).
 
     Attributes:
-        shape: (frames, shape modes) float, β.
-        expression: (frames, expressions) float, ψ.
-        pose: (frames, 15) float, θ: axis-angle in radians of the joints in ``POSE_JOINTS``, x right, y up,
-            z to the camera.
+        shape: (frames, shape modes) float, beta.
+        expression: (frames, expressions) float, psi.
+        pose: (frames, 15) float, theta: axis-angle in radians of the joints in ``POSE_JOINTS``, x right,
+            y up, z to the camera.
         camera: (frames, 3) float, ``[s, tx, ty]``, see :mod:`.camera`.
         valid: (frames,) bool, False where no face was found, or not for sure.
-        head: name of the head model that β and ψ belong to.
+        head: name of the head model that beta and psi belong to.
         confidence: (frames,) float in [0, 1], how sure the reading of each frame is; None where nothing was
             read from pictures, or by something that does not tell.
     """

@@ -22,7 +22,7 @@ def matrix(axis_angle: Tensor) -> Tensor:
 
 
 def axis_angle(matrix: Tensor) -> Tensor:
-    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), angles in [0, π].
+    """Rotation matrices (..., 3, 3) to axis-angle (..., 3), angles in [0, pi].
 
     Through the quaternion, which is stable everywhere.
     """

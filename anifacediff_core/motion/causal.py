@@ -78,7 +78,7 @@ class CausalSmoother:
         known = torch.stack(list(self._readings))
         noise = self._noise(known)
         change = reading - known[-1 - min(REACH, len(known) - 1)]
-        speed = change.abs() / (2**0.5 * noise)  # two readings differ by √2 of the noise of one
+        speed = change.abs() / (2**0.5 * noise)  # two readings differ by sqrt 2 of the noise of one
         things = speed[:HEAD].split(TOGETHER)
         speed[:HEAD] = torch.cat([thing.square().mean().sqrt().expand(len(thing)) for thing in things])
         span = REST_SPAN / (1 + WIDENING * (speed - QUIET).clamp(min=0))

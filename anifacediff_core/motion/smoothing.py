@@ -158,7 +158,7 @@ def _slope(values: Tensor, reach: int) -> tuple[Tensor, float]:
 
 
 def _whittaker(values: Tensor, stiffness: Tensor) -> Tensor:
-    """The y that minimizes |y - values|² + Σ stiffness · (second difference of y)², frame by frame.
+    """The y that minimizes |y - values|² + the sum of stiffness · (second difference of y)², frame by frame.
 
     Args:
         values: (frames, quantities) float64, three frames at least.
@@ -174,7 +174,7 @@ def _whittaker(values: Tensor, stiffness: Tensor) -> Tensor:
     for offset in range(2):
         first[offset : offset + frames - 2] -= 2 * weights
     second[: frames - 2] = weights
-    # L D Lᵀ and both substitutions, frame by frame: nothing reaches farther than two neighbors.
+    # L D L' and both substitutions, frame by frame: nothing reaches farther than two neighbors.
     for now in range(frames - 1):
         factor = first[now] / middle[now]
         middle[now + 1] -= factor * first[now]

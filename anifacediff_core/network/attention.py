@@ -68,7 +68,7 @@ class AttentionInputs:
         reference: keys and values (sources, tokens, channels) by block; each source serves
             conditional_rows / sources consecutive rows.
         expression: keys and values (conditional rows, tokens, channels) by block.
-        expression_weight: λ of eq. 3, a number or (conditional rows, 1, 1).
+        expression_weight: lambda of eq. 3, a number or (conditional rows, 1, 1).
         record: when given, every block writes the tokens that enter its self-attention here by its name.
         reference_rows: how many of the conditional rows see the reference, if not all: the first ones.
     """
@@ -122,7 +122,7 @@ class SpatialAttention:
 
 @dataclass(frozen=True)
 class ContextAttention:
-    """Cross-attention to the image embedding plus λ times attention to the expression tokens (eq. 3)."""
+    """Cross-attention to the image embedding plus lambda times attention to the expression tokens (eq. 3)."""
 
     name: str
 

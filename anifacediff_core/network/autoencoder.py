@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """Pictures (frames, 3, height, width) in [0, 1] ↔ latents (frames, 4, height / 8, width / 8).
+    """Pictures (frames, 3, height, width) in [0, 1] <-> latents (frames, 4, height / 8, width / 8).
 
     The encoder is trained to a variance of about one, so its output is what the UNet sees: a host that keeps
     Stable Diffusion 1.5's latents gets the same by its own factor (`vae_scale` 0.18215 for TAESD in ComfyUI).

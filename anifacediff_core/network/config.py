@@ -83,7 +83,7 @@ class NetworkConfig:
         expression_tokens, expression_hidden: shape of the expression adapter's MLP.
         prediction_type: what the UNet predicts, "v_prediction" or "epsilon".
         zero_terminal_snr: whether the last time step is pure noise.
-        beta_schedule: diffusers' name of how β grows from 0.00085 to 0.012.
+        beta_schedule: diffusers' name of how beta grows from 0.00085 to 0.012.
         scaling_factor: factor from autoencoder output to UNet latents.
         profile: the method that the weights were made for.
     """

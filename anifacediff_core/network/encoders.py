@@ -19,7 +19,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def make_pose_encoder(config: NetworkConfig) -> nn.Module:
-    """Normals (frames, 3, H, W) in [0, 1] → features (frames, C, H / 8, W / 8) for after the UNet's conv_in.
+    """Normals (frames, 3, H, W) in [0, 1] -> features (frames, C, H / 8, W / 8) for after the UNet's conv_in.
 
     The paper concatenates the encoded normals with the noisy latents; convolving that concatenation equals
     adding a convolution of the encoding, which is this encoder's last layer. It starts at zero.
@@ -79,7 +79,7 @@ def make_image_encoder(config: NetworkConfig) -> CLIPVisionModelWithProjection:
 
 
 def clip_preprocess(images: Tensor, size: int) -> Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] → CLIP-normalized (N, 3, size, size), as ComfyUI does it.
+    """Pictures (N, 3, H, W) in [0, 1] -> CLIP-normalized (N, 3, size, size), as ComfyUI does it.
 
     The shorter side is scaled to `size` and the center is cropped; the result passes through 8 bits.
     """
@@ -96,7 +96,7 @@ def clip_preprocess(images: Tensor, size: int) -> Tensor:
 
 
 class ExpressionAdapter(nn.Module):
-    """Expression ψ → tokens p_ψ → keys and values p_ψ W_k, p_ψ W_v of every transformer block (eq. 3).
+    """Expression psi -> tokens p_psi -> keys and values p_psi W_k, p_psi W_v of every block (eq. 3).
 
     Args:
         blocks: channels of each transformer block by its name, in the UNet's order; W_k and W_v of block i
@@ -121,10 +121,10 @@ class ExpressionAdapter(nn.Module):
             nn.init.normal_(weight, std=0.1 * dim**-0.5)
 
     def forward(self, expression: Tensor) -> Tensor:
-        """ψ (frames, n_expression) → tokens (frames, tokens, cross_attention_dim)."""
+        """psi (frames, n_expression) -> tokens (frames, tokens, cross_attention_dim)."""
         return self.norm(rearrange(self.mlp(expression), "f (t d) -> f t d", t=self.tokens))
 
     def keys_values(self, tokens: Tensor) -> KeysValues:
-        """Tokens (frames, tokens, cross_attention_dim) → keys and values of every block."""
+        """Tokens (frames, tokens, cross_attention_dim) -> keys and values of every block."""
         layers = zip(self.names, self.to_k, self.to_v, strict=True)
         return {name: (to_k(tokens), to_v(tokens)) for name, to_k, to_v in layers}

@@ -30,7 +30,7 @@ def make_guidance_encoder(config: NetworkConfig) -> GuidanceEncoders:
 
 
 class GuidanceEncoder(nn.Module):
-    """Pictures of one kind (frames, 3, H, W) in [0, 1] → features (frames, features, H / 8, W / 8).
+    """Pictures of one kind (frames, 3, H, W) in [0, 1] -> features (frames, features, H / 8, W / 8).
 
     Every frame by itself. With four entries in `channels` the resolution falls to an eighth, at which the
     positions of a frame attend to each other.
@@ -66,7 +66,7 @@ class GuidanceEncoder(nn.Module):
 
 
 class GuidanceEncoders(nn.ModuleDict):
-    """Pictures of several kinds (frames, 3 * kinds, H, W) in [0, 1] → the sum of their features.
+    """Pictures of several kinds (frames, 3 * kinds, H, W) in [0, 1] -> the sum of their features.
 
     Args:
         kinds: names of the pictures in the order of their channels.

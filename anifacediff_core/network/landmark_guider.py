@@ -35,7 +35,7 @@ Statistics = list[tuple[Tensor, Tensor]]  # mean and variance (C,) of what enter
 
 
 class LandmarkGuider(nn.Module):
-    """Drawings (frames, 3, H, W) in [0, 1] → features (frames, C, H / 8, W / 8) and four smaller ones.
+    """Drawings (frames, 3, H, W) in [0, 1] -> features (frames, C, H / 8, W / 8) and four smaller ones.
 
     Args:
         block_out_channels: of the UNet; the last two are equal.

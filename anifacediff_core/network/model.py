@@ -95,7 +95,7 @@ class AniFaceDiff(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """CLIP-normalized pictures (sources, 3, i, i) → image embedding (sources, 1, cross_attention_dim)."""
+        """CLIP-normalized pictures (sources, 3, i, i) -> embedding (sources, 1, cross_attention_dim)."""
         return self.image_encoder(pixels).image_embeds[:, None]
 
     def encode_reference(self, latents: Tensor, image: Tensor) -> dict[str, Tensor]:
@@ -122,7 +122,7 @@ class AniFaceDiff(nn.Module):
         return features
 
     def encode_pose(self, pictures: Tensor, chunk: int = 16) -> tuple[Tensor, ...]:
-        """Pictures (frames, 3 * pose inputs, H, W) in [0, 1], anywhere → pose features on the same device.
+        """Pictures (frames, 3 * pose inputs, H, W) in [0, 1], anywhere -> pose features on the same device.
 
         Takes `chunk` frames at a time, so a long video's pictures never lie on the accelerator at once.
 
@@ -139,7 +139,7 @@ class AniFaceDiff(nn.Module):
         )
 
     def encode_expression(self, expression: Tensor) -> Tensor:
-        """Expression (frames, n_expression) → tokens (frames, tokens, cross_attention_dim)."""
+        """Expression (frames, n_expression) -> tokens (frames, tokens, cross_attention_dim)."""
         return self.expression_adapter(expression)
 
     @torch.no_grad()
@@ -185,7 +185,7 @@ class AniFaceDiff(nn.Module):
             latents: (clips * frames, 4, h, w).
             timesteps: (1,).
             conditioning: of these frames, on this device.
-            expression_scale: λ of eq. 3.
+            expression_scale: lambda of eq. 3.
             guided: whether to also predict without source and expression.
             temporal: run the temporal modules, if there are any.
 
@@ -244,12 +244,12 @@ class AniFaceDiff(nn.Module):
             image_pixels: (S, 3, i, i), CLIP-normalized.
             normals: (R, 3, H, W) in [0, 1].
             expression: (R, n_expression).
-            expression_weight: (R, 1, 1), λ of every row; 0 drops its expression.
+            expression_weight: (R, 1, 1), lambda of every row; 0 drops its expression.
             reference_rows: the first rows, a multiple of frames, attend to the ReferenceNet's features; all
                 conditional rows when left out.
             image_weight: (S, 1, 1), factors of the image embeddings; 0 drops one.
 
-        Returns: the prediction (R, 4, h, w), v or ε by the config.
+        Returns: the prediction (R, 4, h, w), v or epsilon by the config.
         """
         rows, sources = len(noisy_latents), len(source_latents)
         frames = rows // sources

@@ -32,7 +32,7 @@ from anifacediff_core.weights.checkpoint import (
 
 
 class Pipeline:
-    """Source picture and driving parameters → video.
+    """Source picture and driving parameters -> video.
 
     Args:
         model: the network; without temporal modules it samples every frame for itself.
@@ -80,12 +80,12 @@ class Pipeline:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Pictures (N, 3, H, W) in [0, 1] → UNet latents (N, 4, h, w)."""
+        """Pictures (N, 3, H, W) in [0, 1] -> UNet latents (N, 4, h, w)."""
         return self.autoencoder.encode(images.to(self.device, self.dtype)) * self.model.config.scaling_factor
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Iterator[Tensor]:
-        """UNet latents (frames, 4, h, w) → pictures (some, 3, H, W) float32 in [0, 1] on the CPU."""
+        """UNet latents (frames, 4, h, w) -> pictures (some, 3, H, W) float32 in [0, 1] on the CPU."""
         # a CPU is faster frame by frame: what lies between two layers then stays in its cache
         for part in latents.split(1 if self.device.type == "cpu" else 8):
             images = self.autoencoder.decode(

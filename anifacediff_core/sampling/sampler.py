@@ -38,7 +38,7 @@ def sample(
         steps: Euler steps at trailing time steps.
         cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former.
         window, overlap: frames sampled together, and shared by neighbors; memory is one window's.
-        expression_scale: λ of eq. 3.
+        expression_scale: lambda of eq. 3.
         temporal: run the temporal modules, if the model has any.
         first: number of the first frame within its video, for messages.
         previous_latents: of a single clip, see `Pipeline.sample`.

@@ -1,7 +1,7 @@
 """Noise levels and the Euler step, in ComfyUI's parametrization, so that both samplers agree step by step.
 
-A noisy latent is z + σ n, with σ² = (1 - ᾱ) / ᾱ; the UNet gets it scaled to unit variance. Euler's method in
-σ is DDIM with η = 0.
+A noisy latent is z + sigma n, with sigma² = (1 - alpha_bar) / alpha_bar; the UNet gets it scaled to unit
+variance. Euler's method in sigma is DDIM with eta = 0.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from anifacediff_core.network.config import NetworkConfig
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 0.00085, 0.012
-# ComfyUI's stand-in for ᾱ = 0 of the last time step, which keeps σ finite (4518.8).
+# ComfyUI's stand-in for alpha_bar = 0 of the last time step, which keeps sigma finite (4518.8).
 TERMINAL_ALPHA = 4.8973451890853435e-08
 
 
 def make_sigmas(zero_terminal_snr: bool, beta_schedule: str = "scaled_linear") -> Tensor:
-    """σ of every time step, (1000,) float32, rising.
+    """sigma of every time step, (1000,) float32, rising.
 
     The betas are "scaled_linear" as in Stable Diffusion ("linear" in ComfyUI), whose roots grow evenly, or
     "linear" ("sqrt_linear" in ComfyUI), which grow evenly themselves.
@@ -45,7 +45,7 @@ class NoiseSchedule:
     """The noise levels of a trained network and the meaning of its prediction.
 
     Args:
-        sigmas: (1000,) σ of every time step.
+        sigmas: (1000,) sigma of every time step.
         prediction_type: "v_prediction" or "epsilon".
     """
 
@@ -58,11 +58,11 @@ class NoiseSchedule:
 
     @property
     def alphas(self) -> Tensor:
-        """ᾱ of every time step, (1000,): z_t = √ᾱ z_0 + √(1 - ᾱ) ε (eq. 4)."""
+        """alpha_bar of every time step, (1000,): z_t = alpha_bar^½ z_0 + (1 - alpha_bar)^½ epsilon (eq. 4)."""
         return 1 / (1 + self.sigmas**2)
 
     def trailing(self, steps: int) -> tuple[Tensor, Tensor]:
-        """Time steps (steps,) falling from 999, and their σ and a 0 (steps + 1,); "simple" in ComfyUI."""
+        """Time steps (steps,) falling from 999, and their sigma and a 0 (steps + 1,); "simple" in ComfyUI."""
         if not 1 <= steps <= TIMESTEPS:
             raise InputError(f"The number of steps is {steps}: give a number from 1 to {TIMESTEPS}.")
         stride = TIMESTEPS / steps
@@ -70,7 +70,7 @@ class NoiseSchedule:
         return timesteps, torch.cat([self.sigmas[timesteps], torch.zeros(1)])
 
     def noise_scaling(self, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Unit noise to the start of sampling at σ; at the highest level with the variance of the data."""
+        """Unit noise to the start of sampling at sigma; at the highest level with the data's variance."""
         highest = torch.isclose(sigma, self.sigmas[-1], rtol=1e-5)
         return noise * torch.where(highest, (1 + sigma**2).sqrt(), sigma)
 
@@ -78,7 +78,7 @@ class NoiseSchedule:
         return latents / (sigma**2 + 1).sqrt()
 
     def pred_original_sample(self, prediction: Tensor, latents: Tensor, sigma: Tensor) -> Tensor:
-        """The clean latents that a prediction of the UNet means, for noisy `latents` at σ."""
+        """The clean latents that a prediction of the UNet means, for noisy `latents` at sigma."""
         if self.prediction_type == "epsilon":
             return latents - prediction * sigma
         return latents / (sigma**2 + 1) - prediction * sigma / (sigma**2 + 1).sqrt()

@@ -15,7 +15,7 @@ class SamplingSettings(SamplingConfig):
         size: side of the pictures in pixels.
         seed: of the initial noise.
         window, overlap: frames sampled together, and shared by neighboring windows.
-        expression_scale: λ of equation 3.
+        expression_scale: lambda of equation 3.
         shared_noise: share of the initial noise's variance that all frames have in common.
     """
 

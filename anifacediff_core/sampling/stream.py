@@ -177,7 +177,7 @@ class Stream:
         source: its parameters, camera of the portrait.
         steps, cfg: of sampling; as the weights want it when None.
         seed: of the noise.
-        expression_scale: λ of eq. 3.
+        expression_scale: lambda of eq. 3.
         motion: what `LiveMotion` takes beside these.
     """
 

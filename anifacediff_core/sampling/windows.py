@@ -58,8 +58,8 @@ def initial_noise(
     """Unit noise (frames, channels, height, width) on the CPU.
 
     Args:
-        shared: share a of the variance that all frames have in common, √a common + √(1 - a) own: common noise
-            calms the video, own noise is what other samplers start from.
+        shared: share a of the variance that all frames have in common, a^½ common + (1 - a)^½ own: common
+            noise calms the video, own noise is what other samplers start from.
         first: number of the first frame within its video.
 
     A frame's noise depends on the seed and its number only, not on the length of the video or the machine.

@@ -2,7 +2,7 @@
 
 - pose: added to the UNet's first hidden state, and at lower levels if it has them, by input block patches;
 - reference: self-attention of conditional rows also attends to the reference tokens, by attn1 replacements;
-- expression: λ times attention to the expression tokens, by attn2 replacements (eq. 3 of the paper);
+- expression: lambda times attention to the expression tokens, by attn2 replacements (eq. 3 of the paper);
 - time: temporal modules behind the spatial ones, in slots that exist only while the UNet runs.
 
 Frames travel in the batch dimension. Rows of a call are groups of frames, one group per entry of
@@ -43,7 +43,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, dict], Tensor]
 def attach_expression_adapter(
     model: ModelPatcher, adapter: ModelPatcher, weight: float = 1.0
 ) -> ModelPatcher:
-    """A clone of `model` that carries a managed `ExpressionAdapter` and λ, for `apply_anifacediff` to use."""
+    """A clone of `model` that carries a managed `ExpressionAdapter` and lambda, for `apply_anifacediff`."""
     if model.get_attachment(KEY) is not None:
         raise InputError(
             "The expression adapter comes too late: load it onto the MODEL before AniFaceDiff is applied."
@@ -70,7 +70,7 @@ def apply_anifacediff(
         reference: tokens of the ReferenceNet (1, tokens, channels) by the name of the transformer block.
         pose: features of the pose encoder, the first (frames, channels, height / 8, width / 8); further ones
             belong to what leaves each of the UNet's levels on its way down.
-        expression: ψ (frames, n_expression), used when the MODEL carries an expression adapter.
+        expression: psi (frames, n_expression), used when the MODEL carries an expression adapter.
         motion: the managed temporal modules (the core's `MotionModules`).
         window, overlap: frames of one call of the UNet, and how many of them neighboring windows share.
     """

@@ -81,7 +81,7 @@ def _attention_name(name: str, column: int) -> str:
 
 
 def _latent_diffusion_name(name: str, levels: int) -> str:
-    """diffusers' name of an autoencoder's tensor → latent diffusion's."""
+    """diffusers' name of an autoencoder's tensor -> latent diffusion's."""
     name = _attention_name(name, 1).replace("mid_block.attentions.0.", "mid.attn_1.")
     name = re.sub(r"mid_block\.resnets\.(\d)", lambda match: f"mid.block_{int(match[1]) + 1}", name)
     name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")

@@ -103,7 +103,7 @@ def _config(
 
 
 def _openclip_name(name: str) -> str:
-    """transformers' name → OpenCLIP's; q, k and v have one name there."""
+    """transformers' name -> OpenCLIP's; q, k and v have one name there."""
     if name in OPENCLIP:
         return f"visual.{OPENCLIP[name]}"
     name = re.sub(r"self_attn\.[qkv]_proj\.", "attn.in_proj_", name)

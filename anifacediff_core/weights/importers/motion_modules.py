@@ -81,7 +81,7 @@ def _recognize(listing: Listing, theirs: Callable[[str], str]) -> Recognition:
 
 
 def _animatediff_name(name: str) -> str:
-    """diffusers' name of a tensor → AnimateDiff's."""
+    """diffusers' name of a tensor -> AnimateDiff's."""
     name = re.sub(r"(motion_modules\.\d+\.)", rf"\1{INNER}", name)
     name = name.replace(TABLE, "attention_blocks.0.pos_encoder.pe")
     for animatediff, diffusers in RENAMED.items():

@@ -172,7 +172,7 @@ def take(
 
     Args:
         layout: our names and shapes.
-        their_name: ours → the file's (without wrappers).
+        their_name: ours -> the file's (without wrappers).
         format: what the file was taken for, for the refusal.
         absent: our names that the file need not have; they are skipped.
 

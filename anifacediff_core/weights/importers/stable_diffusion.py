@@ -69,7 +69,7 @@ def recognize(listing: Listing) -> Recognition | None:
 
 
 def latent_diffusion_name(name: str, layers: int, attends: tuple[bool, ...]) -> str:
-    """diffusers' name of a UNet's tensor → latent diffusion's.
+    """diffusers' name of a UNet's tensor -> latent diffusion's.
 
     Args:
         layers: residual layers of each level going down.
