@@ -11,14 +11,9 @@ const WIDGET = "ANIFACEDIFF_EXPRESSION";
 const SIZE = [360, 800];
 const LEAST_HEIGHT = 520;
 
-const here = (file) => new URL(file, import.meta.url).href;
+const HEAD = new URL("editor/head.safetensors", import.meta.url).href;
 const removed = new Map(); // panels of nodes that are gone, by the node's id
 let head; // a promise: one head for all nodes, loaded when the first of them appears
-
-function addStyle() {
-  const link = document.createElement("link");
-  document.head.append(Object.assign(link, { rel: "stylesheet", href: here("editor/style.css") }));
-}
 
 function expressionWidget(node, name) {
   let widget;
@@ -38,7 +33,7 @@ function expressionWidget(node, name) {
   });
   asWideAsItsNode(widget);
   panel.element.classList.add("widget-expands"); // the new node renderer gives such a widget all free height
-  head ??= Head.load(here("editor/head.safetensors"));
+  head ??= Head.load(HEAD);
   head.then(
     (loaded) => (panel.head = loaded),
     (error) => (panel.note.textContent = String(error)),
@@ -77,8 +72,7 @@ function succeed(id, panel) {
 }
 
 app.registerExtension({
-  name: "AniFaceDiff.ExpressionEditor",
-  setup: addStyle,
+  name: "anifacediff.ExpressionEditor",
   getCustomWidgets: () => ({ [WIDGET]: expressionWidget }),
   beforeRegisterNodeDef(_type, definition) {
     // Without this file the input is a plain text, as it is for the API.

@@ -54,7 +54,7 @@ addEventListener("pagehide", () => {
 });
 
 app.registerExtension({
-  name: "AniFaceDiff.Live",
+  name: "anifacediff.Live",
   nodeCreated(node) {
     if (node.comfyClass !== NODE) return;
     addPanel(node);

@@ -50,7 +50,7 @@ api.addEventListener("b_preview_with_metadata", (event) => {
 });
 
 app.registerExtension({
-  name: "AniFaceDiff.VideoPreview",
+  name: "anifacediff.VideoPreview",
   nodeCreated(node) {
     if (NODES.includes(node.comfyClass)) after(node, "onExecuted", () => hide(node));
   },

@@ -222,7 +222,7 @@ class HeadModel(nn.Module):
         return torch.einsum("fpab,fpb->fpa", blended_rotation, rest) + blended_translation
 
     def _joint_transforms(self, pose: Tensor, joints: Tensor) -> tuple[Tensor, Tensor]:
-        """Per joint the map from x to R x + t, of unposed to posed points: (frames, 5, 3, 3), (frames, 5, 3)."""
+        """Per joint R and t of R x + t, from unposed to posed points: (frames, 5, 3, 3), (frames, 5, 3)."""
         local = rotation.matrix(pose.unflatten(1, (-1, 3)))
         rotations: list[Tensor] = []
         translations: list[Tensor] = []

@@ -58,7 +58,7 @@ class NoiseSchedule:
 
     @property
     def alphas(self) -> Tensor:
-        """alpha_bar of every time step, (1000,): z_t = alpha_bar^½ z_0 + (1 - alpha_bar)^½ epsilon (eq. 4)."""
+        """alpha_bar of every time step, (1000,): z_t = alpha_bar^½ z_0 + (1 - alpha_bar)^½ noise (eq. 4)."""
         return 1 / (1 + self.sigmas**2)
 
     def trailing(self, steps: int) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,8 @@ import {
 } from "./sliders.js";
 import { View } from "./view.js";
 
+const STYLE = new URL("style.css", import.meta.url).href;
+
 export class Panel {
   // `t` translates; `onInput()` is called at every change of the text, `onCommit()` once it has come to rest.
   constructor({ t, onInput, onCommit }) {
@@ -25,6 +27,8 @@ export class Panel {
     this.adding = false;
     this.mirroring = true; // whether it is wished for; sides that differ are shown apart all the same
     this.element = create("div", "afd-editor");
+    // here and not in the document's head, which belongs to the host
+    this.element.append(Object.assign(create("link"), { rel: "stylesheet", href: STYLE }));
     this.view = new View(t("3D head: drag or use the arrow keys to turn it, double-click for the front"));
     this.note = create("p", "afd-note");
     this.note.setAttribute("role", "status");
