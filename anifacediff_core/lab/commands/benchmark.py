@@ -80,9 +80,7 @@ def avatars(
         if len(reports[look]) > 1:
             print(f"\n{comparisons(reports[look])[1]}")
     for path in checkpoints if len(style) > 1 and "full" in names else ():
-        shown: dict[str, Any] = {
-            look: reports[look][str(path)] for look in style if str(path) in reports[look]
-        }
+        shown = {look: found[str(path)] for look, found in reports.items() if str(path) in found}
         print(f"\n{path.name} in several styles:\n\n{styles_table(shown)}" if shown else "")
 
 

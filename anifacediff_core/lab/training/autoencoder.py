@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,12 @@ def confine(decoder: nn.Sequential, widths: tuple[int, ...]) -> None:
         for each in convolutions(layer):
             for weight in each.parameters():
                 weight[widths[level] :] = 0
-                kept = torch.arange(len(weight)).view(-1, *[1] * (weight.dim() - 1)) < widths[level]
-                weight.register_hook(lambda gradient, kept=kept: gradient * kept.to(gradient))
+                weight.register_hook(partial(_first, widths[level]))
+
+
+def _first(count: int, gradient: Tensor) -> Tensor:
+    """A gradient of the first channels alone; of what is on the device only, for CUDA graphs."""
+    return torch.cat([gradient[:count], torch.zeros_like(gradient[count:])])
 
 
 @torch.no_grad()
