@@ -15,7 +15,7 @@ from anifacediff_core.head.model import HeadModel
 
 from . import palettes
 from .batch import Batch, Rng
-from .material import Clutter, Mouth, Texture
+from .material import Clutter, Mouth, Strands, Texture
 
 SHAPE_SPREAD, SHAPE_LIMIT = 0.75, 2.0
 LIGHT_SCALES = 5  # how many neighbors of the skin scale count as light
@@ -82,11 +82,14 @@ class FaceHair(Batch):
 
 @dataclass(frozen=True)
 class Eyes(Batch):
-    """Iris color (batch, 3), iris radius as an angle on the eyeball, pupil as a share of the iris."""
+    """Iris color (batch, 3), iris radius as an angle on the eyeball, pupil as a share of the iris; ``white``
+    (batch, 3) a factor of the sclera's color.
+    """
 
     iris: Tensor
     radius: Tensor
     pupil: Tensor
+    white: Tensor
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,8 @@ class Identity(Batch):
     mouth: Mouth
     texture: Texture
     clutter: Clutter
+    foreground: Clutter
+    strands: Strands
 
     @classmethod
     def random(
@@ -219,6 +224,7 @@ class Identity(Batch):
                 _vary(rng, rng.pick(palettes.IRIS), 0.06),
                 rng.uniform(0.57, 0.67),
                 rng.uniform(0.34, 0.44),
+                torch.ones(count, 3, device=rng.device),
             ),
             hair=hair,
             accessories=accessories,
@@ -228,6 +234,8 @@ class Identity(Batch):
             mouth=Mouth(torch.ones(count, 3, device=rng.device), torch.zeros(count, device=rng.device)),
             texture=Texture.none(count, rng.device),
             clutter=Clutter.none(count, rng.device),
+            foreground=Clutter.none(count, rng.device),
+            strands=Strands.none(count, rng.device),
         )
 
 

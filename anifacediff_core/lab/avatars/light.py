@@ -153,7 +153,7 @@ def add_clutter(picture: Tensor, clutter: Clutter) -> Tensor:
     line = (torch.arange(size, device=picture.device) + 0.5) / size * 2 - 1
     y, x = torch.meshgrid(line, line, indexing="ij")
     light = torch.zeros_like(picture)
-    for number in range(WAVES):
+    for number in range(WAVES if bool((clutter.waves > 0).any()) else 0):
         angle, phase, *tint = clutter.wave[:, number, :, None, None].unbind(1)
         frequency = 1.2 * 1.24**number
         along, across = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()

@@ -162,7 +162,7 @@ def paint_eye(direction: Tensor, openness: Tensor, normal: Tensor, eyes: Eyes, s
     iris = (eyes.iris * (glow * rays)[:, None]).clamp(0, 1)
     iris = mix(iris, eyes.iris * 0.16, smoothstep(share, 0.80, 0.95))
     iris = mix(torch.full_like(iris, 0.025), iris, smoothstep(share, eyes.pupil - 0.05, eyes.pupil + 0.07))
-    white = palettes.SCLERA.to(unit) * torch.ones_like(iris)
+    white = palettes.SCLERA.to(unit) * eyes.white
     white = mix(
         white,
         torch.tensor([0.93, 0.72, 0.68], device=unit.device).expand_as(white),

@@ -24,7 +24,7 @@ from . import body as bodies
 from . import eyes as eyeballs
 from . import hair as hairs
 from . import light as lighting
-from . import paint, texture
+from . import paint, strands, texture
 from .identity import Identity
 from .mesh import smoothstep
 from .paint import Surface
@@ -44,10 +44,12 @@ class Scene:
     Attributes:
         points: (batch, vertices, 3) meters.
         coordinates: (batch, vertices, 4): paint coordinates in the form of each vertex's material.
+        strands: (batch, strands, controls, 3) meters; None where nobody has any.
     """
 
     points: Tensor
     coordinates: Tensor
+    strands: Tensor | None
 
 
 class Studio(nn.Module):
@@ -135,7 +137,8 @@ class Studio(nn.Module):
         turned = normal[:, 2] < 0
         normal = torch.where(turned[:, None], -normal, normal)
         turned = turned & ((material == HAIR) | (material == CLOTHES) | (material == HAT))
-        color = self._shade(identity, frame, material, normal, values[:, 3:], turned)
+        creases = texture.crease_amounts(rested, self.head.expression_names)
+        color = self._shade(identity, frame, material, normal, values[:, 3:], turned, creases)
 
         pixels_per_meter = params.camera[:, 0] * side / 2
         depth = fragments.depth / pixels_per_meter[:, None, None]
@@ -147,9 +150,14 @@ class Studio(nn.Module):
 
         layer = torch.zeros(len(params), side, side, 4, device=self.device)
         layer[frame, row, column] = torch.cat([color, torch.ones_like(color[:, :1])], dim=1)
+        if scene.strands is not None:
+            drawn = strands.draw(scene.strands, identity, params.camera, fragments.depth)
+            color = lighting.shade(drawn.surface, drawn.normal, identity.light[drawn.frame])
+            layer[drawn.frame, drawn.row, drawn.column] = F.pad(color, (0, 1), value=1.0)
         layer = F.avg_pool2d(layer.permute(0, 3, 1, 2), supersample)
         backdrop = lighting.add_clutter(lighting.draw_backdrop(identity.backdrop, size), identity.clutter)
-        return lighting.to_display(layer[:, :3] + (1 - layer[:, 3:]) * backdrop)
+        picture = layer[:, :3] + (1 - layer[:, 3:]) * backdrop
+        return lighting.to_display(lighting.add_clutter(picture, identity.foreground))
 
     def _build(self, identity: Identity, params: FaceParameters) -> Scene:
         """All parts in the order of :func:`_assemble`."""
@@ -202,7 +210,11 @@ class Studio(nn.Module):
             torch.ones(batch, glasses.shape[1], 4, device=self.device),
             cloth,
         ]
-        return Scene(torch.cat(parts, dim=1), torch.cat(coordinates, dim=1))
+        loose = None
+        if bool((identity.strands.length > 0).any()):
+            curves = strands.build(self.skull, surface, identity.strands, 0.8 * identity.hair.thickness)
+            loose = bound(curves.flatten(1, 2), NECK).view_as(curves)
+        return Scene(torch.cat(parts, dim=1), torch.cat(coordinates, dim=1), loose)
 
     def _eye_coordinates(self, expression: Tensor) -> Tensor:
         """(batch, 2 * points, 4): position on the eyeball, and 0 where the lids are closed, else 1."""
@@ -230,13 +242,14 @@ class Studio(nn.Module):
         normal: Tensor,
         coordinates: Tensor,
         turned: Tensor,
+        creases: Tensor,
     ) -> Tensor:
         """Linear color (pixels, 3)."""
         color = torch.empty_like(normal)
         for kind in range(CLOTHES + 1):
             chosen = torch.nonzero(material == kind).squeeze(1)
             owner, facing = frame[chosen], normal[chosen]
-            surface = _paint(kind, coordinates[chosen], facing, identity, owner)
+            surface = _paint(kind, coordinates[chosen], facing, identity, owner, creases)
             # The inner side of hair and cloth lies in the dark.
             surface.ambient = surface.ambient * (1 - 0.55 * turned[chosen])
             light = identity.light[owner]
@@ -247,14 +260,20 @@ class Studio(nn.Module):
         return color
 
 
-def _paint(kind: int, coordinates: Tensor, normal: Tensor, identity: Identity, owner: Tensor) -> Surface:
+def _paint(
+    kind: int, coordinates: Tensor, normal: Tensor, identity: Identity, owner: Tensor, creases: Tensor
+) -> Surface:
     """Surface of the pixels of one material; ``owner`` is their row of the batch."""
     position, openness = coordinates[:, :3], coordinates[:, 3]
     rough = None if identity.texture.smooth else identity.texture
     if kind == SKIN:
         face_hair, hair = identity.face_hair[owner], identity.hair[owner]
         skin = paint.paint_skin(position, openness, identity.skin[owner], face_hair, hair)
-        return texture.weathered(skin, position, rough, owner) if rough else skin
+        if rough is None:
+            return skin
+        skin = texture.weathered(skin, position, rough, owner)
+        depth = rough.wrinkles[:, None] * (texture.RESTING_CREASE + creases).clamp(max=1)
+        return texture.creased(skin, position, depth[owner])
     if kind == TONGUE:
         return paint.paint_tongue(position)
     if kind == EYE:

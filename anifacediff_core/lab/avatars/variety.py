@@ -16,8 +16,8 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 
 from .batch import Rng
-from .identity import Identity
-from .material import LEAVES, WAVES, Clutter, Mouth, Texture
+from .identity import HAIR_STYLES, Identity
+from .material import LEAF, LEAVES, STRANDS, WAVES, Clutter, Mouth, Strands, Texture
 from .poses import SCALE
 from .texture import directions
 
@@ -58,6 +58,8 @@ def widen(identity: Identity, share: float, generator: torch.Generator, head: He
         rest=rest,
         texture=_texture(rng, wide),
         clutter=_clutter(rng, wide),
+        foreground=_foreground(rng, wide),
+        strands=_strands(rng, wide * (identity.hair.style != HAIR_STYLES.index("bald"))),
     )
 
 
@@ -130,7 +132,10 @@ def _made_up(rng: Rng, identity: Identity, wide: Tensor) -> Identity:
     bare = torch.tensor([1.0, 0.78, 0.76], device=on.device)
     lips = torch.lerp(skin.lips, skin.tone * bare, on * rng.uniform(0, 1, 1))
     brow = torch.lerp(hair.brow, skin.tone * 0.8, on * rng.uniform(0, 0.7, 1))
-    dark = rng.chance(0.5)[:, None] * on
+    dark = rng.chance(0.4)[:, None] * on
+    natural = rng.uniform(0.02, 0.4, 1) * (1 + 0.3 * rng.normal(3)).clamp(0.4, 1.6)
+    iris = torch.where(rng.chance(0.4)[:, None] & (on > 0), natural, eyes.iris)
+    white = rng.uniform(0.5, 1.0, 1) * torch.cat([rng.uniform(0.95, 1, 1), rng.uniform(0.85, 1, 2)], 1)
     tooth = torch.stack([torch.ones_like(wide), rng.uniform(0.88, 1), rng.uniform(0.65, 1)], 1)
     tooth = tooth * rng.uniform(0.55, 1.0, 1)
 
@@ -154,9 +159,10 @@ def _made_up(rng: Rng, identity: Identity, wide: Tensor) -> Identity:
         ),
         eyes=replace(
             eyes,
-            iris=torch.lerp(eyes.iris, eyes.iris * rng.uniform(0.2, 0.6, 1), dark),
-            radius=scaled(eyes.radius, 0.8, 1.15),
-            pupil=scaled(eyes.pupil, 0.6, 1.5),
+            iris=torch.lerp(iris, iris * rng.uniform(0.2, 0.6, 1), dark),
+            radius=scaled(eyes.radius, 0.75, 1.15),
+            pupil=scaled(eyes.pupil, 0.6, 1.6),
+            white=torch.lerp(torch.ones_like(white), white, on),
         ),
         accessories=replace(glasses, frame_thickness=scaled(glasses.frame_thickness, 0.35, 1.3)),
         mouth=Mouth(torch.lerp(torch.ones_like(tooth), tooth, on), rng.uniform(0, 0.5) * wide),
@@ -200,12 +206,13 @@ def _texture(rng: Rng, wide: Tensor) -> Texture:
         phase=rng.uniform(0, 2 * math.pi, WAVES),
         amplitude=amplitude * wide[:, None],
         tint=rng.uniform(0.6, 1.4, 3),
-        skin=0.28 * rng.uniform(0, 1) ** 2,
+        skin=0.4 * rng.uniform(0, 1) ** 2,
         spots=0.5 * rng.uniform(0, 1) ** 2,
         hair=0.9 * rng.uniform(0, 1),
         stretch=0.05 + rng.uniform(0, 1) ** 3,
         cloth=0.6 * rng.uniform(0, 1) ** 2,
         shine=torch.lerp(torch.ones_like(wide), rng.uniform(0.1, 2.6), wide),
+        wrinkles=rng.chance(0.6) * rng.uniform(0.1, 1) * wide,
     )
 
 
@@ -227,4 +234,62 @@ def _clutter(rng: Rng, wide: Tensor) -> Clutter:
         wave=torch.cat([rng.uniform(0, 2 * math.pi, WAVES, 2), rng.uniform(-0.5, 0.5, WAVES, 3)], dim=-1),
         leaves=leaves.gather(1, order[..., None].expand_as(leaves)),
         blur=rng.chance(0.4) * rng.uniform(0.5, 1),
+    )
+
+
+def _foreground(rng: Rng, wide: Tensor) -> Clutter:
+    """Hardly ever more than one thing in front, of a hand's or a microphone's size, mostly low."""
+    count = 2
+    shown = (rng.uniform(0, 1, count) < 0.5) * (rng.chance(0.2) * wide)[:, None]
+    size, angle = rng.uniform(0.06, 0.4, count), rng.uniform(0, math.pi, count)
+    square = torch.where(rng.uniform(0, 1, count) < 0.6, 2.0, 5.0) * shown
+    place = [rng.uniform(-1, 1, count), rng.uniform(-0.3, 1.1, count)]
+    shape = [*place, size, size * rng.uniform(0.2, 1, count), angle, square]
+    color = rng.uniform(0, 0.8, count, 3) ** 2
+    leaves = torch.cat([torch.stack(shape, -1), color], -1)
+    assert leaves.shape[-1] == LEAF
+    return replace(Clutter.none(len(wide), wide.device), leaves=leaves)
+
+
+def _strands(rng: Rng, wide: Tensor) -> Strands:
+    """Locks of a few strands: fringes over the forehead, hair that hangs at the sides or stands off."""
+    locks = 24
+    amount = (rng.chance(0.7) * wide)[:, None] * rng.uniform(0.2, 1, 1)
+    kind = rng.uniform(0, 1, locks)
+    fringe = kind < rng.uniform(0, 0.5, 1)
+    loose = ~fringe & (kind > rng.uniform(0.6, 1, 1))
+
+    def of(in_fringe: Tensor | float, is_loose: Tensor | float, hanging: Tensor | float) -> Tensor:
+        return torch.where(fringe, in_fringe, torch.where(loose, is_loose, hanging))
+
+    def each(values: Tensor, spread: float) -> Tensor:
+        return values.repeat_interleave(STRANDS // locks, 1) + spread * rng.normal(STRANDS)
+
+    side = torch.where(rng.uniform(0, 1, locks) < 0.5, -1.0, 1.0)
+    azimuth = of(
+        rng.uniform(-0.9, 0.9, locks),
+        rng.uniform(-math.pi, math.pi, locks),
+        side * rng.uniform(0.9, 2.6, locks),
+    )
+    polar = of(rng.uniform(0.7, 1.2, locks), rng.uniform(0.1, 1.5, locks), rng.uniform(0.9, 1.6, locks))
+    long = rng.uniform(0.05, 0.3, 1)
+    length = of(
+        rng.uniform(0.03, 0.1, locks), rng.uniform(0.02, 0.08, locks), long * rng.uniform(0.5, 1, locks)
+    )
+    lean = of(rng.uniform(0, 0.5, locks), rng.uniform(0.5, 2.5, locks), rng.uniform(0, 0.5, locks))
+    curl = rng.chance(0.6)[:, None] * rng.uniform(0, 0.018, 1)
+    shown = (rng.uniform(0, 1, STRANDS) < amount).float()
+    return Strands(
+        polar=each(polar, 0.03),
+        azimuth=each(azimuth, 0.03),
+        length=(each(length, 0.006) * shown).clamp(min=0),
+        lean=each(lean, 0.08),
+        spread=each(rng.uniform(-0.6, 0.6, locks), 0.1),
+        fall=each(of(0.4, 0.3, 0.9), 0.1),
+        curl=each(curl.expand(-1, locks), 0.002),
+        waves=each(rng.uniform(2, 18, 1).expand(-1, locks), 0.5),
+        phase=each(rng.uniform(0, 2 * math.pi, locks), 0.4),
+        light=rng.uniform(0, 1, STRANDS),
+        shade=rng.uniform(0.6, 1.25, STRANDS),
+        thick=(rng.uniform(0, 1, STRANDS) < rng.uniform(0, 1, 1)).float(),
     )

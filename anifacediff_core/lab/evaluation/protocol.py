@@ -26,7 +26,6 @@ class Protocol:
     Args:
         pairs: number of source and driver pairs.
         fps: rate of the driving clips.
-        size: side of the pictures.
         steps, cfg: of the sampler.
         batch: pairs handled at once.
         variants: names of what to measure, see `ablation.find_variant`.
@@ -40,7 +39,7 @@ class Protocol:
     seed: Annotated[int, "of identities, motion and noise"] = 0
     frames: Annotated[Positive, "frames of each clip"] = 24
     fps: float = 24.0
-    size: int = SamplingSettings.size
+    size: Annotated[Positive, "side of the pictures in pixels, a multiple of 64"] = SamplingSettings.size
     steps: int = SamplingSettings.steps
     cfg: float = SamplingSettings.cfg
     shared_noise: Annotated[
@@ -65,6 +64,8 @@ class Protocol:
         for value, kind in zip(values, (Identity, Style, Precision, ReadBack)):
             if value not in (known := get_args(kind)):
                 raise InputError(f"The benchmark knows no '{value}'; choose from {', '.join(known)}.")
+        if self.size % 64:
+            raise InputError(f"The benchmark's size is {self.size}: give a multiple of 64.")
 
     @property
     def generated(self) -> tuple[str, ...]:

@@ -138,6 +138,7 @@ class AutoencoderTask:
     """Reconstruction of avatars; see `task.Task`."""
 
     name = "autoencoder"
+    period = 1
 
     def __init__(
         self,

@@ -371,6 +371,7 @@ class CaptureTask:
     """Face encoder and portrait detector; see `task.Task`."""
 
     name = "capture"
+    period = 1
 
     def __init__(self, head: HeadModel, pool: Pool, held_out: Pool, settings: CaptureSettings) -> None:
         self.head, self.pool, self.held_out, self.settings = head, pool, held_out, settings

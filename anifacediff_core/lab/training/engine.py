@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from anifacediff_core.storage import write_tensors
 
 from .distribution import own_part, shards_weights, share_start, whole
+from .graphs import ForwardBySize
 from .run_logger import RunLogger
 from .states import UNREADABLE, describe_error, load_own, newest_state, save_state
 from .task import OPTIMIZERS, Loop, Task, Tensors, TrainingError, states_folder
@@ -49,11 +50,11 @@ def learning(module: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in module.parameters() if weight.requires_grad]
 
 
-def freeze_unused(task: Task, accelerator: Accelerator) -> tuple[Tensors, int]:
+def freeze_unused(task: Task, accelerator: Accelerator) -> tuple[list[Tensors], int]:
     """Stop optimizing weights that a backward pass doesn't reach: DDP would wait for their gradients.
 
     Returns:
-        the inputs of that pass, and how many weights are frozen.
+        inputs of every shape, and how many weights are frozen.
     """
     inputs, targets = task.draw(0.0)
     with accelerator.autocast():
@@ -63,15 +64,19 @@ def freeze_unused(task: Task, accelerator: Accelerator) -> tuple[Tensors, int]:
     for weight in frozen:
         weight.requires_grad_(False)
     task.module.zero_grad()
-    return inputs, len(frozen)
+    return [inputs, *(task.draw(0.0)[0] for _ in range(task.period - 1))], len(frozen)
 
 
-def record(module: nn.Module, inputs: Tensors, accelerator: Accelerator) -> str:
+def record(module: nn.Module, batches: list[Tensors], accelerator: Accelerator) -> str:
     """Record a module's forward and backward pass as CUDA graphs; returns how it runs then."""
+    parts: dict[nn.Module, Tensors] = {}
+    for inputs in batches:
+        parts[module.of(inputs[0]) if isinstance(module, ForwardBySize) else module] = inputs
     try:
         with accelerator.autocast():
-            samples = tuple(value.clone() for value in inputs)
-            torch.cuda.make_graphed_callables(module, samples, allow_unused_input=True)
+            for part, inputs in parts.items():
+                samples = tuple(value.clone() for value in inputs)
+                torch.cuda.make_graphed_callables(part, samples, allow_unused_input=True)
     except RuntimeError as error:
         torch.cuda.synchronize()
         return f"eager, recording failed: {str(error).splitlines()[0]}"
@@ -115,10 +120,10 @@ class _Run:
         if loop.channels_last:
             task.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         share_start(task.module, accelerator)
-        inputs, unused = freeze_unused(task, accelerator)
+        batches, unused = freeze_unused(task, accelerator)
         mode = "eager"
         if accelerator.device.type == "cuda" and loop.cuda_graph and not self.sharded:
-            mode = record(task.module, inputs, accelerator)  # graphs must lie inside DDP
+            mode = record(task.module, batches, accelerator)  # graphs must lie inside DDP
         self.recorded = mode == "recorded"
         optimizer = OPTIMIZERS[loop.optimizer](
             learning(task.module), lr=loop.learning_rate, betas=loop.betas, weight_decay=loop.weight_decay

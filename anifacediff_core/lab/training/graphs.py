@@ -38,3 +38,19 @@ class GraphableForward(nn.Module):
             self.reference_rows,
             image_weight,
         )
+
+
+class ForwardBySize(nn.Module):
+    """One network on batches of two sizes, each with a number of rows and a recorded graph of its own."""
+
+    def __init__(self, size: int, common: GraphableForward, large: GraphableForward) -> None:
+        super().__init__()
+        self.common, self.large, self.size = common, large, size
+
+    def of(self, noisy_latents: Tensor) -> GraphableForward:
+        """The forward of latents (rows, 4, h, w)."""
+        return self.large if noisy_latents.shape[-1] > self.size else self.common
+
+    def forward(self, noisy_latents: Tensor, *inputs: Tensor) -> Tensor:
+        prediction: Tensor = self.of(noisy_latents)(noisy_latents, *inputs)
+        return prediction

@@ -232,6 +232,7 @@ class JudgesTask:
     """
 
     name = "judges"
+    period = 1
 
     def __init__(
         self, head: HeadModel, pool: FamilyPool, held_out: FamilyPool, settings: JudgesSettings

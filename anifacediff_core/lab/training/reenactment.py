@@ -5,14 +5,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.regions import emphasis
@@ -20,7 +20,7 @@ from anifacediff_core.network.model import AniFaceDiff
 
 from .adversary import Adversary, AdversarySettings
 from .data import NormalsNoise, Pairs, PairSource
-from .graphs import GraphableForward
+from .graphs import ForwardBySize, GraphableForward
 from .task import Tensors
 
 STAGE1_PARTS = ("unet", "reference", "pose_encoder", "expression_adapter")
@@ -55,6 +55,8 @@ class DenoisingSettings:
         picture_rows: with regression, rows whose decoded pictures are compared with the truth's as well.
         picture_weight: of the pictures' error, in values and in differences between neighbors.
         adversary: with regression, makes those pictures sharp.
+        large_every: every so many batches one shows pictures of twice the size in a quarter of the rows, from
+            a pool a quarter as large; 0 for none. Not with shards.
         learn: further parts of the network that stage 1 trains; of the bundled one the image encoder too,
             which begins untrained.
         gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
@@ -77,6 +79,7 @@ class DenoisingSettings:
     picture_rows: int = 0
     picture_weight: float = 1.0
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
+    large_every: int = 0
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
@@ -86,6 +89,11 @@ class DenoisingSettings:
                 f"Of {self.rows} rows with unconditional {self.unconditional} none is left that sees its "
                 "source; give more rows, or unconditional: 0."
             )
+
+    @property
+    def large(self) -> DenoisingSettings:
+        """Those of the batches of large pictures."""
+        return replace(self, rows=max(self.rows // 4, 1), picture_rows=-(-self.picture_rows // 4))
 
     def split(self) -> tuple[int, int]:
         """How many sources of a batch are conditional, and how many of these see the reference."""
@@ -167,19 +175,29 @@ class DenoisingTask:
         stage: int,
         decode: Callable[[Tensor], Tensor] | None = None,
         adversary: Adversary | None = None,
+        large: PairSource | None = None,
     ) -> None:
         self.decode, self.adversary, self.fraction = decode, adversary, 0.0
         self.name = f"stage{stage}"
-        self.model, self.source, self.settings, self.validator = model, source, settings, validator
+        self.model, self.validator = model, validator
+        self.period = 1 if large is None else settings.large_every
+        self.drawn = 0
         self.alphas = alphas
         self.stage = stage
         model.gradient_checkpointing = settings.gradient_checkpointing
         model.set_trainable((*STAGE1_PARTS, *settings.learn) if stage == 1 else STAGE2_PARTS)
-        conditional, referred = settings.split()
-        self.module = GraphableForward(model, conditional * source.frames, referred * source.frames)
+        self.kinds = [(source, settings)] if large is None else [(source, settings), (large, settings.large)]
+        forwards = []
+        for each, its in self.kinds:
+            conditional, referred = its.split()
+            forwards.append(GraphableForward(model, conditional * each.frames, referred * each.frames))
+        self.module: nn.Module = forwards[0] if large is None else ForwardBySize(source.size // 8, *forwards)
+        self.source, self.settings = self.kinds[0]
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
         self.fraction = fraction
+        self.drawn += 1
+        self.source, self.settings = self.kinds[-1 if self.drawn % self.period == 0 else 0]
         s, frames = self.settings, self.source.frames
         pairs = self.source.draw(s.rows)
         rows, *size = pairs.latents.shape
@@ -268,7 +286,7 @@ class DenoisingTask:
         return *targets, truth, weight, torch.cat([2 * pairs.normals[shown].float() - 1, sources], 1)
 
     def _shown(self) -> slice:
-        last = self.module.conditional_rows
+        last = self.settings.split()[0] * self.source.frames
         return slice(max(last - self.settings.picture_rows * self.source.frames, 0), last)
 
     def _regression_losses(self, prediction: Tensor, targets: Tensors) -> dict[str, Tensor]:
@@ -327,10 +345,14 @@ class DenoisingTask:
 
     def state_dict(self) -> dict[str, Any]:
         adversary = {} if self.adversary is None else {"adversary": self.adversary.state_dict()}
-        return self.source.state_dict() | adversary
+        large = {"large": self.kinds[1][0].state_dict(), "drawn": self.drawn} if len(self.kinds) > 1 else {}
+        return self.kinds[0][0].state_dict() | adversary | large
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.source.load_state_dict(state)
+        self.kinds[0][0].load_state_dict(state)
+        if len(self.kinds) > 1:
+            self.kinds[1][0].load_state_dict(state["large"])
+            self.drawn = state["drawn"]
         if self.adversary is not None:
             self.adversary.load_state_dict(state["adversary"])
 

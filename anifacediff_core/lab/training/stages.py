@@ -90,21 +90,33 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
         )
     reenact = Reenactor(model, autoencoder)
     source: PairSource
+    large: PairSource | None = None
     if phase.settings.get("shards"):
         shards = build(ShardSettings, phase.settings["shards"], f"{phase.name}.shards")
         source = _shards(phase, shards, settings, config, autoencoder, stage)
         validator = _shards_validator(phase, shards, config, reenact, source.frames)
     else:
-        pool = Pool(
-            phase.studio,
-            phase.head,
-            phase.plan(),
-            phase.seed,
-            autoencoder,
-            config.image_size,
-            config.scaling_factor,
-        )
-        source = PoolSource(phase.fill(pool), stage == 2, settings.normals, _dtype(phase))
+        plan = phase.plan()
+        plans = [plan]
+        if settings.large_every:
+            few = max(plan.identities // 4, 1)
+            plans.append(replace(plan, size=2 * plan.size, identities=few, batch=max(plan.batch // 4, 1)))
+        pools = [
+            Pool(
+                phase.studio,
+                phase.head,
+                each,
+                phase.seed + 500 * number,  # beside those of other processes
+                autoencoder,
+                config.image_size,
+                config.scaling_factor,
+            )
+            for number, each in enumerate(plans)
+        ]
+        source, *more = [
+            PoolSource(phase.fill(pool), stage == 2, settings.normals, _dtype(phase)) for pool in pools
+        ]
+        large = more[0] if more else None
         validator = _avatars_validator(phase, reenact, stage)
     alphas = NoiseSchedule.of(config).alphas.to(phase.device)
 
@@ -113,7 +125,15 @@ def train_stage(phase: Phase, stage: int, config: NetworkConfig) -> None:
 
     adversary = Adversary.of(settings.adversary, 6, phase.accelerator)
     task = DenoisingTask(
-        model, source, alphas, settings, validator, stage=stage, decode=decode, adversary=adversary
+        model,
+        source,
+        alphas,
+        settings,
+        validator,
+        stage=stage,
+        decode=decode,
+        adversary=adversary,
+        large=large,
     )
     try:
         run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)

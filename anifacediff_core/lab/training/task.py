@@ -93,6 +93,8 @@ class Task(Protocol):
     """One phase of training."""
 
     name: str
+    period: int
+    """After so many batches their shapes recur: 1 where all are alike."""
 
     @property
     def module(self) -> nn.Module:
@@ -100,7 +102,7 @@ class Task(Protocol):
         ...
 
     def draw(self, fraction: float) -> tuple[Tensors, Tensors]:
-        """A batch: inputs of the module and what `losses` needs besides. Shapes never change."""
+        """A batch: inputs of the module and what `losses` needs besides. Shapes recur after `period`."""
         ...
 
     def losses(self, outputs: Any, targets: Tensors) -> dict[str, Tensor]:
