@@ -11,7 +11,13 @@ from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.sampling.settings import SamplingSettings
 
 from .host.api import io
-from .host.apply import apply_anifacediff, image_conditioning, needs_expression, text_conditioning
+from .host.apply import (
+    apply_anifacediff,
+    empty_latent,
+    image_conditioning,
+    needs_expression,
+    text_conditioning,
+)
 from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
@@ -214,8 +220,7 @@ class ApplyAniFaceDiff(io.ComfyNode):
     ) -> io.NodeOutput:
         model = apply_video(model, reference, pose, parameters, window, overlap)
         positive, negative = context_of(reference)
-        frames, _, height, width = pose.features.shape
-        return io.NodeOutput(model, positive, negative, {"samples": torch.zeros(frames, 4, height, width)})
+        return io.NodeOutput(model, positive, negative, {"samples": empty_latent(model)})
 
 
 class AniFaceDiffSampler(io.ComfyNode):

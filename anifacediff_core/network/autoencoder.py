@@ -53,7 +53,7 @@ class Block(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """Pictures (frames, 3, height, width) in [0, 1] <-> latents (frames, 4, height / 8, width / 8).
+    """Pictures (frames, 3, height, width) in [0, 1] <-> latents (frames, C, height / 8, width / 8).
 
     The encoder is trained to a variance of about one, so its output is what the UNet sees: a host that keeps
     Stable Diffusion 1.5's latents gets the same by its own factor (`vae_scale` 0.18215 for TAESD in ComfyUI).
@@ -61,6 +61,7 @@ class AutoEncoder(nn.Module):
 
     def __init__(self, latent_channels: int = 4) -> None:
         super().__init__()
+        self.latent_channels = latent_channels
         self.encoder = make_encoder(latent_channels)
         self.decoder = make_decoder(latent_channels)
 
@@ -150,6 +151,7 @@ class StableAutoEncoder(nn.Module):
         self, channels: tuple[int, ...] = (128, 256, 512, 512), layers: int = 2, latent_channels: int = 4
     ) -> None:
         super().__init__()
+        self.latent_channels = latent_channels
         if len(channels) > MOST_LEVELS or layers > MOST_LEVELS:
             raise ValueError("an autoencoder of more levels or layers than any has")
         self.network = AutoencoderKL(

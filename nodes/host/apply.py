@@ -127,6 +127,12 @@ def conditioned_size(model: ModelPatcher) -> tuple[int, int, int]:
     return frames, height, width
 
 
+def empty_latent(model: ModelPatcher) -> Tensor:
+    """Zeros of the size and length of the video that is applied to `model`: (frames, channels, h, w)."""
+    frames, height, width = conditioned_size(model)
+    return torch.zeros(frames, model.get_model_object("latent_format").latent_channels, height, width)
+
+
 def image_conditioning(embedding: Tensor) -> tuple[list, list]:
     """The image embedding (1, D) or (1, 1, D) as positive CONDITIONING of the host, and zero as negative."""
     embedding = embedding.reshape(1, 1, -1)

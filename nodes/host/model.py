@@ -139,10 +139,15 @@ class _ModelConfig(comfy.supported_models.SD15):
             "num_head_channels": -1 if one_number else widths.pop(),
         }
         super().__init__(config)
+        self.latent_format.latent_channels = config["out_channels"]
         self.v_prediction = network.prediction_type == "v_prediction"
         self.sampling_settings["beta_schedule"] = _BETAS[network.beta_schedule]
         if network.zero_terminal_snr:
             self.sampling_settings["zsnr"] = True
+
+    def inpaint_model(self) -> bool:
+        # the host takes more than four channels for those of a mask and a masked picture
+        return bool(self.unet_config["in_channels"] > self.unet_config["out_channels"])
 
     def model_type(self, state_dict: Weights, prefix: str = "") -> comfy.model_base.ModelType:
         types = comfy.model_base.ModelType

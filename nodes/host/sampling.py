@@ -21,7 +21,7 @@ from anifacediff_core.finite import require_finite
 from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.sampling.windows import blend_previous, initial_noise
 
-from .apply import conditioned_size
+from .apply import conditioned_size, empty_latent
 from .runtime import PREVIEW_SIDE, Progress
 from .windows import use_windows
 
@@ -71,8 +71,14 @@ def sample(
             f"A denoise of {denoise} needs a latent to start from: connect one or set denoise to 1."
         )
     frames, height, width = conditioned_size(model)
-    samples = torch.zeros(frames, 4, height, width) if latent is None else latent["samples"]
+    samples = empty_latent(model) if latent is None else latent["samples"]
     samples = comfy.sample.fix_empty_latent_channels(model, samples)
+    channels = model.get_model_object("latent_format").latent_channels
+    if samples.shape[1] != channels:
+        raise InputError(
+            f"The latent has {samples.shape[1]} channels and the MODEL works on {channels}: encode the "
+            "pictures with the VAE that belongs to the MODEL."
+        )
     model = use_windows(model, window, overlap)
     if previous_latents is not None:
         _begin_with(model, previous_latents)

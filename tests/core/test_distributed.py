@@ -88,7 +88,7 @@ from anifacediff_core.lab.training.run_logger import RunLogger
 
 
 class Task:
-    name = "sharded"
+    name, period = "sharded", 1
 
     def __init__(self):
         torch.manual_seed(0)

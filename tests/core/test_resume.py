@@ -64,7 +64,7 @@ phases:
 class Walk:
     """Fits y = 3 x - 1 on numbers of its own and of torch, slowly enough to be stopped between two steps."""
 
-    name = "walk"
+    name, period = "walk", 1
 
     def __init__(self, pause: float = 0.0) -> None:
         self.module = nn.Linear(1, 1)

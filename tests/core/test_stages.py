@@ -148,21 +148,28 @@ def test_min_snr_weights_are_those_of_a_hand_computed_case() -> None:
 class Fixed:
     """The same pairs for ever."""
 
-    frames, size = 1, 64
+    frames = 1
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, size: int = 64) -> None:
+        self.size = size
         torch.manual_seed(2)
         self.pairs = Pairs(
-            torch.randn(rows, 4, 8, 8),
+            torch.randn(rows, 4, size // 8, size // 8),
             torch.randn(rows, 3, 56, 56),
-            torch.randn(rows, 4, 8, 8),
-            torch.rand(rows, 3, 64, 64),
+            torch.randn(rows, 4, size // 8, size // 8),
+            torch.rand(rows, 3, size, size),
             torch.rand(rows, 52),
             torch.full((rows, 4, 3), -1e6),
         )
 
     def draw(self, rows: int) -> Pairs:
         return self.pairs
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +293,31 @@ def test_regression_compares_clean_latents_and_pictures_of_the_last_conditional_
     assert float(task.losses(exact + 1, targets)["loss"]) > 0.1
     wrong = torch.tensor(0.3)
     assert float(task.losses(exact, targets)["picture"]) == pytest.approx(0.3, abs=1e-4)
+
+
+def test_every_so_many_batches_are_of_large_pictures_in_fewer_rows(network: AniFaceDiff) -> None:
+    settings = DenoisingSettings(rows=8, large_every=3, unconditional=0.25)
+    common, large = Fixed(8), Fixed(2, size=128)
+    task = DenoisingTask(
+        network,
+        common,
+        make_alphas(),
+        settings,
+        None,  # type: ignore[arg-type]
+        stage=1,
+        large=large,
+    )
+    assert task.period == 3
+    shapes = []
+    for _ in range(6):
+        inputs, targets = task.draw(0.0)
+        shapes.append(tuple(inputs[0].shape))
+        task.losses(task.module(*inputs), targets)["loss"].backward()
+    assert shapes == [(8, 4, 8, 8), (8, 4, 8, 8), (2, 4, 16, 16)] * 2
+    task.draw(0.0)
+    twin = DenoisingTask(network, common, make_alphas(), settings, None, stage=1, large=large)  # type: ignore[arg-type]
+    twin.load_state_dict(task.state_dict())
+    assert [len(twin.draw(0.0)[0][0]) for _ in range(2)] == [8, 2], "it goes on in the same order"
 
 
 def test_regression_in_pixels_needs_pictures(network: AniFaceDiff) -> None:

@@ -96,7 +96,7 @@ phases:
 class Line:
     """A task small enough to know its answer: fit y = 3 x - 1."""
 
-    name = "line"
+    name, period = "line", 1
 
     def __init__(self, broken_at: int | None = None) -> None:
         self.module = nn.Linear(1, 1)

@@ -10,6 +10,7 @@ import torch
 from anifacediff_core.head.camera import project
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.lab.avatars.identity import Identity
+from anifacediff_core.lab.avatars.leaves import dead_leaves
 from anifacediff_core.lab.avatars.poses import random_frames
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.avatars.styles import FAMILIES, HELD_OUT
@@ -113,3 +114,78 @@ def test_openings_are_those_of_lids_and_lips(head: HeadModel) -> None:
     assert (closed[:4] < 0.4 * still[:4]).all(), "lids"
     nearer = replace(params, camera=params.camera * torch.tensor([1.7, 1.0, 1.0]))
     torch.testing.assert_close(openings(head, nearer), openings(head, params))
+
+
+def test_strands_lie_in_front_of_what_is_behind_them_only(head: HeadModel, studio: Studio) -> None:
+    identity = Identity.random(1, seeded(0), head)
+    wide = widen(identity, 1.0, seeded(3), head)
+    params = replace(head.neutral(1), shape=identity.shape)
+    zeros = torch.zeros_like(wide.strands.polar)
+
+    def strands_at(azimuth: float) -> torch.Tensor:
+        """Short curves down the skull at one azimuth, on a bald head: what they change in the picture."""
+        one = replace(
+            wide.strands,
+            polar=zeros + 1.0,
+            azimuth=zeros + azimuth,
+            length=zeros + 0.05,
+            lean=zeros,
+            spread=zeros,
+            curl=zeros,
+        )
+        pictures = [
+            studio.render(replace(identity, strands=each), params, size=64)
+            for each in (one, replace(one, length=zeros))
+        ]
+        return (pictures[0] - pictures[1]).abs().amax()
+
+    assert strands_at(0.0) > 0.02, "over the forehead"
+    assert strands_at(torch.pi) == 0, "behind the head"
+
+
+def test_strands_follow_the_head(head: HeadModel, studio: Studio) -> None:
+    many = widen(Identity.random(8, seeded(0), head), 1.0, seeded(3), head)
+    wide = many[int((many.strands.length > 0).any(1).nonzero()[0])]
+    params = replace(head.neutral(1), shape=wide.shape)
+    turned = replace(params, pose=params.pose.clone())
+    turned.pose[:, 0:3] = torch.tensor([0.0, 0.4, 0.0])
+    still, moved = (studio._build(wide, each).strands for each in (params, turned))
+    assert still is not None and moved is not None
+    lengths = [(each[:, :, 1:] - each[:, :, :-1]).norm(dim=-1) for each in (still, moved)]
+    torch.testing.assert_close(*lengths, atol=1e-5, rtol=0)
+    assert (still - moved).norm(dim=-1).amax() > 0.01
+
+
+def test_an_expression_draws_wrinkles_where_it_folds_the_face(head: HeadModel, studio: Studio) -> None:
+    names, plain = head.expression_names, Identity.random(1, seeded(0), head)
+    wide = widen(plain, 1.0, seeded(3), head).texture
+    deep = replace(plain, texture=replace(wide, wrinkles=torch.ones(1), skin=torch.zeros(1)))
+    smooth = replace(deep, texture=replace(deep.texture, wrinkles=torch.zeros(1)))
+    still, raised = (replace(head.neutral(1), shape=plain.shape) for _ in range(2))
+    raised.expression[:, names.index("browInnerUp")] = 1.0
+    change = [
+        (studio.render(smooth, each, size=128) - studio.render(deep, each, size=128)).clamp(min=0).sum()
+        for each in (still, raised)
+    ]
+    assert 0 < change[0] < change[1]
+
+
+def test_things_in_front_stay_where_they_are(head: HeadModel, studio: Studio) -> None:
+    identity = Identity.random(1, seeded(0), head)
+    leaf = torch.tensor([[[0.1, 0.2, 0.3, 0.3, 0.0, 2.0, 0.0, 1.0, 0.0]]])
+    covered = replace(identity, foreground=replace(identity.foreground, leaves=leaf))
+    moved = replace(random_frames(2, seeded(1), head), shape=identity.shape.expand(2, -1))
+    first, second = studio.render(covered, moved, size=64)
+    assert torch.equal(first[:, 38, 35], second[:, 38, 35]) and first[1, 38, 35] > 0.9
+    assert (first - second).abs().amax() > 0.1
+
+
+def test_dead_leaves_follow_their_seed_and_hold_every_size() -> None:
+    pictures = dead_leaves(3, 64, seeded(0))
+    assert pictures.shape == (3, 3, 64, 64) and pictures.amin() >= 0 and pictures.amax() <= 1
+    assert torch.equal(pictures, dead_leaves(3, 64, seeded(0)))
+    assert (pictures[0] - pictures[1]).abs().mean() > 0.05
+    coarse = torch.nn.functional.avg_pool2d(pictures, 16)
+    assert coarse.std((2, 3)).mean() > 0.05, "large leaves"
+    fine = pictures - torch.nn.functional.avg_pool2d(pictures, 3, 1, 1)
+    assert fine.std() > 0.02, "edges and grain"

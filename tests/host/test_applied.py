@@ -91,13 +91,13 @@ def test_tiling_of_frames_is_refused(comfy: ModuleType, host: SimpleNamespace, t
 
     model.set_model_attn1_patch(tile)
     with input_error():
-        run_host(comfy, model, *conds, noise_for(FRAMES), 1, 1.0)
+        run_host(comfy, model, *conds, noise_for(twin, FRAMES), 1, 1.0)
     assert layers_of(model) == layers
 
 
 def test_cancelling_leaves_nothing_behind(comfy: ModuleType, host: SimpleNamespace, twin: Twin) -> None:
     model, *conds = applied(host, twin, **WINDOW)
-    layers, noise = layers_of(model), noise_for(FRAMES)
+    layers, noise = layers_of(model), noise_for(twin, FRAMES)
     calls = []
 
     def cancel_in_the_second_call(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -148,7 +148,7 @@ def test_rows_in_separate_calls(
 ) -> None:
     """Short of memory, the host runs positive and negative one after the other."""
     model, *conds = applied(host, twin)
-    noise = noise_for(FRAMES)
+    noise = noise_for(twin, FRAMES)
     rows = record_rows(model)
     monkeypatch.setattr(model.model, "memory_required", lambda *args, **kwargs: 1e30)
     found = call_host(comfy, model, *conds, noise, 2.5)
@@ -173,7 +173,7 @@ def test_rows_do_not_grow_with_the_video(
 ) -> None:
     model, *conds = applied(host, twin, frames=frames, **WINDOW)
     rows = record_rows(model)
-    run_host(comfy, model, *conds, noise_for(frames), 1, 2.5)
+    run_host(comfy, model, *conds, noise_for(twin, frames), 1, 2.5)
     assert set(rows) == {8}
 
 
@@ -182,7 +182,7 @@ def test_attention_of_another_extension_goes_on(
     comfy: ModuleType, host: SimpleNamespace, twin: Twin, name: tuple
 ) -> None:
     """IP-Adapter packs replace attn2 as we do."""
-    noise = noise_for(FRAMES)
+    noise = noise_for(twin, FRAMES)
     expected = call_host(comfy, *applied(host, twin), noise, 2.5)
     calls = []
 
@@ -217,7 +217,7 @@ def test_controlnet_follows_the_windows(comfy: ModuleType, host: SimpleNamespace
         [[conditioning[0][0], {"control": control, "control_apply_to_uncond": False}]]
         for conditioning in (positive, negative)
     )
-    run_host(comfy, model, positive, negative, noise_for(FRAMES), 1, 2.5)
+    run_host(comfy, model, positive, negative, noise_for(twin, FRAMES), 1, 2.5)
     assert seen == [[0, 1, 2, 3], [3, 4, 5, 6], [6, 7, 8, 9]]
     assert control.cond_hint_original is hints
 
@@ -226,7 +226,7 @@ def test_conditioning_of_every_frame_follows_the_windows(
     comfy: ModuleType, host: SimpleNamespace, twin: Twin
 ) -> None:
     """One context per frame, as prompt travel packs make it."""
-    noise = noise_for(FRAMES)
+    noise = noise_for(twin, FRAMES)
     model, positive, negative = applied(host, twin, **WINDOW)
     expected = run_host(comfy, model, positive, negative, noise, 1, 1.0)
     every = positive[0][0].expand(FRAMES, -1, -1)

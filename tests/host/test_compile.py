@@ -37,9 +37,9 @@ def test_the_whole_call_is_one_graph(
     model, positive, negative = applied(host, twin, model=model)
     if first == "applied":
         set_torch_compile_wrapper(model, backend="eager", fullgraph=True, dynamic=False)
-    found = run_host(comfy, model, positive, negative, noise_for(4), 3, 2.5)
+    found = run_host(comfy, model, positive, negative, noise_for(twin, 4), 3, 2.5)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1, "compiled once, not for every step"
-    expected = run_host(comfy, *applied(host, twin), noise_for(4), 3, 2.5)
+    expected = run_host(comfy, *applied(host, twin), noise_for(twin, 4), 3, 2.5)
     assert relative_error(found, expected) < 1e-5
 
 

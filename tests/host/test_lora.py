@@ -38,7 +38,7 @@ def input_error(match: str = "") -> Any:
 
 def sampled(comfy: ModuleType, host: SimpleNamespace, twin: Twin, model: Any = None) -> Tensor:
     """Latents of the video on `model`, at one noise level, guided."""
-    return call_host(comfy, *applied(host, twin, frames=3, model=model), noise_for(3), 2.5)
+    return call_host(comfy, *applied(host, twin, frames=3, model=model), noise_for(twin, 3), 2.5)
 
 
 # --- Files ---------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def told(comfy: ModuleType, host: SimpleNamespace, twin: Twin, caplog: Any, prep
     with caplog.at_level(logging.WARNING):
         model, *conds = prepare(loaded)
         caplog.clear()
-        run_host(comfy, model, *conds, noise_for(3), 1, 1.0)
+        run_host(comfy, model, *conds, noise_for(twin, 3), 1, 1.0)
     return [record.getMessage() for record in caplog.records if "LoRA" in record.getMessage()]
 
 

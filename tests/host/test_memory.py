@@ -55,7 +55,7 @@ def test_a_long_video_needs_no_more_than_a_short_one(
     peaks = {}
     for frames in (48, 480):
         twin = make_twin(host, "bundled", frames=frames)
-        noise = noise_for(frames)
+        noise = noise_for(twin, frames)
         arguments = applied(host, twin, window=24, overlap=6)
         with on_core(twin, frames) as (pipeline, conditioning), PeakMemory() as memory:
             if side == "host":

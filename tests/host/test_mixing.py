@@ -106,7 +106,7 @@ def in_orders(
     results = []
     for model in (plain, before, change(plain)):
         torch.manual_seed(0)  # some draw numbers
-        results.append(run_host(comfy, model, *conds, noise_for(FRAMES), steps, cfg))
+        results.append(run_host(comfy, model, *conds, noise_for(twin, FRAMES), steps, cfg))
     return results
 
 
@@ -135,7 +135,7 @@ def test_nodes_for_the_whole_video(
     assert relative_error(before, plain) > 1e-3
     model, *conds = applied(host, twin, **WINDOWS)
     with input_error(f"{told}.*window to all {FRAMES} frames"):
-        run_host(comfy, change(model), *conds, noise_for(FRAMES), 1, CFG)
+        run_host(comfy, change(model), *conds, noise_for(twin, FRAMES), 1, CFG)
 
 
 @pytest.mark.parametrize("order", ["before", "behind"])
@@ -145,7 +145,7 @@ def test_hypertile_is_refused(comfy: ModuleType, host: SimpleNamespace, twin: Tw
     model = model if order == "before" else change(model)
     layers = layers_of(model)
     with input_error("HyperTile"):
-        run_host(comfy, model, *conds, noise_for(FRAMES), 1, CFG)
+        run_host(comfy, model, *conds, noise_for(twin, FRAMES), 1, CFG)
     assert layers_of(model) == layers
 
 
@@ -161,7 +161,7 @@ def test_prediction_and_schedule_of_model_sampling_discrete(
         sampling = {"v_prediction": "v_prediction", "epsilon": "eps"}[prediction]
         change = change_by("model_advanced", "ModelSamplingDiscrete", sampling=sampling, zsnr=zsnr)
         found, expected = (
-            run_host(comfy, *applied(host, twin, model=model), noise_for(FRAMES), 2, CFG)
+            run_host(comfy, *applied(host, twin, model=model), noise_for(twin, FRAMES), 2, CFG)
             for model in (change(twin.model), native)
         )
         assert torch.equal(found, expected)
@@ -331,12 +331,12 @@ def test_context_windows_of_the_host(
 
     changed = context_node(context_schedule=schedule, fuse_method=fuse)(model)
     changed.add_wrapper("apply_model", record)
-    found = run_host(comfy, changed, *conds, noise_for(FRAMES), 1, CFG)
+    found = run_host(comfy, changed, *conds, noise_for(twin, FRAMES), 1, CFG)
     assert found.isfinite().all()
     handler = changed.model_options["context_handler"]
     laid = {tuple(window) for window in handler.context_schedule.func(FRAMES, handler, {})}
     assert set(seen) == laid and {index for window in laid for index in window} == set(range(FRAMES))
-    assert relative_error(found, run_host(comfy, model, *conds, noise_for(FRAMES), 1, CFG)) > 1e-3
+    assert relative_error(found, run_host(comfy, model, *conds, noise_for(twin, FRAMES), 1, CFG)) > 1e-3
 
 
 def test_context_windows_of_the_host_are_fused_as_it_says(
@@ -352,23 +352,23 @@ def test_context_windows_of_the_host_are_fused_as_it_says(
 
     flat, pyramid = (context_node(fuse_method=fuse)(model) for fuse in ("flat", "pyramid"))
     flat.add_wrapper("calc_cond_batch", record)
-    found = call_host(comfy, flat, *conds, noise_for(FRAMES), 1.0)
+    found = call_host(comfy, flat, *conds, noise_for(twin, FRAMES), 1.0)
     first, second = (output[0] for output in outputs)
     expected = torch.cat([first[:1], (first[1:] + second[:-1]) / 2, second[-1:]])
     assert relative_error(found, expected) < EQUAL
-    other = call_host(comfy, pyramid, *conds, noise_for(FRAMES), 1.0)
+    other = call_host(comfy, pyramid, *conds, noise_for(twin, FRAMES), 1.0)
     assert relative_error(other, found) > 1e-3
 
 
 def test_impossible_context_windows_are_refused(comfy: ModuleType, host: SimpleNamespace, twin: Twin) -> None:
     model, *conds = applied(host, twin, **WHOLE)
     with input_error("set dim to 0"):
-        run_host(comfy, context_node(dim=2)(model), *conds, noise_for(FRAMES), 1, CFG)
+        run_host(comfy, context_node(dim=2)(model), *conds, noise_for(twin, FRAMES), 1, CFG)
     frames = 34
     long = make_twin(host, "widening", frames)
     model, *conds = applied(host, long, window=32, overlap=1)
     with input_error("windows of 33 frames are longer .* use 32 at most"):
-        run_host(comfy, context_node(context_length=33)(model), *conds, noise_for(frames), 1, 1.0)
+        run_host(comfy, context_node(context_length=33)(model), *conds, noise_for(twin, frames), 1, 1.0)
 
 
 # --- ControlNet ----------------------------------------------------------------------------------
@@ -447,11 +447,11 @@ def test_control_net(
 ) -> None:
     model, *conds = applied(host, twin, **WHOLE)
     positive, negative = controlled(nodes, conds, control_net, strength, HINTS)
-    found = call_host(comfy, model, positive, negative, noise_for(FRAMES), CFG)
+    found = call_host(comfy, model, positive, negative, noise_for(twin, FRAMES), CFG)
     with controlled_core(twin, control_net.control_model, strength):
-        expected = call_core(twin, noise_for(FRAMES), CFG)
+        expected = call_core(twin, noise_for(twin, FRAMES), CFG)
     assert relative_error(found, expected) < EQUAL
-    without = call_host(comfy, model, *conds, noise_for(FRAMES), CFG)
+    without = call_host(comfy, model, *conds, noise_for(twin, FRAMES), CFG)
     if strength == 0:
         assert torch.equal(found, without)
     else:
@@ -465,7 +465,7 @@ def test_control_net_in_windows(
     from anifacediff_core.sampling.windows import context_windows, fuse_weights
 
     model, *conds = applied(host, twin, **WINDOWS)
-    noise = noise_for(FRAMES)
+    noise = noise_for(twin, FRAMES)
     found = call_host(comfy, model, *controlled(nodes, conds, control_net, 1.0, HINTS), noise, CFG)
     length, overlap = WINDOWS["window"], WINDOWS["overlap"]
     weights = fuse_weights(length, overlap).view(-1, 1, 1, 1)
@@ -489,11 +489,11 @@ def test_hints_for_all_frames_and_several_control_nets(
     model, *conds = applied(host, twin, **WINDOWS)
     still = HINTS[:1]
     repeated = controlled(nodes, conds, control_net, 1.0, still.expand(FRAMES, -1, -1, -1))
-    expected = call_host(comfy, model, *repeated, noise_for(FRAMES), CFG)
+    expected = call_host(comfy, model, *repeated, noise_for(twin, FRAMES), CFG)
     single = controlled(nodes, conds, control_net, 1.0, still)
     twice = controlled(nodes, controlled(nodes, conds, control_net, 0.5, still), control_net, 0.5, still)
     for positive, negative in (single, twice):
-        found = call_host(comfy, model, positive, negative, noise_for(FRAMES), CFG)
+        found = call_host(comfy, model, positive, negative, noise_for(twin, FRAMES), CFG)
         assert relative_error(found, expected) < EQUAL
 
 
@@ -513,7 +513,7 @@ def test_compiled_model_in_windows(
     for name in ("optimized_attention", "optimized_attention_masked"):
         monkeypatch.setattr(attention, name, attention.attention_pytorch)
     model, *conds = applied(host, twin, **WINDOWS)
-    layers, noise = layers_of(model), noise_for(FRAMES)
+    layers, noise = layers_of(model), noise_for(twin, FRAMES)
     expected = run_host(comfy, model, *conds, noise, 2, CFG)
     compiled = model.clone()
     set_torch_compile_wrapper(model=compiled, backend="eager")
@@ -675,11 +675,11 @@ def test_partial_loading_with_a_lora_behind(
     """Short of memory, with a LoRA loaded behind Apply AniFaceDiff, in windows."""
     model, *conds = applied(host, twin, **WINDOWS)
     (patched,) = run_node(nodes.LoraLoaderModelOnly, model=model, lora_name=lora, strength_model=1.0)
-    expected = run_host(comfy, patched, *conds, noise_for(FRAMES), 2, CFG)
+    expected = run_host(comfy, patched, *conds, noise_for(twin, FRAMES), 2, CFG)
     comfy.model_management.unload_all_models()
     with monkeypatch.context() as patch:
         patch.setattr(comfy.model_management, "load_models_gpu", load_half)
-        found = run_host(comfy, patched, *conds, noise_for(FRAMES), 2, CFG)
+        found = run_host(comfy, patched, *conds, noise_for(twin, FRAMES), 2, CFG)
         assert patched.model.model_lowvram and patched.model.lowvram_patch_counter > 0
     for patcher in (patched, twin.motion, twin.adapter):
         patcher.detach()

@@ -27,18 +27,20 @@ def configs() -> dict:
         attention_heads=(8, 8, 8, 8),
         motion_heads=(8, 8, 8, 8),
     )
+    # latents of more channels than Stable Diffusion's
+    deep = replace(tiny, latent_channels=16)
     # the bundled levels and layers with the widths that FreeU knows
     widening = replace(
         tiny, block_out_channels=(32, 64, 128), attention_heads=(2, 2, 2), motion_heads=(2, 2, 2)
     )
-    return {"tiny": tiny, "narrow": narrow, "widening": widening}
+    return {"tiny": tiny, "narrow": narrow, "deep": deep, "widening": widening}
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-@pytest.fixture(params=["tiny", "narrow"])
+@pytest.fixture(params=["deep", "narrow"])
 def config(request: pytest.FixtureRequest, host: SimpleNamespace):
     return configs()[request.param]
 
@@ -53,7 +55,7 @@ def unet(config) -> nn.Module:
 def test_model_equals_diffusers(host: SimpleNamespace, config, unet: nn.Module) -> None:
     model = host.model.load_model(unet.state_dict(), config)
     generator = torch.Generator().manual_seed(1)
-    latents = torch.randn(3, 4, 8, 8, generator=generator)
+    latents = torch.randn(3, config.latent_channels, 8, 8, generator=generator)
     context = torch.randn(3, 2, config.cross_attention_dim, generator=generator)
     timesteps = torch.tensor([0, 500, 999])
     found = model.model.diffusion_model(latents, timesteps, context)
@@ -139,16 +141,18 @@ def test_damaged_unet_is_refused(host: SimpleNamespace, damage: str) -> None:
         host.model.load_model(weights, config)
 
 
+@pytest.mark.parametrize("channels", [4, 16])
 @pytest.mark.parametrize("widths", [(64, 64, 64, 64), (64, 64, 48, 32)])
-def test_vae_equals_autoencoder(host: SimpleNamespace, widths: tuple[int, ...]) -> None:
+def test_vae_equals_autoencoder(host: SimpleNamespace, widths: tuple[int, ...], channels: int) -> None:
     from anifacediff_core.lab.training.autoencoder import confine
     from anifacediff_core.network.autoencoder import AutoEncoder
 
-    autoencoder = randomize(AutoEncoder(), 2).eval()
+    autoencoder = randomize(AutoEncoder(channels), 2).eval()
     confine(autoencoder.decoder, widths)
     vae = host.vae.load_vae(autoencoder.state_dict(), configs()["tiny"])
     images = torch.rand(2, 32, 32, 3, generator=torch.Generator().manual_seed(3))
     latents = autoencoder.encode(images.movedim(-1, 1))
+    assert vae.latent_channels == channels
     assert relative_error(vae.encode(images) * 0.18215, latents) < 1e-5
     decoded = autoencoder.decode(latents).clamp(0, 1).movedim(1, -1)
     assert relative_error(vae.decode(latents / 0.18215), decoded) < 1e-5
@@ -185,7 +189,7 @@ def test_parts_survive_partial_loading(
     reference = host.parts.load_reference(config, core.reference.state_dict())
     pose_encoder = host.parts.load_pose_encoder(config, core.pose_encoder.state_dict())
     generator = torch.Generator().manual_seed(7)
-    latents = torch.randn(1, 4, 8, 8, generator=generator)
+    latents = torch.randn(1, config.latent_channels, 8, 8, generator=generator)
     embedding = torch.randn(1, 1, config.cross_attention_dim, generator=generator)
     normals = torch.rand(3, 3, 64, 64, generator=generator)
     expected = core.encode_reference(latents, embedding)

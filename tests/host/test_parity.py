@@ -54,7 +54,7 @@ def make_twin(host: SimpleNamespace, name: str, frames: int) -> Twin:
     generator = torch.Generator().manual_seed(11)
     expression = torch.rand(frames, config.n_expression, generator=generator)
     conditioning = core.encode_conditioning(
-        torch.randn(1, 4, 8, 8, generator=generator),
+        torch.randn(1, config.latent_channels, 8, 8, generator=generator),
         torch.randn(1, 3, config.image_size, config.image_size, generator=generator),
         torch.rand(frames, 3, 64, 64, generator=generator),
         expression,
@@ -69,7 +69,7 @@ def make_twin(host: SimpleNamespace, name: str, frames: int) -> Twin:
     )
 
 
-@pytest.fixture(scope="module", params=["bundled", "tiny", "narrow"])
+@pytest.fixture(scope="module", params=["bundled", "deep", "narrow"])
 def twin(request: pytest.FixtureRequest, host: SimpleNamespace) -> Twin:
     return make_twin(host, request.param, frames=24)
 
@@ -189,13 +189,14 @@ def call_core(
         return schedule.pred_original_sample(prediction, latents, sigma)
 
 
-def noise_for(frames: int, seed: int = 12) -> Tensor:
-    return torch.randn(frames, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+def noise_for(twin: Twin, frames: int, seed: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(frames, twin.core.config.latent_channels, 8, 8, generator=generator)
 
 
 @pytest.mark.parametrize(("steps", "cfg"), [(1, 1.0), (2, 1.0), (4, 1.0), (4, 2.5)])
 def test_whole_run(comfy: ModuleType, host: SimpleNamespace, twin: Twin, steps: int, cfg: float) -> None:
-    noise = noise_for(24)
+    noise = noise_for(twin, 24)
     found = run_host(comfy, *applied(host, twin), noise, steps, cfg)
     assert relative_error(found, run_core(twin, noise, steps, cfg)) < WHOLE_RUN
 
@@ -212,8 +213,8 @@ def test_without_guidance_only_the_conditional_half_is_computed(
         for network in networks
     ]
     try:
-        run_host(comfy, model, *conds, noise_for(24), 2, cfg)
-        run_core(twin, noise_for(24), 2, cfg)
+        run_host(comfy, model, *conds, noise_for(twin, 24), 2, cfg)
+        run_core(twin, noise_for(twin, 24), 2, cfg)
     finally:
         for hook in hooks:
             hook.remove()
@@ -227,7 +228,7 @@ def test_without_guidance_only_the_conditional_half_is_computed(
 def test_one_call(
     comfy: ModuleType, host: SimpleNamespace, twin: Twin, conditions: tuple[str, ...], cfg: float
 ) -> None:
-    noise = noise_for(3)
+    noise = noise_for(twin, 3)
     found = call_host(comfy, *applied(host, twin, conditions, frames=3), noise, cfg)
     assert relative_error(found, call_core(twin, noise, cfg, conditions)) < ONE_CALL
     if conditions != CONDITIONS:
@@ -281,7 +282,7 @@ def test_every_block(
         temporal = {name: m for name, m in twin.core.motion.named_modules() if hasattr(m, "proj_out")}
         on_core |= temporal
         on_host |= {name: host.auxiliary.unwrap(twin.motion).get_submodule(name) for name in temporal}
-    noise = noise_for(3)
+    noise = noise_for(twin, 3)
     with recorded(on_host) as found:
         call_host(comfy, model, positive, negative, noise, 2.5)
     with recorded(on_core) as expected:
@@ -294,7 +295,7 @@ def test_every_block(
 
 @pytest.mark.parametrize("weight", [0.0, 0.4])
 def test_expression_weight(comfy: ModuleType, host: SimpleNamespace, twin: Twin, weight: float) -> None:
-    noise = noise_for(24)
+    noise = noise_for(twin, 24)
     found = call_host(comfy, *applied(host, twin, weight=weight), noise, 2.5)
     assert relative_error(found, call_core(twin, noise, 2.5, weight=weight)) < ONE_CALL
     assert relative_error(found, call_core(twin, noise, 2.5, weight=1.0)) > 1e-3
@@ -302,7 +303,7 @@ def test_expression_weight(comfy: ModuleType, host: SimpleNamespace, twin: Twin,
 
 @pytest.mark.parametrize(("length", "overlap"), [(16, 4), (24, 6), (32, 0)])
 def test_windows(comfy: ModuleType, host: SimpleNamespace, long: Twin, length: int, overlap: int) -> None:
-    noise = noise_for(40)
+    noise = noise_for(long, 40)
     windows = {"window": length, "overlap": overlap}
     found = run_host(comfy, *applied(host, long, **windows), noise, 2, 2.5)
     assert relative_error(found, run_core(long, noise, 2, 2.5, **windows)) < WHOLE_RUN
@@ -339,7 +340,7 @@ def make_lora(unet: nn.Module, strength: float) -> tuple[dict[str, Tensor], dict
 def test_lora(comfy: ModuleType, host: SimpleNamespace, twin: Twin) -> None:
     """A LoRA of the stock loader acts on the reference's keys and values as well."""
     lora, changes = make_lora(twin.core.unet, 0.7)
-    noise = noise_for(24)
+    noise = noise_for(twin, 24)
     before = call_host(comfy, *applied(host, twin), noise, 2.5)
     patched, _ = comfy.sd.load_lora_for_models(twin.model, None, lora, 0.7, 0)
     assert len(patched.patches) == len(changes)
@@ -361,7 +362,7 @@ def test_partial_loading(comfy: ModuleType, host: SimpleNamespace, twin: Twin) -
     patched, _ = comfy.sd.load_lora_for_models(twin.model, None, lora, 0.7, 0)
     model, positive, negative = applied(host, twin, model=patched)
     comfy.model_management.unload_all_models()
-    noise = noise_for(24)
+    noise = noise_for(twin, 24)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comfy.model_management, "load_models_gpu", load_half)
         found = call_host(comfy, model, positive, negative, noise, 2.5)
@@ -392,7 +393,7 @@ def test_half_precision(comfy: ModuleType, host: SimpleNamespace, tiny: Twin) ->
         for module in (*unet.modules(), *tiny.motion.model.modules(), *tiny.adapter.model.modules())
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm))
     ]
-    noise = noise_for(3)
+    noise = noise_for(tiny, 3)
     found = call_host(comfy, model, *conds, noise, 2.5)
     for hook in hooks:
         hook.remove()
@@ -401,7 +402,7 @@ def test_half_precision(comfy: ModuleType, host: SimpleNamespace, tiny: Twin) ->
 
 
 def test_model_before_stays_as_it_was(comfy: ModuleType, host: SimpleNamespace, tiny: Twin) -> None:
-    noise = noise_for(3)
+    noise = noise_for(tiny, 3)
     positive, negative = host.apply.image_conditioning(tiny.conditioning.context)
     keys = list(tiny.model.model.state_dict())
     before = run_host(comfy, tiny.model, positive, negative, noise, 2, 2.5)

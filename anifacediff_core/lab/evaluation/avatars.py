@@ -129,7 +129,8 @@ def reenact_cases(
     read_face: FaceReader | None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Results of every variant of the protocol that can be made: (P * F, 3, H, W)."""
-    noise = starting_noise(len(cases), cases.frames, protocol, first).to(pictures.source.device)
+    channels = reenact.network.config.latent_channels
+    noise = starting_noise(len(cases), cases.frames, protocol, first, channels).to(pictures.source.device)
     for name in protocol.variants:
         variant = find_variant(name)
         if name == "source":

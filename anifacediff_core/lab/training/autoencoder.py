@@ -161,7 +161,7 @@ class AutoencoderTask:
         spots = self.pool.spots[index]
         s = self.settings
         weight = emphasis(spots, origin.float(), s.crop, 1.0, s.head_weight, s.detail_weight)
-        latent_size = (s.rows, 4, s.crop // 8, s.crop // 8)
+        latent_size = (s.rows, self.autoencoder.latent_channels, s.crop // 8, s.crop // 8)
         noise = torch.randn(latent_size, device=images.device) * s.noise
         return (images, noise), (images, weight)
 
@@ -207,7 +207,7 @@ class AutoencoderTask:
 
     def _folded(self) -> AutoEncoder:
         """A copy of the (averaged) autoencoder whose latents, where they are learned, have exact moments."""
-        copy = AutoEncoder()
+        copy = AutoEncoder(self.autoencoder.latent_channels)
         copy.load_state_dict(self.autoencoder.state_dict())
         copy = copy.to(next(self.autoencoder.parameters()).device).eval()
         if not self.settings.learn_encoder:

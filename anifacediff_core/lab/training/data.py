@@ -23,6 +23,7 @@ from anifacediff_core.network.encoders import CLIP_MEAN, CLIP_STD, clip_preproce
 from anifacediff_core.progress import Progress
 
 from ..avatars.identity import Identity
+from ..avatars.leaves import dead_leaves
 from ..avatars.poses import random_frames
 from ..avatars.studio import Studio
 from ..avatars.styles import StyleShares, degrade, stylize_rows
@@ -48,6 +49,7 @@ class PoolPlan:
         styles: how often avatars are shown in which style; all frames of one are of the same.
         degraded: share of the frames that look blurred, small, noisy or compressed where they are the source.
         pictures: keep the pictures beside their latents, for losses in pixels.
+        leaves: share of the avatars in whose place dead leaves are (`avatars.leaves`), for autoencoders.
     """
 
     identities: int
@@ -62,6 +64,7 @@ class PoolPlan:
     styles: StyleShares = field(default_factory=StyleShares)
     degraded: float = 0.0
     pictures: bool = False
+    leaves: float = 0.0
 
     @property
     def frames(self) -> int:
@@ -117,7 +120,7 @@ class Pool:
         images: (N, 3, size, size) uint8; where latents are kept, only if the plan wants pictures.
         normals: (N, 3, size, size) uint8.
         coarse: (N, 3, size / 2, size / 2) uint8, normals of the same head with a weakened expression.
-        latents: (N, 4, size / 8, size / 8) float16.
+        latents: (N, C, size / 8, size / 8) float16, of C channels.
         source_latents: the same as they are where a frame is the source; empty if none is degraded.
         thumbnails: (N, 3, i, i) uint8, what the image encoder sees of a source.
         groups: numbers of the groups of identities that it holds, in their order.
@@ -157,7 +160,8 @@ class Pool:
 
         encoded = autoencoder is not None
         self.images = empty(plan.pictures or not encoded, 3, size, size)
-        self.latents = empty(encoded, 4, size // 8, size // 8, dtype=torch.float16)
+        channels = 0 if autoencoder is None else autoencoder.latent_channels
+        self.latents = empty(encoded, channels, size // 8, size // 8, dtype=torch.float16)
         self.source_latents = torch.empty_like(self.latents) if plan.degraded else self.latents
         self.thumbnails = empty(encoded, 3, image_size, image_size)
         self.normals = empty(plan.normals, 3, size, size)
@@ -241,6 +245,8 @@ class Pool:
             where = slice(first * frames + part.start, first * frames + part.stop)
             pictures = self._picture(identity[part], motion[part])
             rows = pictures.unflatten(0, (-1, frames))
+            if self.plan.leaves:
+                self._put_leaves(rows, generator)
             pictures = stylize_rows(rows, self.plan.styles, generator).flatten(0, 1)
             self._store(where, pictures, generator)
             if self.plan.normals:
@@ -250,6 +256,15 @@ class Pool:
         for name in ("shape", "expression", "pose", "camera"):
             getattr(self.params, name)[where] = getattr(motion, name)
         self.spots[where] = face_spots(self.head, motion, self.plan.size)
+
+    def _put_leaves(self, pictures: Tensor, generator: torch.Generator) -> None:
+        """Put dead leaves in the place of some avatars, (avatars, frames, 3, size, size)."""
+        chosen = torch.nonzero(torch.rand(len(pictures), generator=generator) < self.plan.leaves).flatten()
+        seed = int(torch.randint(2**62, (), generator=generator))
+        if len(chosen):
+            own = torch.Generator(pictures.device).manual_seed(seed)
+            leaves = dead_leaves(len(chosen) * self.plan.frames, self.plan.size, own)
+            pictures[chosen.to(pictures.device)] = leaves.unflatten(0, (len(chosen), -1))
 
     def _picture(self, identity: Identity, motion: FaceParameters) -> Tensor:
         # The cost of a small batch is that of launching its many small kernels.
@@ -277,9 +292,9 @@ class Pairs:
     """Sources and the frames that drive them: S sources, R = S * frames rows, source-major.
 
     Args:
-        source_latents: (S, 4, h, w).
+        source_latents: (S, C, h, w).
         source_pixels: (S, 3, i, i), CLIP-normalized.
-        latents: (R, 4, h, w), the truth.
+        latents: (R, C, h, w), the truth.
         normals: (R, 3, H, W) in [0, 1].
         expression: (R, E).
         spots: (R, 4, 3), in pixels.

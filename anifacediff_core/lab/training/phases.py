@@ -28,7 +28,7 @@ from .phase import Phase, experiment_head, network_config
 from .run_logger import RunLogger
 from .settings import build
 from .stages import train_stage
-from .task import Loop, done_mark, load_weights
+from .task import Loop, done_mark, load_weights, take_over
 
 CHECKPOINT = "anifacediff.safetensors"
 
@@ -64,9 +64,9 @@ def run_phase(name: str, experiment: dict[str, Any], folder: Path) -> None:
 
 def train_autoencoder(phase: Phase) -> None:
     settings = build(AutoencoderSettings, phase.settings.get("settings"), "autoencoder.settings")
-    autoencoder = AutoEncoder()
+    autoencoder = AutoEncoder(network_config(phase.experiment).latent_channels)
     if phase.start is not None and "vae" in phase.start.parts:
-        phase.start.load_into(autoencoder, "vae")
+        take_over(autoencoder, phase.start.part("vae"))
     adversary = Adversary.of(settings.adversary, 0, phase.accelerator)
     task = AutoencoderTask(autoencoder, phase.pool(), phase.held_out(32, stills=1), settings, adversary)
     run(task, phase.loop, phase.accelerator, phase.folder, phase.logger)

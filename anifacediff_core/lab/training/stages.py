@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
+from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder, trim
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.sampling.schedule import NoiseSchedule
@@ -30,7 +30,7 @@ from .phase import Phase
 from .reenactment import DenoisingSettings, DenoisingTask, Validator
 from .settings import build
 from .shards import ShardSource
-from .task import load_weights
+from .task import load_weights, take_over
 
 STAGE1 = "stage1.safetensors"
 
@@ -146,9 +146,16 @@ def stage_autoencoder(phase: Phase, config: NetworkConfig) -> AutoEncoder | Stab
     """What the experiment's own phase has trained, else that of the checkpoint it starts from."""
     path = phase.folder / "autoencoder.safetensors"
     if phase.start is not None and not path.exists():
-        return load_autoencoder(phase.start)
+        found = load_autoencoder(phase.start)
+        if found.latent_channels != config.latent_channels:
+            raise InputError(
+                f"The network is for latents of {config.latent_channels} channels and the autoencoder of "
+                f"{phase.start.path.name} makes {found.latent_channels}; train the phase autoencoder first."
+            )
+        return found
     autoencoder = AutoEncoder(config.latent_channels)
     _fill(autoencoder, path, "vae.")
+    trim(autoencoder.decoder)
     return autoencoder
 
 
@@ -156,6 +163,10 @@ def stage_network(phase: Phase, config: NetworkConfig, stage: int) -> AniFaceDif
     """The network at the beginning of a stage; temporal modules that are there already go on from there."""
     if phase.start is None:
         model = AniFaceDiff(config)
+    elif phase.start.config.latent_channels != config.latent_channels:
+        before = load_network(phase.start)
+        model = AniFaceDiff(config, motion=before.motion is not None)
+        take_over(model, before.state_dict())
     else:
         # The weights decide the sizes; what they shall predict is the experiment's to say.
         model = load_network(replace(phase.start, config=config))

@@ -161,6 +161,15 @@ def load_weights(path: Path, prefix: str = "") -> dict[str, Tensor]:
     return found
 
 
+@torch.no_grad()
+def take_over(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Begin with the weights that fit; those of another number of latent channels stay as they are."""
+    own = module.state_dict()
+    for name, weight in weights.items():
+        if name in own and own[name].shape == weight.shape:
+            own[name].copy_(weight)
+
+
 def states_folder(folder: Path, phase: str) -> Path:
     """Where the states of a phase lie in the folder of a run."""
     return folder / f"{phase}.states"
