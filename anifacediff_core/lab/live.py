@@ -20,6 +20,7 @@ from torch import Tensor
 
 from anifacediff_core.capture.extract import crop_portrait, extract_parameters
 from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket
+from anifacediff_core.device import pick_dtype
 from anifacediff_core.display import Display
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
@@ -44,6 +45,8 @@ from anifacediff_core.video import (
 )
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
+
+from .options import Speed
 
 Driver: TypeAlias = Tensor | FaceParameters  # a frame (3, height, width), or parameters (1)
 SCHEMES = ("http", "https", "rtsp", "rtmp", "tcp")
@@ -388,16 +391,25 @@ def stopped_by_interrupt() -> Iterator[Event]:
 
 
 def load_stream(
-    source: Path, checkpoint: Path, device: torch.device, size: int, faces: dict[str, Path], **settings: Any
+    source: Path,
+    checkpoint: Path,
+    device: torch.device,
+    size: int,
+    faces: dict[str, Path],
+    speed: Speed = Speed(),  # noqa: B008 - it is frozen
+    **settings: Any,
 ) -> tuple[Stream, Tensor, str]:
     """A stream of a source picture, its portrait (1, 3, size, size), and what is to be said about it.
 
     Args:
         faces, settings: of `load_face_models` and of `Stream`.
+        speed: precision, and whether to compile.
     """
     opened = load_checkpoint(checkpoint)
     models = load_face_models(opened, **faces, device=device)
-    pipeline = Pipeline.from_checkpoint(opened, device, head=models.head)
+    pipeline = Pipeline.from_checkpoint(opened, device, pick_dtype(speed.precision, device), models.head)
+    if speed.compiled:
+        pipeline.compile(speed.replay)
     step = pipeline.model.config.downsampling
     if size % step:
         raise InputError(f"The size of the result is {size}: give a multiple of {step}.")

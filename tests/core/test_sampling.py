@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
+from anifacediff_core.device import pick_dtype
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -351,6 +357,48 @@ def test_bad_sources_and_windows_are_refused(
         pipeline.conditioning(torch.full((1, 3, 64, 64), float("nan")), parameters[0], parameters)
     with pytest.raises(InputError, match="reduce the window"):
         pipeline.sample(conditioning, window=40, overlap=6)
+
+
+def test_a_precision_is_never_one_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [pick_dtype("auto", device) for device in (cpu, gpu)] == [torch.float32, torch.float16]
+    assert pick_dtype("bfloat16", gpu) == torch.bfloat16
+    has = {"avx512_bf16": True, "avx512_fp16": False}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has, raising=False)
+    assert pick_dtype("bfloat16", cpu) == torch.bfloat16
+    with pytest.raises(InputError, match="float16 by itself"):
+        pick_dtype("float16", cpu)
+    monkeypatch.delattr("torch.cpu.get_capabilities")  # as in older releases
+    with pytest.raises(InputError, match="bfloat16 by itself"):
+        pick_dtype("bfloat16", cpu)
+
+
+def test_compiling_needs_a_gpu(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match="leave it out"):
+        pipeline.compile()
+
+
+def test_compiled_is_one_graph_with_the_same_numbers(
+    pipeline: Pipeline, conditioning: VideoConditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled as for a GPU, but by the compiler's front end alone."""
+    counted = CompileCounter()
+
+    def compile_(function: Callable[..., Tensor], mode: str, dynamic: bool) -> Callable[..., Tensor]:
+        assert mode == "reduce-overhead"
+        return compiler(function, backend=counted, fullgraph=True, dynamic=dynamic)
+
+    compiler = torch.compile
+    monkeypatch.setattr("anifacediff_core.sampling.pipeline.triton_works", lambda device: True)
+    monkeypatch.setattr(torch, "compile", compile_)
+    gpu = SimpleNamespace(device=torch.device("cuda"), model=copy.copy(pipeline.model))
+    Pipeline.compile(gpu, replay=True)  # type: ignore[arg-type]
+    compiled = copy.copy(pipeline)
+    compiled.model = gpu.model
+    settings = {"steps": 2, "cfg": 2.0, "window": 6, "overlap": 2}
+    expected = pipeline.sample(conditioning, **settings)
+    torch.testing.assert_close(compiled.sample(conditioning, **settings), expected, atol=1e-4, rtol=1e-4)
+    assert counted.frame_count == 1, "two windows of 6 frames in two steps"
 
 
 @pytest.mark.slow

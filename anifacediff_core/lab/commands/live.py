@@ -14,7 +14,7 @@ from anifacediff_core.errors import printable
 from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.storage import require_writable
 
-from ..options import Cfg, Checkpoint, Device, FaceFiles, Positive, Rate, Steps, checkpoint_or_bundled
+from ..options import Cfg, Checkpoint, Device, FaceFiles, Positive, Rate, Speed, Steps, checkpoint_or_bundled
 
 PIPE, DEVICES = "-", "/dev/"
 
@@ -63,6 +63,7 @@ def live(
     faces: FaceFiles,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
+    speed: Speed,
 ) -> None:
     """Let a source picture move while its driver does; Ctrl-C ends it, and what was written is whole."""
     from anifacediff_core.provenance.mark import LEAST_SIDE
@@ -83,7 +84,7 @@ def live(
     if output.endswith(".mp4"):
         require_writable(Path(output))
     stream, _, note = load_stream(
-        source, checkpoint_or_bundled(checkpoint), pick_device(device), size, faces.named(),
+        source, checkpoint_or_bundled(checkpoint), pick_device(device), size, faces.named(), speed,
         steps=steps, cfg=cfg, seed=seed, smoothing=smoothing,
         expression_gain=expression_gain, head_gain=head_gain,
     )  # fmt: skip

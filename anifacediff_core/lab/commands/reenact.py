@@ -22,6 +22,7 @@ from ..options import (
     Positive,
     Rate,
     Sampling,
+    Speed,
     bar,
     checkpoint_or_bundled,
     file_name,
@@ -52,6 +53,7 @@ def reenact(
     faces: FaceFiles,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
+    speed: Speed,
     scale: Scale,
 ) -> None:
     """Let a source picture move like a driving video."""
@@ -65,14 +67,14 @@ def reenact(
     if jobs is not None:
         if len(missing) < len(files):
             raise InputError("Give either --jobs, or --source, --driving and --out.")
-        print(run_jobs(jobs, checkpoint, device, scale, settings, bar("jobs"), faces.named(), loras))
+        print(run_jobs(jobs, checkpoint, device, scale, settings, bar("jobs"), faces.named(), loras, speed))
         return
     if missing:
         raise InputError(
             f"{', '.join(missing)} is missing; give source, driving and out, or a list in --jobs."
         )
     job = ReenactJob(str(source), str(driving), str(out), **settings)
-    Reenacting(checkpoint, device, faces.named(), print, bar, loras).reenact(job)
+    Reenacting(checkpoint, device, faces.named(), print, bar, loras, speed).reenact(job)
 
 
 def learn(
