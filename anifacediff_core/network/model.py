@@ -23,7 +23,7 @@ from anifacediff_core.network.encoders import (
     make_pose_encoder,
     pose_sample,
 )
-from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.temporal import MotionModules, TemporalMemory
 from anifacediff_core.network.unet import initialize_from_scratch, make_unet, run_unet, trim_reference
 
 PARTS = ("unet", "reference", "pose_encoder", "expression_adapter", "image_encoder", "motion")
@@ -178,6 +178,7 @@ class AniFaceDiff(nn.Module):
         expression_scale: float,
         guided: bool,
         temporal: bool = True,
+        memory: TemporalMemory | None = None,
     ) -> Tensor:
         """Prediction for one window of one video, or of several clips.
 
@@ -188,6 +189,7 @@ class AniFaceDiff(nn.Module):
             expression_scale: lambda of eq. 3.
             guided: whether to also predict without source and expression.
             temporal: run the temporal modules, if there are any.
+            memory: what they keep from call to call, with one frame a clip.
 
         Returns: as `latents`, or with guidance (2 * clips * frames, 4, h, w): conditional rows come first.
         """
@@ -215,6 +217,7 @@ class AniFaceDiff(nn.Module):
             pose=tuple(repeat(level, "f c h w -> (b f) c h w", b=halves) for level in conditioning.pose),
             motion=self.motion if temporal else None,
             frames=frames,
+            memory=memory,
         )
 
     def forward(

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anifacediff_core.network.attention import AttentionInputs, FeatureRecorder, transformer_block_names
 from anifacediff_core.network.config import NetworkConfig
-from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.temporal import MotionModules, TemporalMemory
 
 Layer = nn.Module | None
 
@@ -76,6 +76,7 @@ def run_unet(
     pose: tuple[Tensor, ...] = (),
     motion: MotionModules | None = None,
     frames: int = 1,
+    memory: TemporalMemory | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
     """One call of the UNet with the additions of the paper.
@@ -88,6 +89,7 @@ def run_unet(
         pose: features to add: the first (rows, C, h, w) after conv_in, each further one to what leaves the
             next down block, after its skip connections.
         motion: temporal modules, run over each `frames` consecutive rows.
+        memory: what the temporal modules keep of frames before these, if there is one frame a clip.
         checkpointing: recompute the layers in the backward pass instead of keeping their activations.
 
     Returns: (rows, 4, h, w).
@@ -100,7 +102,7 @@ def run_unet(
         if attention is not None:
             hidden = attention(hidden, context, cross_attention_kwargs=kwargs, return_dict=False)[0]
         if temporal is not None:
-            hidden = temporal(hidden, num_frames=frames)
+            hidden = temporal(hidden, num_frames=frames, memory=memory)
         return hidden
 
     run: Callable[..., Tensor] = layer

@@ -57,6 +57,7 @@ class Pipeline:
         self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.autoencoder = autoencoder.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.head = head.to(self.device)
+        self.replays = False
         self.sampling = sampling or SamplingConfig.of(model.config)
 
     @classmethod
@@ -97,7 +98,7 @@ class Pipeline:
                 "Compiling needs an NVIDIA GPU with Triton and a C compiler, which are not all here: leave "
                 "it out, the video will be the same."
             )
-        mode = "reduce-overhead" if replay else "default"
+        self.replays, mode = replay, "reduce-overhead" if replay else "default"
         self.model.predict = torch.compile(self.model.predict, mode=mode, dynamic=False)  # type: ignore[method-assign]
 
     @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from anifacediff_core.finite import require_finite
 from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.model import AniFaceDiff
+from anifacediff_core.network.temporal import TemporalMemory
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step
 from anifacediff_core.sampling.windows import blend_previous, context_windows, fuse_weights
@@ -24,6 +27,7 @@ def sample(
     overlap: int,
     expression_scale: float = 1.0,
     temporal: bool = True,
+    memories: Sequence[TemporalMemory] | None = None,
     first: int = 0,
     previous_latents: Tensor | None = None,
     device: torch.device,
@@ -40,6 +44,7 @@ def sample(
         window, overlap: frames sampled together, and shared by neighbors; memory is one window's.
         expression_scale: lambda of eq. 3.
         temporal: run the temporal modules, if the model has any.
+        memories: of each step, what the temporal modules keep from call to call, where a call is one frame.
         first: number of the first frame within its video, for messages.
         previous_latents: of a single clip, see `Pipeline.sample`.
         device, dtype: where and in which precision the model runs; as autocast has it when None.
@@ -55,18 +60,19 @@ def sample(
     store = device if alone else torch.device("cpu")
     whole = conditioning.window(windows[0], device, dtype) if alone else None
 
-    def predict(part: VideoConditioning, latents: Tensor, timestep: Tensor, sigma: Tensor) -> Tensor:
+    def predict(part: VideoConditioning, latents: Tensor, step: int, sigma: Tensor) -> Tensor:
         """Guided estimate of the clean latents of one window, float32 on the device."""
         latents, sigma = latents.to(device), sigma.to(device)
         prediction = model.predict(
             schedule.scale_model_input(latents, sigma).to(
                 dtype=dtype or latents.dtype, memory_format=torch.channels_last
             ),
-            timestep.view(1).to(device),
+            timesteps[step].view(1).to(device),
             part,
             expression_scale=expression_scale,
             guided=cfg != 1,
             temporal=temporal,
+            memory=None if memories is None else memories[step],
         ).float()
         if cfg != 1:
             conditional, unconditional = prediction.chunk(2)
@@ -75,13 +81,13 @@ def sample(
 
     timesteps, sigmas = schedule.trailing(steps)
     latents = schedule.noise_scaling(noise.to(store), sigmas[0].to(store))
-    for step, timestep in enumerate(timesteps):
+    for step in range(steps):
         sigma = sigmas[step].to(store)
         denoised, total = torch.zeros_like(latents), latents.new_zeros(len(latents), 1, 1, 1)
         for index, frames in enumerate(windows):
             rows = conditioning.rows(frames)
             part = conditioning.window(frames, device, dtype) if whole is None else whole
-            prediction = predict(part, latents[rows], timestep, sigma)
+            prediction = predict(part, latents[rows], step, sigma)
             if finite:
                 require_finite(prediction, first + frames[0])
             weight = weights[index].view(-1, 1, 1, 1).to(store)

@@ -378,6 +378,7 @@ def test_compiling_needs_a_gpu(pipeline: Pipeline) -> None:
         pipeline.compile()
 
 
+@pytest.mark.slow
 def test_compiled_is_one_graph_with_the_same_numbers(
     pipeline: Pipeline, conditioning: VideoConditioning, monkeypatch: pytest.MonkeyPatch
 ) -> None:
