@@ -1,4 +1,4 @@
-"""A stream from an input to an output without a window: files, devices, addresses, Live Link Face, pipes."""
+"""A stream from an input to an output without a window: files, devices, addresses, coefficients, pipes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.capture.extract import crop_portrait, extract_parameters
-from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket
+from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket, PacketSocket
+from anifacediff_core.capture.osc import OscReader, OscSocket
 from anifacediff_core.device import pick_dtype
 from anifacediff_core.display import Display
 from anifacediff_core.errors import InputError
@@ -125,15 +126,15 @@ class CameraInput:
                 raise
             raise InputError(
                 f"{self.address} could not be read ({error}): name a video file, a camera such as "
-                f"/dev/video0, an address of {', '.join(SCHEMES)}, or udp://:11111 for Live Link Face."
+                f"/dev/video0, an address of {', '.join(SCHEMES)}, or udp://:11111 for Live Link Face, or osc://:39539."
             ) from error
 
 
 @dataclass
-class LiveLinkInput:
-    """Packets of Live Link Face."""
+class PacketInput:
+    """Packets of coefficients: of Live Link Face, or by OSC."""
 
-    link: LiveLinkSocket
+    link: PacketSocket
     rate: Fraction
     live: bool = True
     sound: Path | None = None
@@ -149,7 +150,8 @@ class LiveLinkInput:
 
 
 def open_input(address: str, head: HeadModel, rate: Fraction) -> Input:
-    """What an input's name means: a file that is there, udp:// for Live Link Face, or a camera or address.
+    """What an input's name means: a file that is there, udp:// for Live Link Face, osc:// for OSC, or a
+    camera or address.
 
     Args:
         rate: frames a second of the result, where the input is no file.
@@ -157,9 +159,11 @@ def open_input(address: str, head: HeadModel, rate: Fraction) -> Input:
     if Path(address).is_file():
         return FileInput(Path(address))
     if address.startswith("udp://"):
-        return LiveLinkInput(LiveLinkSocket(address, LiveLinkReader(head)), rate)
+        return PacketInput(LiveLinkSocket(address, LiveLinkReader(head)), rate)
+    if address.startswith("osc://"):
+        return PacketInput(OscSocket(address, OscReader(head)), rate)
     if "://" in address and address.partition("://")[0] not in SCHEMES:
-        raise InputError(f"{address} is no address of a known kind: give {', '.join(SCHEMES)} or udp.")
+        raise InputError(f"{address} is no address of a known kind: give {', '.join(SCHEMES)}, udp or osc.")
     return CameraInput(address, rate)
 
 

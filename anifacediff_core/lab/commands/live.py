@@ -31,8 +31,9 @@ def live(
     input: Annotated[
         str,
         "what drives it: a video file, a camera such as /dev/video0, an address of http, rtsp, rtmp or tcp, "
-        "or udp://:11111 for packets of Live Link Face, which are taken from this computer only unless "
-        "one of its addresses is named, such as udp://0.0.0.0:11111",
+        "udp://:11111 for packets of Live Link Face, or osc://:39539 for ARKit's coefficients by OSC as VMC "
+        "sends them; packets are taken from this computer only unless one of its addresses is named, such as "
+        "udp://0.0.0.0:11111",
     ],
     output: Annotated[
         str,
@@ -71,7 +72,7 @@ def live(
     from ..live import (
         DeviceOutput,
         Live,
-        LiveLinkInput,
+        PacketInput,
         PipeOutput,
         load_stream,
         open_input,
@@ -105,5 +106,5 @@ def live(
         else:
             frames = running.write(Path(output), realtime)
             say(f"{output}: {frames} frames at {float(given.rate):g} frames a second.")
-    if isinstance(given, LiveLinkInput) and given.link.malformed:
-        say(f"{given.link.malformed} packets were none of Live Link Face's, and ignored.")
+    if isinstance(given, PacketInput) and given.link.malformed:
+        say(f"{given.link.malformed} packets were none of {given.link.kind}'s, and ignored.")
