@@ -37,7 +37,7 @@ from anifacediff_core.sampling.segments import (
     VideoTiming,
     plan_segments,
 )
-from anifacediff_core.sampling.settings import SamplingSettings
+from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
 from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
@@ -60,6 +60,8 @@ RANGES = {
     "cfg": (-100, 100),
     "max_frames": (1, MANY),
     "segment": (1, MANY),
+    "cache_interval": (1, 1000),
+    "cache_shallow": (1, 64),
 }
 
 
@@ -75,6 +77,7 @@ class ReenactJob:
         steps, cfg: of sampling; as the checkpoint wants it when None.
         max_frames: use only the first frames of the driving video.
         segment: frames that are finished, saved and freed together.
+        cache_interval, cache_shallow: see `sampler.sample`.
         mark: say in pixels and metadata that the result is synthetic.
 
     Raises:
@@ -93,6 +96,8 @@ class ReenactJob:
     cfg: float | None = None
     max_frames: int | None = None
     segment: int = SEGMENT
+    cache_interval: int = CacheSettings.cache_interval
+    cache_shallow: int = CacheSettings.cache_shallow
     mark: bool = True
 
     def __post_init__(self) -> None:
@@ -208,6 +213,8 @@ class Reenacting:
                 window=job.window,
                 overlap=job.overlap,
                 expression_scale=job.expression_scale,
+                cache_interval=job.cache_interval,
+                cache_shallow=job.cache_shallow,
                 first=segment.start,
                 previous_latents=state.get("latents"),
                 progress=within,

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.progress import Progress
-from anifacediff_core.sampling.settings import SamplingSettings
+from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
 
 PICTURE = (".png", ".jpg", ".jpeg")
 
@@ -104,6 +104,21 @@ class Sampling:
     )
     steps: Steps = None
     cfg: Cfg = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """See `CacheSettings`."""
+
+    cache_interval: Annotated[
+        int,
+        positive,
+        "compute the deep layers of the UNet in every so manieth step only: 3 takes half of the time, for "
+        "weights of many steps, and changes the video a little; 1 computes all",
+    ] = CacheSettings.cache_interval
+    cache_shallow: Annotated[
+        int, positive, "with a cache, how many layers on either side of the UNet every step computes"
+    ] = CacheSettings.cache_shallow
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,13 @@ from anifacediff_core.network.encoders import (
     pose_sample,
 )
 from anifacediff_core.network.temporal import MotionModules, TemporalMemory
-from anifacediff_core.network.unet import initialize_from_scratch, make_unet, run_unet, trim_reference
+from anifacediff_core.network.unet import (
+    DeepFeatures,
+    initialize_from_scratch,
+    make_unet,
+    run_unet,
+    trim_reference,
+)
 
 PARTS = ("unet", "reference", "pose_encoder", "expression_adapter", "image_encoder", "motion")
 
@@ -56,6 +62,11 @@ class AniFaceDiff(nn.Module):
         self.image_encoder = make_image_encoder(config)
         self.motion = MotionModules(config) if motion else None
         self.set_trainable(PARTS)
+
+    @property
+    def depth(self) -> int:
+        """How many layers the UNet has on its way up, each with a skip connection from the way down."""
+        return len(self.config.block_out_channels) * (self.config.layers_per_block + 1)
 
     @classmethod
     def outline(cls, config: NetworkConfig, *, motion: bool) -> AniFaceDiff:
@@ -179,6 +190,7 @@ class AniFaceDiff(nn.Module):
         guided: bool,
         temporal: bool = True,
         memory: TemporalMemory | None = None,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Prediction for one window of one video, or of several clips.
 
@@ -190,6 +202,7 @@ class AniFaceDiff(nn.Module):
             guided: whether to also predict without source and expression.
             temporal: run the temporal modules, if there are any.
             memory: what they keep from call to call, with one frame a clip.
+            deep: what the UNet keeps of its deep layers from step to step.
 
         Returns: as `latents`, or with guidance (2 * clips * frames, 4, h, w): conditional rows come first.
         """
@@ -218,6 +231,7 @@ class AniFaceDiff(nn.Module):
             motion=self.motion if temporal else None,
             frames=frames,
             memory=memory,
+            deep=deep,
         )
 
     def forward(

@@ -22,7 +22,7 @@ from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.sampler import sample
-from anifacediff_core.sampling.settings import SamplingSettings
+from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
 from anifacediff_core.sampling.windows import initial_noise
 from anifacediff_core.weights.checkpoint import (
     Checkpoint,
@@ -165,6 +165,8 @@ class Pipeline:
         overlap: int = SamplingSettings.overlap,
         expression_scale: float = SamplingSettings.expression_scale,
         shared_noise: float = SamplingSettings.shared_noise,
+        cache_interval: int = CacheSettings.cache_interval,
+        cache_shallow: int = CacheSettings.cache_shallow,
         noise: Tensor | None = None,
         first: int = 0,
         previous_latents: Tensor | None = None,
@@ -176,7 +178,7 @@ class Pipeline:
             steps: Euler steps at trailing time steps; by default as many as the weights want.
             cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
                 default as the weights want it.
-            window, overlap, expression_scale, progress: see `sampler.sample`.
+            window, overlap, expression_scale, cache_interval, cache_shallow, progress: see `sampler.sample`.
             noise: (frames, 4, h, w) instead of that from `seed`.
             first: number of the first frame within its video, for the noise.
             previous_latents: latents (some, 4, h, w) of the first frames sampled before, together with
@@ -203,6 +205,8 @@ class Pipeline:
             window=window,
             overlap=overlap,
             expression_scale=expression_scale,
+            cache_interval=cache_interval,
+            cache_shallow=cache_shallow,
             first=first,
             previous_latents=previous_latents,
             device=self.device,

@@ -23,6 +23,7 @@ from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
+from anifacediff_core.network.unet import DeepFeatures
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step, make_sigmas
 from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
@@ -310,6 +311,64 @@ def test_network_never_sees_more_than_a_window(
     )
     assert rows == [4] * 6 and latents.shape == (9, 4, 8, 8)
     assert done == [(i, 6) for i in range(1, 7)]
+
+
+# ---- deep features that are kept
+
+
+def test_what_is_kept_gives_the_same_prediction(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
+    model, latents = pipeline.model, torch.randn(9, 4, 8, 8)
+    given = {"expression_scale": 1.0, "guided": True}
+    with torch.no_grad():
+        expected = model.predict(latents, torch.tensor([500]), conditioning, **given)
+        for shallow in range(1, model.depth):
+            deep = DeepFeatures(shallow)
+            for deep.reused in (False, True):
+                found = model.predict(latents, torch.tensor([500]), conditioning, deep=deep, **given)
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_most_steps_compute_the_shallow_layers_alone(
+    pipeline: Pipeline, conditioning: VideoConditioning
+) -> None:
+    unet, calls = pipeline.model.unet, {"deep": 0, "shallow": 0}
+
+    def count(kind: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            calls[kind] += 1
+
+        return hook
+
+    hooks = [unet.mid_block.resnets[0].register_forward_hook(count("deep"))]
+    hooks += [unet.up_blocks[-1].resnets[-1].register_forward_hook(count("shallow"))]
+    settings = {"steps": 5, "cfg": 1.0, "window": 6, "overlap": 2}
+    try:
+        found = pipeline.sample(conditioning, cache_interval=2, **settings)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == {"deep": 2 * 3, "shallow": 2 * 5}
+    whole = pipeline.sample(conditioning, **settings)
+    assert not torch.equal(found, whole) and torch.isfinite(found).all()
+
+
+def test_every_window_keeps_its_own(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
+    noise = torch.randn(8, 4, 8, 8)
+    frames = conditioning.window(range(8), torch.device("cpu"), torch.float32)
+    settings = {"steps": 4, "cfg": 1.0, "window": 4, "overlap": 0, "cache_interval": 2}
+    together = pipeline.sample(frames, noise=noise, **settings)
+    for start in (0, 4):
+        part = frames.window(range(start, start + 4), torch.device("cpu"), torch.float32)
+        alone = pipeline.sample(part, noise=noise[start : start + 4], **settings)
+        torch.testing.assert_close(together[start : start + 4], alone, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"cache_interval": 0}, {"cache_shallow": 0}, {"cache_shallow": 99}])
+def test_impossible_caches_are_refused(
+    pipeline: Pipeline, conditioning: VideoConditioning, settings: dict[str, int]
+) -> None:
+    with pytest.raises(InputError, match="cache"):
+        pipeline.sample(conditioning, **settings)
 
 
 def test_seed_and_expression_scale(pipeline: Pipeline, conditioning: VideoConditioning) -> None:

@@ -14,6 +14,7 @@ from anifacediff_core.sampling.segments import SEGMENT
 from anifacediff_core.sampling.settings import LearningSettings
 
 from ..options import (
+    Cache,
     Checkpoint,
     Device,
     FaceFiles,
@@ -38,9 +39,11 @@ def reenact(
     jobs: Annotated[
         File,
         "a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
-        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames, segment",
+        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames, segment, "
+        "cache_interval, cache_shallow",
     ] = None,
     sampling: Sampling,
+    cache: Cache,
     max_frames: Annotated[Positive | None, "use only the first frames of the driving video"] = None,
     segment: Annotated[Positive, "frames that are finished, saved and freed together"] = SEGMENT,
     mark: Annotated[
@@ -59,7 +62,8 @@ def reenact(
     """Let a source picture move like a driving video."""
     from ..jobs import Reenacting, ReenactJob, run_jobs
 
-    settings: dict[str, Any] = asdict(sampling) | {"max_frames": max_frames, "segment": segment, "mark": mark}
+    settings: dict[str, Any] = asdict(sampling) | asdict(cache)
+    settings |= {"max_frames": max_frames, "segment": segment, "mark": mark}
     files = {"source": source, "driving": driving, "out": out}
     missing = [f"--{name}" for name, path in files.items() if path is None]
     checkpoint = checkpoint_or_bundled(checkpoint)
