@@ -113,8 +113,8 @@ class Cache:
     cache_interval: Annotated[
         int,
         positive,
-        "compute the deep layers of the UNet in every so manieth step only: 3 takes half of the time, for "
-        "weights of many steps, and changes the video a little; 1 computes all",
+        "compute the deep layers of the UNet in every n-th step only: 3 takes half of the time, for weights "
+        "of many steps, and changes the video a little; 1 computes all",
     ] = CacheSettings.cache_interval
     cache_shallow: Annotated[
         int, positive, "with a cache, how many layers on either side of the UNet every step computes"

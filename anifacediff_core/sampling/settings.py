@@ -32,7 +32,7 @@ class CacheSettings:
     """How deep features of the UNet are kept from step to step, see `network.unet.DeepFeatures`.
 
     Args:
-        cache_interval: in each so manieth step all of the UNet is computed; 1 keeps nothing.
+        cache_interval: all of the UNet is computed in every n-th step only; 1 keeps nothing.
         cache_shallow: how many layers on either side of the UNet the other steps compute.
     """
 
