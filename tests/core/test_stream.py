@@ -278,7 +278,8 @@ def test_nothing_grows_with_the_number_of_frames(models: CaptureModels, clip: Te
     def tensors_after(frames: int) -> int:
         for _ in range(frames):
             live.read(clip[0])
-        return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+        # by type: to ask a weak proxy for its class raises once what it stands for is gone
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
 
     for _ in range(KNOWN):  # what tells the noise
         live.follow(models.head.neutral(1))
