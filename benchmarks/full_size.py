@@ -1,11 +1,15 @@
 """How fast the network is at its full size, in a real ComfyUI, on a GPU.
 
     COMFYUI_PATH=path/to/ComfyUI python benchmarks/full_size.py [--sizes 256 512] [--compile] [--json FILE]
+                                                         [--cache 3 2]
 
 Weights are random, in the shapes of Stable Diffusion 1.5 and AnimateDiff v2; every weight goes
 through the same loaders, hooks and sampler as in the nodes. The floor is the time that the multiplications of
 all steps, both halves of guidance, take at the rate of a large matrix product measured in the same run: at
 its best, over 30 ms, and kept up for as long as the denoising takes.
+
+A cache of deep features, of an interval and so many shallow blocks, is measured beside sampling without it:
+how much faster it is, and how close the decoded pictures come to those without it (PSNR, in dB).
 
     ... --parity                        relative errors against the core's own network, in half precision
     ... --parity -- --fp32-unet         the same in full precision
@@ -56,7 +60,7 @@ def load_host(comfyui: Path, arguments: Sequence[str]) -> SimpleNamespace:
         importlib.import_module(name)
     load_package("anifacediff_core", ROOT / "anifacediff_core")
     load_package("anifacediff_host", ROOT / "nodes" / "host")
-    names = ("apply", "auxiliary", "compile", "model", "parts", "sampling", "vae")
+    names = ("apply", "auxiliary", "cache", "compile", "model", "parts", "sampling", "vae")
     return SimpleNamespace(
         **{name: importlib.import_module(f"anifacediff_host.{name}") for name in names},
         utils=importlib.import_module("comfy.utils"),
@@ -141,8 +145,10 @@ class FullSize:
             torch.rand(frames, self.config.n_expression, generator=generator),
         )
 
-    def conditioned(self, size: int, frames: int, compiled: bool) -> tuple[Any, list, list]:
-        """MODEL and conditionings of a video, made by the encoders."""
+    def conditioned(
+        self, size: int, frames: int, compiled: bool, cache: Sequence[int] = ()
+    ) -> tuple[Any, list, list]:
+        """MODEL and conditionings of a video, made by the encoders; a cache has interval and blocks."""
         latent, embedding, normals, expression = self.inputs(size, frames)
         model = self.host.apply.attach_expression_adapter(self.model, self.adapter, 1.0)
         model = self.host.apply.apply_anifacediff(
@@ -153,6 +159,8 @@ class FullSize:
             motion=self.motion,
             overlap=4,
         )
+        if cache:
+            model = self.host.cache.cache_deep_features(model, *cache)
         if compiled:
             model = self.host.compile.compile_model(model, replay=size < 512)
         return model, *self.host.apply.image_conditioning(embedding)
@@ -193,6 +201,10 @@ def parity(network: FullSize, size: int, frames: int) -> dict[str, float]:
 def relative_error(found: Tensor, expected: Tensor) -> float:
     found, expected = found.float().cpu(), expected.float().cpu()
     return float((found - expected).norm() / expected.norm())
+
+
+def psnr(found: Tensor, expected: Tensor) -> float:
+    return float(-10 * (found - expected).square().mean().log10())
 
 
 def synchronize() -> None:
@@ -252,7 +264,13 @@ def step_flops(config: Any, size: int, frames: int) -> float:
 
 
 def measure(
-    network: FullSize, size: int, frames: int, steps: int, repeats: int, compiled: bool
+    network: FullSize,
+    size: int,
+    frames: int,
+    steps: int,
+    repeats: int,
+    compiled: bool,
+    cache: Sequence[int] = (),
 ) -> dict[str, float]:
     """Medians of one setting."""
     host, cuda = network.host, torch.cuda.is_available()
@@ -289,6 +307,13 @@ def measure(
     if cuda:
         result["peak GiB"] = torch.cuda.max_memory_allocated() / GIB
     latents = videos[-1]["samples"]
+    if cache:
+        model, positive, negative = network.conditioned(size, frames, compiled, cache)
+        sample()
+        cached = sorted(seconds(lambda: videos.append(sample())) for _ in range(repeats))[repeats // 2]
+        result["cached s"], result["times as fast"] = cached, loop / cached
+        pictures = [network.vae.decode(each).float().cpu() for each in (latents, videos[-1]["samples"])]
+        result["cached dB"] = psnr(*pictures)
     network.vae.decode(latents[:8])
     result["VAE decode s"] = seconds(lambda: network.vae.decode(latents))
     return result
@@ -321,6 +346,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compile", action="store_true", help="also with torch.compile")
+    parser.add_argument(
+        "--cache", type=int, nargs=2, default=(), metavar=("INTERVAL", "SHALLOW"), help="also with a cache"
+    )
     parser.add_argument("--parity", action="store_true", help="compare with the core's own network, instead")
     parser.add_argument("--profile", action="store_true", help="also print where the time goes")
     parser.add_argument("--tiny", action="store_true", help="the bundled network's sizes, to try the script")
@@ -356,7 +384,11 @@ def main() -> None:
                     profile(network, size, compiled)
                     continue
                 for frames in options.frames:
-                    figures.append(measure(network, size, frames, options.steps, options.repeats, compiled))
+                    figures.append(
+                        measure(
+                            network, size, frames, options.steps, options.repeats, compiled, options.cache
+                        )
+                    )
                     print({name: round(value, 3) for name, value in figures[-1].items()}, flush=True)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")

@@ -1,10 +1,12 @@
 """How fast a stream is, where its time goes, and what longer windows of the latest frames would bring.
 
     python benchmarks/live.py [--size 256] [--device auto] [--frames 24] [--windows 1 4] [--smoothing]
+                              [--widths 64 64 48 32] [--compile] [--replay]
 
 The example clip drives the example picture. Times are medians over the frames, after some to warm up. Seconds
 of the processors count what all of them spent: other programs on the machine change them little. Windows are
 compared with the clip sampled as a whole, by PSNR and flicker (mean second difference over time, as a ratio).
+Widths measure a decoder of so many channels at each size, coarsest first, that has learned nothing.
 Smoothing: what is left of the tremble of a still head, and how many frames a slow turn lags.
 """
 
@@ -31,8 +33,11 @@ from anifacediff_core.device import pick_device
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.lab.live import load_stream
+from anifacediff_core.lab.options import Speed
+from anifacediff_core.lab.training.autoencoder import confine
 from anifacediff_core.motion.causal import CausalSmoother
 from anifacediff_core.motion.smoothing import smooth_motion
+from anifacediff_core.network.autoencoder import AutoEncoder, fold_upsampling, trim
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.stream import Stream
 from anifacediff_core.video import read_frames
@@ -71,6 +76,16 @@ class Stopwatch:
     def median(self, name: str) -> tuple[float, float]:
         clock, processors = zip(*self.spent[name][WARM_UP:], strict=True)
         return median(clock), median(processors)
+
+
+def narrow(pipeline: Pipeline, widths: tuple[int, ...]) -> None:
+    decoder = AutoEncoder().decoder
+    confine(decoder, widths)
+    trim(decoder)
+    if pipeline.device.type == "cpu":
+        fold_upsampling(decoder)
+    decoder = decoder.to(pipeline.device, pipeline.dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    pipeline.autoencoder.decoder = decoder
 
 
 def measure(stream: Stream, frames: list[Tensor], device: torch.device) -> None:
@@ -133,9 +148,17 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=24)
     parser.add_argument("--windows", type=int, nargs="*", default=[])
     parser.add_argument("--smoothing", action="store_true")
+    parser.add_argument("--widths", type=int, nargs=4)
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--replay", action="store_true")
     options = parser.parse_args()
     device = pick_device(options.device)
-    stream, portrait, _ = load_stream(EXAMPLES / "source.png", bundled_checkpoint(), device, options.size, {})
+    speed = Speed(options.precision, options.compile, options.replay)
+    checkpoint = bundled_checkpoint()
+    stream, portrait, _ = load_stream(EXAMPLES / "source.png", checkpoint, device, options.size, {}, speed)
+    if options.widths:
+        narrow(stream.pipeline, tuple(options.widths))
     clip = list(read_frames(EXAMPLES / "driving.mp4"))
     if options.smoothing:
         compare_smoothing(stream.pipeline.head)

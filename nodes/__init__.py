@@ -54,7 +54,7 @@ from .motion_time import RetimeMotion  # noqa: E402
 from .paste import PasteBack  # noqa: E402
 from .portrait import PortraitCrop  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
-from .speed import CompileForSpeed  # noqa: E402
+from .speed import CacheDeepFeatures, CompileForSpeed  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
     LoadAniFaceDiff,
@@ -74,6 +74,7 @@ NODES: list[type[io.ComfyNode]] = [
     PoseEncode,
     ReferenceNetEncode,
     CompileForSpeed,
+    CacheDeepFeatures,
     ApplyAniFaceDiff,
     AniFaceDiffSampler,
     ReenactLongVideo,

@@ -99,27 +99,31 @@ class LiveLinkReader:
         return replace(params, camera=self._neutral.camera.clone())
 
 
-class LiveLinkSocket:
-    """Listens for the app's packets at one address of this computer.
+class PacketSocket:
+    """Listens for packets of UDP at one address of this computer.
 
     Args:
-        address: "udp://host:port"; without a host only this computer itself is heard, without a port 11111.
-        reader: what reads them.
+        address: "scheme://host:port"; without a host only this computer itself is heard.
+        port: the usual one.
 
     Attributes:
-        malformed: how many packets were none of the app's.
+        kind: whose packets it takes, for people.
+        malformed: how many packets were none of these.
 
     Raises:
         InputError: no such address, or another program listens there.
     """
 
-    def __init__(self, address: str, reader: LiveLinkReader) -> None:
-        self.reader, self.malformed = reader, 0
+    kind = ""
+
+    def __init__(self, address: str, port: int) -> None:
+        self.malformed = 0
         try:
             parts = urlsplit(address)
-            host, port = parts.hostname or HOST, PORT if parts.port is None else parts.port
+            host, port = parts.hostname or HOST, port if parts.port is None else parts.port
         except ValueError as error:
-            raise InputError(f"{address} is no address: give one like udp://:{PORT}.") from error
+            scheme = address.partition(":")[0]
+            raise InputError(f"{address} is no address: give one like {scheme}://:{port}.") from error
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_DGRAM)
         try:
@@ -135,20 +139,47 @@ class LiveLinkSocket:
     def port(self) -> int:
         return int(self._socket.getsockname()[1])
 
+    def packet(self, timeout: float, longest: int) -> bytes:
+        """The next packet, cut behind the longest that there should be.
+
+        Raises:
+            TimeoutError: none came within so many seconds.
+            OSError: it was closed.
+        """
+        self._socket.settimeout(timeout)
+        return self._socket.recv(longest + 1)
+
     def receive(self, timeout: float) -> FaceParameters | None:
-        """The next packet's parameters; None if none came within so many seconds, or one that is malformed.
+        """The next parameters; None if none came within so many seconds, or what came is malformed.
 
         Raises:
             OSError: it was closed.
         """
-        self._socket.settimeout(timeout)
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class LiveLinkSocket(PacketSocket):
+    """Listens for the app's packets at "udp://host:port", see `PacketSocket`; without a port at 11111.
+
+    Args:
+        reader: what reads them.
+    """
+
+    kind = "Live Link Face"
+
+    def __init__(self, address: str, reader: LiveLinkReader) -> None:
+        super().__init__(address, PORT)
+        self.reader = reader
+
+    def receive(self, timeout: float) -> FaceParameters | None:
+        """See `PacketSocket.receive`."""
         try:
-            return self.reader.read(self._socket.recv(LONGEST + 1))
+            return self.reader.read(self.packet(timeout, LONGEST))
         except TimeoutError:
             return None
         except ValueError:
             self.malformed += 1
             return None
-
-    def close(self) -> None:
-        self._socket.close()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from anifacediff_core.capture.extract import crop_portrait
 from anifacediff_core.capture.extract import extract_parameters as read
-from anifacediff_core.device import pick_device
+from anifacediff_core.device import pick_device, pick_dtype
 from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.progress import Progress
@@ -37,13 +37,14 @@ from anifacediff_core.sampling.segments import (
     VideoTiming,
     plan_segments,
 )
-from anifacediff_core.sampling.settings import SamplingSettings
+from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
 from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
 from anifacediff_core.weights.lora import merge_lora
 
+from .options import Speed
 from .scale import Scale, run
 
 PATHS = ("source", "driving", "out")
@@ -59,6 +60,8 @@ RANGES = {
     "cfg": (-100, 100),
     "max_frames": (1, MANY),
     "segment": (1, MANY),
+    "cache_interval": (1, 1000),
+    "cache_shallow": (1, 64),
 }
 
 
@@ -74,6 +77,7 @@ class ReenactJob:
         steps, cfg: of sampling; as the checkpoint wants it when None.
         max_frames: use only the first frames of the driving video.
         segment: frames that are finished, saved and freed together.
+        cache_interval, cache_shallow: see `sampler.sample`.
         mark: say in pixels and metadata that the result is synthetic.
 
     Raises:
@@ -92,6 +96,8 @@ class ReenactJob:
     cfg: float | None = None
     max_frames: int | None = None
     segment: int = SEGMENT
+    cache_interval: int = CacheSettings.cache_interval
+    cache_shallow: int = CacheSettings.cache_shallow
     mark: bool = True
 
     def __post_init__(self) -> None:
@@ -121,6 +127,7 @@ class Reenacting:
         say: called with sentences for people.
         bars: makes a progress callback from its name.
         loras: files to merge into the UNet, and how strongly, see `merge_lora`.
+        speed: precision, and whether to compile.
     """
 
     def __init__(
@@ -131,13 +138,17 @@ class Reenacting:
         say: Callable[[str], None] = lambda text: None,
         bars: Callable[[str], Progress | None] = no_bars,
         loras: Sequence[tuple[Path, float]] = (),
+        speed: Speed = Speed(),  # noqa: B008 - it is frozen
     ) -> None:
         self.checkpoint, self.faces, self.loras = Path(checkpoint), faces or {}, loras
         where, opened = pick_device(str(device)), load_checkpoint(checkpoint)
         self.models = load_face_models(opened, **self.faces, device=where)
-        self.pipeline = Pipeline.from_checkpoint(opened, where, head=self.models.head)
+        dtype = pick_dtype(speed.precision, where)
+        self.pipeline = Pipeline.from_checkpoint(opened, where, dtype, self.models.head)
         for path, strength in loras:
             merge_lora(self.pipeline.model.unet, path, strength)
+        if speed.compiled:
+            self.pipeline.compile(speed.replay)
         self.say, self.bars = say, bars
 
     def __call__(self, job: dict[str, Any]) -> dict[str, Any]:
@@ -202,6 +213,8 @@ class Reenacting:
                 window=job.window,
                 overlap=job.overlap,
                 expression_scale=job.expression_scale,
+                cache_interval=job.cache_interval,
+                cache_shallow=job.cache_shallow,
                 first=segment.start,
                 previous_latents=state.get("latents"),
                 progress=within,
@@ -336,6 +349,7 @@ def run_jobs(
     progress: Progress | None = None,
     faces: Mapping[str, Path] | None = None,
     loras: Sequence[tuple[Path, float]] = (),
+    speed: Speed = Speed(),  # noqa: B008 - it is frozen
 ) -> str:
     """Carry out a list of jobs; results that are there already are left alone.
 
@@ -354,7 +368,7 @@ def run_jobs(
     report = beside(path, f"{path.suffix}.failed.jsonl")
     report.unlink(missing_ok=True)
     _report(report, failed)
-    worker = partial(Reenacting, str(Path(checkpoint).resolve()), device, faces, loras=loras)
+    worker = partial(Reenacting, str(Path(checkpoint).resolve()), device, faces, loras=loras, speed=speed)
     for result in run(worker, waiting, scale or Scale()):
         done += 1
         if "error" in result:

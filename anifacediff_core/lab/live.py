@@ -1,4 +1,4 @@
-"""A stream from an input to an output without a window: files, devices, addresses, Live Link Face, pipes."""
+"""A stream from an input to an output without a window: files, devices, addresses, coefficients, pipes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.capture.extract import crop_portrait, extract_parameters
-from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket
+from anifacediff_core.capture.live_link_stream import LiveLinkReader, LiveLinkSocket, PacketSocket
+from anifacediff_core.capture.osc import OscReader, OscSocket
+from anifacediff_core.device import pick_dtype
 from anifacediff_core.display import Display
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
@@ -44,6 +46,8 @@ from anifacediff_core.video import (
 )
 from anifacediff_core.weights.checkpoint import load_checkpoint
 from anifacediff_core.weights.faces import load_face_models
+
+from .options import Speed
 
 Driver: TypeAlias = Tensor | FaceParameters  # a frame (3, height, width), or parameters (1)
 SCHEMES = ("http", "https", "rtsp", "rtmp", "tcp")
@@ -122,15 +126,15 @@ class CameraInput:
                 raise
             raise InputError(
                 f"{self.address} could not be read ({error}): name a video file, a camera such as "
-                f"/dev/video0, an address of {', '.join(SCHEMES)}, or udp://:11111 for Live Link Face."
+                f"/dev/video0, an address of {', '.join(SCHEMES)}, or udp://:11111 for Live Link Face, or osc://:39539."
             ) from error
 
 
 @dataclass
-class LiveLinkInput:
-    """Packets of Live Link Face."""
+class PacketInput:
+    """Packets of coefficients: of Live Link Face, or by OSC."""
 
-    link: LiveLinkSocket
+    link: PacketSocket
     rate: Fraction
     live: bool = True
     sound: Path | None = None
@@ -146,7 +150,8 @@ class LiveLinkInput:
 
 
 def open_input(address: str, head: HeadModel, rate: Fraction) -> Input:
-    """What an input's name means: a file that is there, udp:// for Live Link Face, or a camera or address.
+    """What an input's name means: a file that is there, udp:// for Live Link Face, osc:// for OSC, or a
+    camera or address.
 
     Args:
         rate: frames a second of the result, where the input is no file.
@@ -154,9 +159,11 @@ def open_input(address: str, head: HeadModel, rate: Fraction) -> Input:
     if Path(address).is_file():
         return FileInput(Path(address))
     if address.startswith("udp://"):
-        return LiveLinkInput(LiveLinkSocket(address, LiveLinkReader(head)), rate)
+        return PacketInput(LiveLinkSocket(address, LiveLinkReader(head)), rate)
+    if address.startswith("osc://"):
+        return PacketInput(OscSocket(address, OscReader(head)), rate)
     if "://" in address and address.partition("://")[0] not in SCHEMES:
-        raise InputError(f"{address} is no address of a known kind: give {', '.join(SCHEMES)} or udp.")
+        raise InputError(f"{address} is no address of a known kind: give {', '.join(SCHEMES)}, udp or osc.")
     return CameraInput(address, rate)
 
 
@@ -388,16 +395,25 @@ def stopped_by_interrupt() -> Iterator[Event]:
 
 
 def load_stream(
-    source: Path, checkpoint: Path, device: torch.device, size: int, faces: dict[str, Path], **settings: Any
+    source: Path,
+    checkpoint: Path,
+    device: torch.device,
+    size: int,
+    faces: dict[str, Path],
+    speed: Speed = Speed(),  # noqa: B008 - it is frozen
+    **settings: Any,
 ) -> tuple[Stream, Tensor, str]:
     """A stream of a source picture, its portrait (1, 3, size, size), and what is to be said about it.
 
     Args:
         faces, settings: of `load_face_models` and of `Stream`.
+        speed: precision, and whether to compile.
     """
     opened = load_checkpoint(checkpoint)
     models = load_face_models(opened, **faces, device=device)
-    pipeline = Pipeline.from_checkpoint(opened, device, head=models.head)
+    pipeline = Pipeline.from_checkpoint(opened, device, pick_dtype(speed.precision, device), models.head)
+    if speed.compiled:
+        pipeline.compile(speed.replay)
     step = pipeline.model.config.downsampling
     if size % step:
         raise InputError(f"The size of the result is {size}: give a multiple of {step}.")

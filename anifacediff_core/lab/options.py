@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.progress import Progress
-from anifacediff_core.sampling.settings import SamplingSettings
+from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
 
 PICTURE = (".png", ".jpg", ".jpeg")
 
@@ -69,6 +69,11 @@ Mp4 = Annotated[Path, file_name(".mp4")]
 Picture = Annotated[Path, file_name(*PICTURE)]
 File = Annotated[Path | None, {"metavar": "FILE"}]
 Device = Annotated[str, "cpu, cuda, cuda:1, mps, or auto for the best that is there"]
+Precision = Annotated[
+    Literal["auto", "float32", "float16", "bfloat16"],
+    "of the networks that draw; auto is float16 on a GPU of NVIDIA or AMD and float32 elsewhere; bfloat16 "
+    "flickers",
+]
 Checkpoint = Annotated[Path | None, "weights; the bundled ones when left out"]
 Steps = Annotated[Positive | None, f"sampling steps; {_LEFT_OUT} {SamplingSettings.steps}"]
 Style = Literal[  # the keys of FAMILIES and HELD_OUT in `avatars.styles`
@@ -99,6 +104,41 @@ class Sampling:
     )
     steps: Steps = None
     cfg: Cfg = None
+
+
+@dataclass(frozen=True)
+class Cache:
+    """See `CacheSettings`."""
+
+    cache_interval: Annotated[
+        int,
+        positive,
+        "compute the deep layers of the UNet in every n-th step only: 3 takes half of the time, for weights "
+        "of many steps, and changes the video a little; 1 computes all",
+    ] = CacheSettings.cache_interval
+    cache_shallow: Annotated[
+        int, positive, "with a cache, how many layers on either side of the UNet every step computes"
+    ] = CacheSettings.cache_shallow
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How the networks that draw are run."""
+
+    precision: Precision = "auto"
+    compile: Annotated[
+        bool,
+        "let PyTorch compile the network: the first frames take one to two minutes longer, all further ones "
+        "of the same size are faster; needs an NVIDIA GPU and Triton",
+    ] = False
+    replay: Annotated[
+        bool,
+        "compile, and also record the kernels once and replay them, which helps most at 256 pixels",
+    ] = False
+
+    @property
+    def compiled(self) -> bool:
+        return self.compile or self.replay
 
 
 @dataclass(frozen=True)

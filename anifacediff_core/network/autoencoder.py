@@ -7,10 +7,9 @@ names (`encoder.N...`, `decoder.N...`): https://github.com/madebyollin/taesd (MI
 from __future__ import annotations
 
 from collections.abc import Container
-from itertools import count
+from itertools import count, pairwise
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ def make_encoder(latent_channels: int) -> nn.Sequential:
 
 
 def make_decoder(latent_channels: int) -> nn.Sequential:
-    layers: list[nn.Module] = [Clamp(), conv(latent_channels, WIDTH), nn.ReLU()]
+    layers: list[nn.Module] = [Clamp(), conv(latent_channels, WIDTH), nn.ReLU(inplace=True)]
     for _ in range(3):
         layers += [Block(WIDTH), Block(WIDTH), Block(WIDTH)]
         layers += [nn.Upsample(scale_factor=2), conv(WIDTH, WIDTH, bias=False)]
@@ -45,11 +44,15 @@ class Block(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(
-            conv(channels, channels), nn.ReLU(), conv(channels, channels), nn.ReLU(), conv(channels, channels)
+            conv(channels, channels),
+            nn.ReLU(inplace=True),
+            conv(channels, channels),
+            nn.ReLU(inplace=True),
+            conv(channels, channels),
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.relu(self.conv(hidden) + hidden)
+        return (self.conv(hidden) + hidden).relu_()
 
 
 class AutoEncoder(nn.Module):
@@ -96,6 +99,29 @@ def trim(decoder: nn.Sequential) -> None:
             for each in found[:-1]:
                 inner = _narrow(each, inner, _alive(each))
             _narrow(found[-1], inner, inputs)
+
+
+@torch.no_grad()
+def fold_upsampling(decoder: nn.Sequential) -> None:
+    """Make one layer of every doubling of the size and the convolution behind it: the same with less work.
+
+    Of pixels that were doubled, a kernel of three sees two: together they are a transposed convolution with a
+    kernel of four and a stride of two, which takes a third of the time on a CPU.
+
+    Args:
+        decoder: `AutoEncoder.decoder`; changed in place.
+    """
+    for place, (doubling, layer) in enumerate(pairwise(decoder)):
+        if not isinstance(doubling, nn.Upsample):
+            continue
+        assert isinstance(layer, nn.Conv2d) and layer.bias is None
+        weight = layer.weight.transpose(0, 1)
+        for axis in (2, 3):
+            first, middle, last = weight.unbind(axis)
+            weight = torch.stack([last, middle + last, first + middle, first], axis)
+        folded = nn.ConvTranspose2d(weight.shape[0], weight.shape[1], 4, stride=2, padding=1, bias=False)
+        folded.weight = nn.Parameter(weight, layer.weight.requires_grad)
+        decoder[place], decoder[place + 1] = folded, nn.Identity()
 
 
 def convolutions(layer: nn.Module) -> list[nn.Conv2d]:

@@ -23,8 +23,14 @@ from anifacediff_core.network.encoders import (
     make_pose_encoder,
     pose_sample,
 )
-from anifacediff_core.network.temporal import MotionModules
-from anifacediff_core.network.unet import initialize_from_scratch, make_unet, run_unet, trim_reference
+from anifacediff_core.network.temporal import MotionModules, TemporalMemory
+from anifacediff_core.network.unet import (
+    DeepFeatures,
+    initialize_from_scratch,
+    make_unet,
+    run_unet,
+    trim_reference,
+)
 
 PARTS = ("unet", "reference", "pose_encoder", "expression_adapter", "image_encoder", "motion")
 
@@ -56,6 +62,11 @@ class AniFaceDiff(nn.Module):
         self.image_encoder = make_image_encoder(config)
         self.motion = MotionModules(config) if motion else None
         self.set_trainable(PARTS)
+
+    @property
+    def depth(self) -> int:
+        """How many layers the UNet has on its way up, each with a skip connection from the way down."""
+        return len(self.config.block_out_channels) * (self.config.layers_per_block + 1)
 
     @classmethod
     def outline(cls, config: NetworkConfig, *, motion: bool) -> AniFaceDiff:
@@ -178,6 +189,8 @@ class AniFaceDiff(nn.Module):
         expression_scale: float,
         guided: bool,
         temporal: bool = True,
+        memory: TemporalMemory | None = None,
+        deep: DeepFeatures | None = None,
     ) -> Tensor:
         """Prediction for one window of one video, or of several clips.
 
@@ -188,6 +201,8 @@ class AniFaceDiff(nn.Module):
             expression_scale: lambda of eq. 3.
             guided: whether to also predict without source and expression.
             temporal: run the temporal modules, if there are any.
+            memory: what they keep from call to call, with one frame a clip.
+            deep: what the UNet keeps of its deep layers from step to step.
 
         Returns: as `latents`, or with guidance (2 * clips * frames, 4, h, w): conditional rows come first.
         """
@@ -215,6 +230,8 @@ class AniFaceDiff(nn.Module):
             pose=tuple(repeat(level, "f c h w -> (b f) c h w", b=halves) for level in conditioning.pose),
             motion=self.motion if temporal else None,
             frames=frames,
+            memory=memory,
+            deep=deep,
         )
 
     def forward(

@@ -53,8 +53,8 @@ class TemporalModule(nn.Module):
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
-    def forward(self, hidden: Tensor, num_frames: int) -> Tensor:
-        """(clips * frames, C, h, w), clip-major, to the same shape."""
+    def forward(self, hidden: Tensor, num_frames: int, memory: TemporalMemory | None = None) -> Tensor:
+        """(clips * frames, C, h, w), clip-major, to the same shape; with a memory, one frame of each clip."""
         height = hidden.shape[2]
         if self.per_frame:
             normed = rearrange(self.norm(hidden), "r c h w -> r (h w) c")
@@ -63,7 +63,7 @@ class TemporalModule(nn.Module):
             normed = rearrange(self.norm(spanning), "b c (f h) w -> (b f) (h w) c", f=num_frames)
         tokens = self.proj_in(normed)
         for block in self.transformer_blocks:
-            tokens = block(tokens, num_frames)
+            tokens = block(tokens, num_frames, memory)
         return hidden + rearrange(self.proj_out(tokens), "r (h w) c -> r c h w", h=height)
 
 
@@ -77,9 +77,13 @@ class TemporalBlock(nn.Module):
         self.attn1, self.attn2 = TemporalAttention(channels, heads), TemporalAttention(channels, heads)
         self.ff = FeedForward(channels)
 
-    def forward(self, tokens: Tensor, frames: int) -> Tensor:
+    def forward(self, tokens: Tensor, frames: int, memory: TemporalMemory | None = None) -> Tensor:
         for norm, attention in ((self.norm1, self.attn1), (self.norm2, self.attn2)):
-            tokens = tokens + attention(self.pos_embed(norm(tokens), frames), frames)
+            if memory is None:
+                attended = attention(self.pos_embed(norm(tokens), frames), frames)
+            else:
+                attended = attention.follow(norm(tokens), self.pos_embed.pe[0].to(tokens), memory)
+            tokens = tokens + attended
         return tokens + self.ff(self.norm3(tokens))
 
 
@@ -109,8 +113,53 @@ class TemporalAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, tokens: Tensor, frames: int) -> Tensor:
+        if frames == 1 and not torch.is_grad_enabled():
+            # A softmax over one frame is one: the attention is that frame's value.
+            return self.to_out[0](self.to_v(tokens))
         query, key, value = self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)
         return self.to_out[0](attend_over_frames(query, key, value, frames, self.heads))
+
+    def follow(self, tokens: Tensor, places: Tensor, memory: TemporalMemory) -> Tensor:
+        """Attention of one frame to itself and to the frames before it that the memory holds.
+
+        Args:
+            tokens: (clips, positions, C), without the encoding of their place.
+            places: (longest, C), the encodings of the places in a window.
+        """
+        places = places[: memory.frames + 1]
+        query = self.to_q(tokens + places[-1])
+        keys, values = memory.keep(self, self.to_k(tokens), self.to_v(tokens))
+        # The projections are linear: of frames that move up a place only the place's part is made anew.
+        keys, values = keys + self.to_k(places)[:, None], values + self.to_v(places)[:, None]
+        query = rearrange(query, "b n (h c) -> b 1 n h c", h=self.heads)
+        keys, values = (rearrange(x, "b f n (h c) -> b f n h c", h=self.heads) for x in (keys, values))
+        # A few keys a query: products of numbers are faster here than those of matrices.
+        weights = ((query * keys).sum(-1, keepdim=True) * query.shape[-1] ** -0.5).softmax(1)
+        return self.to_out[0]((weights * values).sum(1).flatten(2))
+
+
+class TemporalMemory:
+    """Keys and values of the latest frames of a stream, which come one by one: those of one step of sampling.
+
+    A frame sees the latest ones as in a window, but for what they would have seen of it, and only its own
+    part is computed. Before the first frame all were like it.
+
+    Args:
+        frames: how many before the present one.
+    """
+
+    def __init__(self, frames: int) -> None:
+        self.frames = frames
+        self._kept: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def keep(self, attention: nn.Module, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take those of one frame (clips, positions, C); returns all, (clips, frames + 1, positions, C)."""
+        key, value = key[:, None], value[:, None]
+        first = key.expand(-1, self.frames, -1, -1), value.expand(-1, self.frames, -1, -1)
+        keys, values = self._kept.get(attention, first)
+        keys, values = torch.cat([keys, key], 1), torch.cat([values, value], 1)
+        self._kept[attention] = keys[:, 1:], values[:, 1:]
+        return keys, values
 
 
 class FeedForward(nn.Module):

@@ -8,6 +8,7 @@ diffusers' own forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from anifacediff_core.network.attention import AttentionInputs, FeatureRecorder, transformer_block_names
 from anifacediff_core.network.config import NetworkConfig
-from anifacediff_core.network.temporal import MotionModules
+from anifacediff_core.network.temporal import MotionModules, TemporalMemory
 
 Layer = nn.Module | None
 
@@ -76,6 +77,8 @@ def run_unet(
     pose: tuple[Tensor, ...] = (),
     motion: MotionModules | None = None,
     frames: int = 1,
+    memory: TemporalMemory | None = None,
+    deep: DeepFeatures | None = None,
     checkpointing: bool = False,
 ) -> Tensor:
     """One call of the UNet with the additions of the paper.
@@ -88,6 +91,8 @@ def run_unet(
         pose: features to add: the first (rows, C, h, w) after conv_in, each further one to what leaves the
             next down block, after its skip connections.
         motion: temporal modules, run over each `frames` consecutive rows.
+        memory: what the temporal modules keep of frames before these, if there is one frame a clip.
+        deep: what it keeps of its deep layers, or computes no more.
         checkpointing: recompute the layers in the backward pass instead of keeping their activations.
 
     Returns: (rows, 4, h, w).
@@ -100,7 +105,7 @@ def run_unet(
         if attention is not None:
             hidden = attention(hidden, context, cross_attention_kwargs=kwargs, return_dict=False)[0]
         if temporal is not None:
-            hidden = temporal(hidden, num_frames=frames)
+            hidden = temporal(hidden, num_frames=frames, memory=memory)
         return hidden
 
     run: Callable[..., Tensor] = layer
@@ -114,29 +119,74 @@ def run_unet(
     if pose:
         hidden = hidden + pose[0]
 
-    skips = [hidden]
+    # Down: each layer leaves a skip connection, behind some come pose features. Up: each layer takes one.
+    down: list[Callable[..., Tensor]] = []
+    lower: dict[int, Tensor] = {}
     for index, block in enumerate(unet.down_blocks):
-        for modules in zip(*layers_of(block, motion.down_blocks[index] if motion else None), strict=True):
-            hidden = run(hidden, *modules)
-            skips.append(hidden)
-        for downsampler in block.downsamplers or ():
-            hidden = downsampler(hidden)
-            skips.append(hidden)
+        modules = zip(*layers_of(block, motion.down_blocks[index] if motion else None), strict=True)
+        down += [partial(_with_modules, run, each) for each in modules]
+        down += block.downsamplers or ()
         if len(pose) > index + 1:
-            hidden = hidden + pose[index + 1]
-
-    middle = unet.mid_block
-    temporal = None if motion is None or motion.mid_block is None else motion.mid_block.motion_modules[0]
-    hidden = run(hidden, middle.resnets[0], middle.attentions[0], temporal)
-    hidden = middle.resnets[1](hidden, embedding)
-
+            lower[len(down)] = pose[index + 1]
+    up: list[tuple[tuple[Layer, ...], Layer]] = []
     for index, block in enumerate(unet.up_blocks):
-        for modules in zip(*layers_of(block, motion.up_blocks[index] if motion else None), strict=True):
-            hidden = run(torch.cat([hidden, skips.pop()], 1), *modules)
-        for upsampler in block.upsamplers or ():
+        layers = list(zip(*layers_of(block, motion.up_blocks[index] if motion else None), strict=True))
+        up += [(each, None) for each in layers[:-1]]
+        up += [(layers[-1], *(block.upsamplers or [None]))]
+
+    reused = deep is not None and deep.reused
+    count = deep.shallow if deep is not None and reused else len(up)
+    skips = [hidden]
+    for number, each in enumerate(down[: count - 1], 1):
+        hidden = each(hidden)
+        skips.append(hidden)
+        if number in lower:
+            hidden = hidden + lower[number]
+    if not reused:
+        middle = unet.mid_block
+        temporal = None if motion is None or motion.mid_block is None else motion.mid_block.motion_modules[0]
+        hidden = run(hidden, middle.resnets[0], middle.attentions[0], temporal)
+        hidden = middle.resnets[1](hidden, embedding)
+    for modules_up, upsampler in up[-count:]:
+        if deep is not None and len(skips) == deep.shallow:
+            hidden = deep.exchange(hidden)
+        hidden = run(torch.cat([hidden, skips.pop()], 1), *modules_up)
+        if upsampler is not None:
             # The next skip tells the size: latents need not be a multiple of the UNet's whole downsampling.
             hidden = upsampler(hidden, skips[-1].shape[-2:])
     return unet.conv_out(unet.conv_act(unet.conv_norm_out(hidden)))
+
+
+def _with_modules(run: Callable[..., Tensor], modules: tuple[Layer, ...], hidden: Tensor) -> Tensor:
+    return run(hidden, *modules)
+
+
+class DeepFeatures:
+    """What the UNet's deep layers give to its shallow ones, kept from one step of sampling to the next ones.
+
+    It changes little from step to step, so that most steps can do without computing it: DeepCache (Ma et al.
+    2024, https://arxiv.org/abs/2312.00858). One belongs to one window of frames.
+
+    Args:
+        shallow: how many layers on either side, `conv_in` among them, are computed in every step.
+        store: where it is kept; where it is made, if None.
+
+    Attributes:
+        reused: whether the next call takes what was kept, or computes it anew.
+    """
+
+    def __init__(self, shallow: int, store: torch.device | None = None) -> None:
+        self.shallow, self.store = shallow, store
+        self.reused = False
+        self._kept: Tensor | None = None
+
+    def exchange(self, hidden: Tensor) -> Tensor:
+        """What enters the first of the shallow layers on the way up."""
+        if self.reused:
+            assert self._kept is not None
+            return self._kept.to(hidden.device)
+        self._kept = hidden if self.store is None else hidden.to(self.store)
+        return hidden
 
 
 def layers_of(block: nn.Module, motion: nn.Module | None) -> tuple[Iterable[Layer], ...]:

@@ -14,14 +14,15 @@ from anifacediff_core.head.alignment import align
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
-from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder
+from anifacediff_core.network.autoencoder import AutoEncoder, StableAutoEncoder, fold_upsampling
 from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.encoders import clip_preprocess
+from anifacediff_core.network.kernels import triton_works
 from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
 from anifacediff_core.progress import Progress
 from anifacediff_core.sampling.sampler import sample
-from anifacediff_core.sampling.settings import SamplingSettings
+from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
 from anifacediff_core.sampling.windows import initial_noise
 from anifacediff_core.weights.checkpoint import (
     Checkpoint,
@@ -56,6 +57,7 @@ class Pipeline:
         self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.autoencoder = autoencoder.to(self.device, dtype).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         self.head = head.to(self.device)
+        self.replays = False
         self.sampling = sampling or SamplingConfig.of(model.config)
 
     @classmethod
@@ -75,8 +77,29 @@ class Pipeline:
                 f"{checkpoint.path.name} was trained on the head {checkpoint.head!r}, found {head.name!r}: "
                 "load that head model."
             )
-        networks = load_network(checkpoint), load_autoencoder(checkpoint)
-        return cls(*networks, head, device, dtype, checkpoint.sampling)
+        network, autoencoder = load_network(checkpoint), load_autoencoder(checkpoint)
+        if torch.device(device).type == "cpu" and isinstance(autoencoder, AutoEncoder):
+            fold_upsampling(autoencoder.decoder)
+        return cls(network, autoencoder, head, device, dtype, checkpoint.sampling)
+
+    def compile(self, replay: bool = False) -> None:
+        """Let torch.compile make kernels of the network when it first runs, for each size and length once.
+
+        Args:
+            replay: record the kernels once and replay them (CUDA graphs): for small pictures, where starting
+                kernels takes longer than running them.
+
+        Raises:
+            InputError: there is no GPU that Triton can build kernels for. On a CPU two minutes of compiling
+                save 6 % at most.
+        """
+        if self.device.type != "cuda" or not triton_works(str(self.device)):
+            raise InputError(
+                "Compiling needs an NVIDIA GPU with Triton and a C compiler, which are not all here: leave "
+                "it out, the video will be the same."
+            )
+        self.replays, mode = replay, "reduce-overhead" if replay else "default"
+        self.model.predict = torch.compile(self.model.predict, mode=mode, dynamic=False)  # type: ignore[method-assign]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -142,6 +165,8 @@ class Pipeline:
         overlap: int = SamplingSettings.overlap,
         expression_scale: float = SamplingSettings.expression_scale,
         shared_noise: float = SamplingSettings.shared_noise,
+        cache_interval: int = CacheSettings.cache_interval,
+        cache_shallow: int = CacheSettings.cache_shallow,
         noise: Tensor | None = None,
         first: int = 0,
         previous_latents: Tensor | None = None,
@@ -153,7 +178,7 @@ class Pipeline:
             steps: Euler steps at trailing time steps; by default as many as the weights want.
             cfg: guidance, unconditional + cfg * (conditional - unconditional); 1 leaves out the former. By
                 default as the weights want it.
-            window, overlap, expression_scale, progress: see `sampler.sample`.
+            window, overlap, expression_scale, cache_interval, cache_shallow, progress: see `sampler.sample`.
             noise: (frames, 4, h, w) instead of that from `seed`.
             first: number of the first frame within its video, for the noise.
             previous_latents: latents (some, 4, h, w) of the first frames sampled before, together with
@@ -180,6 +205,8 @@ class Pipeline:
             window=window,
             overlap=overlap,
             expression_scale=expression_scale,
+            cache_interval=cache_interval,
+            cache_shallow=cache_shallow,
             first=first,
             previous_latents=previous_latents,
             device=self.device,

@@ -28,6 +28,19 @@ class SamplingSettings(SamplingConfig):
 
 
 @dataclass(frozen=True)
+class CacheSettings:
+    """How deep features of the UNet are kept from step to step, see `network.unet.DeepFeatures`.
+
+    Args:
+        cache_interval: all of the UNet is computed in every n-th step only; 1 keeps nothing.
+        cache_shallow: how many layers on either side of the UNet the other steps compute.
+    """
+
+    cache_interval: int = 1
+    cache_shallow: int = 2
+
+
+@dataclass(frozen=True)
 class LearningSettings:
     """How `learn` tunes a LoRA to pictures of one character.
 

@@ -1,9 +1,9 @@
 """Reenactment while it happens: a driver's frames go in one by one, and for each comes a picture of the
 source.
 
-Nothing waits for frames to come, and nothing grows with their number. Every picture is a window of its own,
-sampled from one and the same noise. Longer windows of the latest frames are hardly steadier, and take their
-length times as long: docs/live.md has figures.
+Nothing waits for frames to come, and nothing grows with their number. Every picture is sampled for itself,
+from one and the same noise; its temporal modules see what they have kept of the latest frames, which is as
+steady as windows of them and takes hardly longer than one frame: docs/live.md has figures.
 """
 
 from __future__ import annotations
@@ -28,10 +28,13 @@ from anifacediff_core.motion.causal import CausalSmoother
 from anifacediff_core.motion.edit import edit_motion
 from anifacediff_core.motion.parts import PARTS
 from anifacediff_core.network.conditioning import VideoConditioning
+from anifacediff_core.network.temporal import TemporalMemory
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.sampler import sample
 from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.sampling.windows import initial_noise
+
+KEPT = 3  # frames
 
 
 class LiveMotion:
@@ -167,8 +170,7 @@ class LiveMotion:
 class Stream:
     """Frames of a driver to pictures of the source, one by one.
 
-    The source is encoded once. The pictures are those of `Pipeline.reenact` for the same parameters, in
-    windows of one frame.
+    The source is encoded once. The first picture is about that of `Pipeline.reenact` for a still face.
 
     Args:
         pipeline: networks and head.
@@ -178,6 +180,8 @@ class Stream:
         steps, cfg: of sampling; as the weights want it when None.
         seed: of the noise.
         expression_scale: lambda of eq. 3.
+        kept: how many of the latest frames the temporal modules see; none where they are replayed (CUDA
+            graphs), which write over what they gave before.
         motion: what `LiveMotion` takes beside these.
     """
 
@@ -192,11 +196,13 @@ class Stream:
         cfg: float | None = None,
         seed: int = SamplingSettings.seed,
         expression_scale: float = SamplingSettings.expression_scale,
+        kept: int = KEPT,
         **motion: float | int | str,
     ) -> None:
         self.pipeline = pipeline
         self.sampling = pipeline.sampling.but(steps=steps, cfg=cfg)
         self.seed, self.expression_scale = seed, expression_scale
+        self.kept = 0 if pipeline.replays else min(kept, pipeline.model.config.motion_max_frames - 1)
         self.motion = LiveMotion(pipeline.head, source, models, **motion)  # type: ignore[arg-type]
         self.change_source(portrait, source)
 
@@ -213,6 +219,7 @@ class Stream:
         channels = self.pipeline.model.config.latent_channels
         self._noise = initial_noise(1, channels, height, width, self.seed)
         self._side = portrait.shape[-1]
+        self._memories = [TemporalMemory(self.kept) for _ in range(self.sampling.steps)]
 
     def neutral(self) -> None:
         """See `LiveMotion.neutral`."""
@@ -247,6 +254,7 @@ class Stream:
             window=1,
             overlap=0,
             expression_scale=self.expression_scale,
+            memories=self._memories if self.kept else None,
             device=pipeline.device,
             dtype=pipeline.dtype,
         )

@@ -28,6 +28,8 @@ from anifacediff_core.sampling.settings import SamplingSettings
 
 from .attention import attend
 from .auxiliary import run, unwrap
+from .cache import KEY as cache_key
+from .cache import DeepCache
 from .places import Block, Place, Slot, attending, ends_of_levels, find_places, in_place, make_slots, run_slot
 from .windows import use_windows
 
@@ -245,9 +247,17 @@ def _around_call(video: _Video, slots: list[tuple[Place, Slot]]) -> Callable[...
         model = executor.class_obj
         dtype = model.manual_cast_dtype or model.get_dtype()
         options[KEY] = video.call(options, x.shape[0] // len(options["cond_or_uncond"]), x.device, dtype)
+        cache: DeepCache | None = options.get(cache_key)
         try:
             with in_place(slots):
-                return executor(x, t, *args, **kwargs)
+                if cache is None:
+                    return executor(x, t, *args, **kwargs)
+                with cache.around(model.diffusion_model, options, x.device) as reused:
+                    if reused and "control" in kwargs:
+                        kwargs["control"] = cache.without_deep_control(kwargs["control"])
+                    elif reused:
+                        args = (*args[:2], cache.without_deep_control(args[2]), *args[3:])
+                    return executor(x, t, *args, **kwargs)
         finally:
             del options[KEY]
 
@@ -261,6 +271,9 @@ def _around_sampling(video: _Video) -> Callable[..., Tensor]:
             return executor(noise, *args, **kwargs)
         finally:
             video.forget()
+            cache = executor.class_obj.model_options["transformer_options"].get(cache_key)
+            if cache is not None:
+                cache.forget()
 
     return sample
 

@@ -13,7 +13,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.lab.avatars.studio import Studio
 from anifacediff_core.lab.training.autoencoder import AutoencoderSettings, AutoencoderTask, confine
 from anifacediff_core.lab.training.data import Pool, PoolPlan
-from anifacediff_core.network.autoencoder import AutoEncoder, trim
+from anifacediff_core.network.autoencoder import AutoEncoder, fold_upsampling, trim
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.weights.checkpoint import load_autoencoder, load_checkpoint, save_checkpoint
 from harness.weights import randomize
@@ -55,6 +55,16 @@ def test_a_checkpoint_keeps_the_layout_and_is_decoded_with_less(tmp_path: Path) 
     loaded = load_autoencoder(checkpoint)
     close(loaded.decode(LATENTS), autoencoder.decode(LATENTS))
     assert convolutions(loaded.decoder)[-1].in_channels == 16
+
+
+def test_folded_upsampling_decodes_the_same_pictures() -> None:
+    autoencoder = randomize(AutoEncoder(), 4)
+    confine(autoencoder.decoder, (64, 48, 24, 8))
+    expected = autoencoder.decode(LATENTS)
+    trim(autoencoder.decoder)
+    fold_upsampling(autoencoder.decoder)
+    close(autoencoder.decode(LATENTS), expected)
+    assert not [layer for layer in autoencoder.modules() if isinstance(layer, nn.Upsample)]
 
 
 def test_trimming_takes_nothing_from_a_decoder_that_uses_all() -> None:

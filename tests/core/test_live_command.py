@@ -26,6 +26,7 @@ from anifacediff_core.capture.live_link_stream import (
     LiveLinkSocket,
     read_packet,
 )
+from anifacediff_core.capture.osc import OscSocket
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -36,6 +37,7 @@ from anifacediff_core.lab.live import (
     DeviceOutput,
     FileInput,
     Live,
+    PacketInput,
     PipeOutput,
     VideoOutput,
     open_input,
@@ -175,6 +177,9 @@ def test_what_inputs_mean(tmp_path: Path, head: HeadModel) -> None:
     write_driver(driver, steady(4), seconds=0.2)
     given = open_input(str(driver), head, Fraction(30))
     assert isinstance(given, FileInput) and not given.live and given.sound == driver
+    listening = open_input("osc://:0", head, Fraction(30))
+    assert isinstance(listening, PacketInput) and isinstance(listening.link, OscSocket)
+    listening.link.close()
     assert isinstance(open_input("/dev/video0", head, Fraction(30)), CameraInput)
     assert isinstance(open_input("rtsp://camera/1", head, Fraction(30)), CameraInput)
     with pytest.raises(InputError, match="known kind"):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
+from anifacediff_core.device import pick_dtype
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -17,6 +23,7 @@ from anifacediff_core.network.conditioning import VideoConditioning
 from anifacediff_core.network.config import NetworkConfig
 from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.network.sampling_config import SamplingConfig
+from anifacediff_core.network.unet import DeepFeatures
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.schedule import NoiseSchedule, euler_step, make_sigmas
 from anifacediff_core.sampling.windows import context_windows, fuse_weights, initial_noise
@@ -306,6 +313,64 @@ def test_network_never_sees_more_than_a_window(
     assert done == [(i, 6) for i in range(1, 7)]
 
 
+# ---- deep features that are kept
+
+
+def test_what_is_kept_gives_the_same_prediction(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
+    model, latents = pipeline.model, torch.randn(9, 4, 8, 8)
+    given = {"expression_scale": 1.0, "guided": True}
+    with torch.no_grad():
+        expected = model.predict(latents, torch.tensor([500]), conditioning, **given)
+        for shallow in range(1, model.depth):
+            deep = DeepFeatures(shallow)
+            for deep.reused in (False, True):
+                found = model.predict(latents, torch.tensor([500]), conditioning, deep=deep, **given)
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_most_steps_compute_the_shallow_layers_alone(
+    pipeline: Pipeline, conditioning: VideoConditioning
+) -> None:
+    unet, calls = pipeline.model.unet, {"deep": 0, "shallow": 0}
+
+    def count(kind: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            calls[kind] += 1
+
+        return hook
+
+    hooks = [unet.mid_block.resnets[0].register_forward_hook(count("deep"))]
+    hooks += [unet.up_blocks[-1].resnets[-1].register_forward_hook(count("shallow"))]
+    settings = {"steps": 5, "cfg": 1.0, "window": 6, "overlap": 2}
+    try:
+        found = pipeline.sample(conditioning, cache_interval=2, **settings)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == {"deep": 2 * 3, "shallow": 2 * 5}
+    whole = pipeline.sample(conditioning, **settings)
+    assert not torch.equal(found, whole) and torch.isfinite(found).all()
+
+
+def test_every_window_keeps_its_own(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
+    noise = torch.randn(8, 4, 8, 8)
+    frames = conditioning.window(range(8), torch.device("cpu"), torch.float32)
+    settings = {"steps": 4, "cfg": 1.0, "window": 4, "overlap": 0, "cache_interval": 2}
+    together = pipeline.sample(frames, noise=noise, **settings)
+    for start in (0, 4):
+        part = frames.window(range(start, start + 4), torch.device("cpu"), torch.float32)
+        alone = pipeline.sample(part, noise=noise[start : start + 4], **settings)
+        torch.testing.assert_close(together[start : start + 4], alone, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{"cache_interval": 0}, {"cache_shallow": 0}, {"cache_shallow": 99}])
+def test_impossible_caches_are_refused(
+    pipeline: Pipeline, conditioning: VideoConditioning, settings: dict[str, int]
+) -> None:
+    with pytest.raises(InputError, match="cache"):
+        pipeline.sample(conditioning, **settings)
+
+
 def test_seed_and_expression_scale(pipeline: Pipeline, conditioning: VideoConditioning) -> None:
     first = pipeline.sample(conditioning, steps=1, seed=1)
     assert torch.equal(first, pipeline.sample(conditioning, steps=1, seed=1))
@@ -351,6 +416,49 @@ def test_bad_sources_and_windows_are_refused(
         pipeline.conditioning(torch.full((1, 3, 64, 64), float("nan")), parameters[0], parameters)
     with pytest.raises(InputError, match="reduce the window"):
         pipeline.sample(conditioning, window=40, overlap=6)
+
+
+def test_a_precision_is_never_one_that_the_processor_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [pick_dtype("auto", device) for device in (cpu, gpu)] == [torch.float32, torch.float16]
+    assert pick_dtype("bfloat16", gpu) == torch.bfloat16
+    has = {"avx512_bf16": True, "avx512_fp16": False}
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: has, raising=False)
+    assert pick_dtype("bfloat16", cpu) == torch.bfloat16
+    with pytest.raises(InputError, match="float16 by itself"):
+        pick_dtype("float16", cpu)
+    monkeypatch.delattr("torch.cpu.get_capabilities")  # as in older releases
+    with pytest.raises(InputError, match="bfloat16 by itself"):
+        pick_dtype("bfloat16", cpu)
+
+
+def test_compiling_needs_a_gpu(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match="leave it out"):
+        pipeline.compile()
+
+
+@pytest.mark.slow
+def test_compiled_is_one_graph_with_the_same_numbers(
+    pipeline: Pipeline, conditioning: VideoConditioning, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiled as for a GPU, but by the compiler's front end alone."""
+    counted = CompileCounter()
+
+    def compile_(function: Callable[..., Tensor], mode: str, dynamic: bool) -> Callable[..., Tensor]:
+        assert mode == "reduce-overhead"
+        return compiler(function, backend=counted, fullgraph=True, dynamic=dynamic)
+
+    compiler = torch.compile
+    monkeypatch.setattr("anifacediff_core.sampling.pipeline.triton_works", lambda device: True)
+    monkeypatch.setattr(torch, "compile", compile_)
+    gpu = SimpleNamespace(device=torch.device("cuda"), model=copy.copy(pipeline.model))
+    Pipeline.compile(gpu, replay=True)  # type: ignore[arg-type]
+    compiled = copy.copy(pipeline)
+    compiled.model = gpu.model
+    settings = {"steps": 2, "cfg": 2.0, "window": 6, "overlap": 2}
+    expected = pipeline.sample(conditioning, **settings)
+    torch.testing.assert_close(compiled.sample(conditioning, **settings), expected, atol=1e-4, rtol=1e-4)
+    assert counted.frame_count == 1, "two windows of 6 frames in two steps"
 
 
 @pytest.mark.slow

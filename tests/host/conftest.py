@@ -84,6 +84,7 @@ def host(comfy: ModuleType) -> SimpleNamespace:
     names = (
         "apply",
         "auxiliary",
+        "cache",
         "clip_vision",
         "examples",
         "folders",

@@ -14,7 +14,7 @@ from anifacediff_core.errors import printable
 from anifacediff_core.sampling.settings import SamplingSettings
 from anifacediff_core.storage import require_writable
 
-from ..options import Cfg, Checkpoint, Device, FaceFiles, Positive, Rate, Steps, checkpoint_or_bundled
+from ..options import Cfg, Checkpoint, Device, FaceFiles, Positive, Rate, Speed, Steps, checkpoint_or_bundled
 
 PIPE, DEVICES = "-", "/dev/"
 
@@ -31,8 +31,9 @@ def live(
     input: Annotated[
         str,
         "what drives it: a video file, a camera such as /dev/video0, an address of http, rtsp, rtmp or tcp, "
-        "or udp://:11111 for packets of Live Link Face, which are taken from this computer only unless "
-        "one of its addresses is named, such as udp://0.0.0.0:11111",
+        "udp://:11111 for packets of Live Link Face, or osc://:39539 for ARKit's coefficients by OSC as VMC "
+        "sends them; packets are taken from this computer only unless one of its addresses is named, such as "
+        "udp://0.0.0.0:11111",
     ],
     output: Annotated[
         str,
@@ -63,6 +64,7 @@ def live(
     faces: FaceFiles,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
+    speed: Speed,
 ) -> None:
     """Let a source picture move while its driver does; Ctrl-C ends it, and what was written is whole."""
     from anifacediff_core.provenance.mark import LEAST_SIDE
@@ -70,7 +72,7 @@ def live(
     from ..live import (
         DeviceOutput,
         Live,
-        LiveLinkInput,
+        PacketInput,
         PipeOutput,
         load_stream,
         open_input,
@@ -83,7 +85,7 @@ def live(
     if output.endswith(".mp4"):
         require_writable(Path(output))
     stream, _, note = load_stream(
-        source, checkpoint_or_bundled(checkpoint), pick_device(device), size, faces.named(),
+        source, checkpoint_or_bundled(checkpoint), pick_device(device), size, faces.named(), speed,
         steps=steps, cfg=cfg, seed=seed, smoothing=smoothing,
         expression_gain=expression_gain, head_gain=head_gain,
     )  # fmt: skip
@@ -104,5 +106,5 @@ def live(
         else:
             frames = running.write(Path(output), realtime)
             say(f"{output}: {frames} frames at {float(given.rate):g} frames a second.")
-    if isinstance(given, LiveLinkInput) and given.link.malformed:
-        say(f"{given.link.malformed} packets were none of Live Link Face's, and ignored.")
+    if isinstance(given, PacketInput) and given.link.malformed:
+        say(f"{given.link.malformed} packets were none of {given.link.kind}'s, and ignored.")

@@ -14,6 +14,7 @@ from anifacediff_core.sampling.segments import SEGMENT
 from anifacediff_core.sampling.settings import LearningSettings
 
 from ..options import (
+    Cache,
     Checkpoint,
     Device,
     FaceFiles,
@@ -22,6 +23,7 @@ from ..options import (
     Positive,
     Rate,
     Sampling,
+    Speed,
     bar,
     checkpoint_or_bundled,
     file_name,
@@ -37,9 +39,11 @@ def reenact(
     jobs: Annotated[
         File,
         "a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
-        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames, segment",
+        "any of size, seed, window, overlap, expression_scale, steps, cfg, max_frames, segment, "
+        "cache_interval, cache_shallow",
     ] = None,
     sampling: Sampling,
+    cache: Cache,
     max_frames: Annotated[Positive | None, "use only the first frames of the driving video"] = None,
     segment: Annotated[Positive, "frames that are finished, saved and freed together"] = SEGMENT,
     mark: Annotated[
@@ -52,12 +56,14 @@ def reenact(
     faces: FaceFiles,
     checkpoint: Checkpoint = None,
     device: Device = "auto",
+    speed: Speed,
     scale: Scale,
 ) -> None:
     """Let a source picture move like a driving video."""
     from ..jobs import Reenacting, ReenactJob, run_jobs
 
-    settings: dict[str, Any] = asdict(sampling) | {"max_frames": max_frames, "segment": segment, "mark": mark}
+    settings: dict[str, Any] = asdict(sampling) | asdict(cache)
+    settings |= {"max_frames": max_frames, "segment": segment, "mark": mark}
     files = {"source": source, "driving": driving, "out": out}
     missing = [f"--{name}" for name, path in files.items() if path is None]
     checkpoint = checkpoint_or_bundled(checkpoint)
@@ -65,14 +71,14 @@ def reenact(
     if jobs is not None:
         if len(missing) < len(files):
             raise InputError("Give either --jobs, or --source, --driving and --out.")
-        print(run_jobs(jobs, checkpoint, device, scale, settings, bar("jobs"), faces.named(), loras))
+        print(run_jobs(jobs, checkpoint, device, scale, settings, bar("jobs"), faces.named(), loras, speed))
         return
     if missing:
         raise InputError(
             f"{', '.join(missing)} is missing; give source, driving and out, or a list in --jobs."
         )
     job = ReenactJob(str(source), str(driving), str(out), **settings)
-    Reenacting(checkpoint, device, faces.named(), print, bar, loras).reenact(job)
+    Reenacting(checkpoint, device, faces.named(), print, bar, loras, speed).reenact(job)
 
 
 def learn(
