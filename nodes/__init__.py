@@ -47,6 +47,7 @@ from .live import LiveReenactment  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .long_video import ReenactLongVideo  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
+from .many import ReenactMany  # noqa: E402
 from .motion import EditMotion, SmoothMotion  # noqa: E402
 from .motion_mix import BlendMotion, CombineMotion  # noqa: E402
 from .motion_preview import MotionPreview  # noqa: E402
@@ -77,6 +78,7 @@ NODES: list[type[io.ComfyNode]] = [
     ApplyAniFaceDiff,
     AniFaceDiffSampler,
     ReenactLongVideo,
+    ReenactMany,
     LiveReenactment,
     PasteBack,
     MarkSyntheticVideo,

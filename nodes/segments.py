@@ -82,7 +82,12 @@ class Finishing:
 
 @dataclass(frozen=True)
 class SegmentMaker:
-    """Makes segments with the host's networks; see `segments.SegmentFn`."""
+    """Makes segments with the host's networks; see `segments.SegmentFn`.
+
+    Attributes:
+        turn, turns: which of several makers it is that work on each segment one after the other, and how many
+            there are, for the progress.
+    """
 
     model: ModelPatcher
     reference: Reference
@@ -93,15 +98,23 @@ class SegmentMaker:
     sampling: dict[str, Any]
     finishing: Finishing
     progress: Progress
+    turn: int = 0
+    turns: int = 1
 
     def __call__(self, segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
+        latents, after = self.sample(segment, state)
+        return self._pictures(segment, latents, after["colors"]), after
+
+    def sample(self, segment: Segment, state: SegmentState) -> tuple[Tensor, SegmentState]:
+        """Latents of a segment's frames, and the state after it."""
         parameters = self.parameters[segment.sampled]
         window, overlap = self.sampling["window"], self.sampling["overlap"]
         pose = self._pose(parameters)
         model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
 
         def report(done: int, total: int, picture: Tensor | None) -> None:
-            self.progress.show(segment.position(done, total), len(self.parameters), picture)
+            share = segment.position(self.turn * total + done, self.turns * total)
+            self.progress.show(share, len(self.parameters), picture)
 
         latents = sample(
             model,
@@ -117,12 +130,9 @@ class SegmentMaker:
             chosen = torch.linspace(0, written - 1, min(written, RING_FRAMES)).round().long()
             pasted = self.finishing.original is not None
             colors = self.finishing.colors(
-                self._decode(latents[chosen], segment.start) if pasted else torch.empty(0)
+                self.decode(latents[chosen], segment.start) if pasted else torch.empty(0)
             )
-        return self._pictures(segment, latents[:written], colors), {
-            "latents": latents[written:],
-            "colors": colors,
-        }
+        return latents[:written], {"latents": latents[written:], "colors": colors}
 
     def _pose(self, parameters: FaceParameters) -> Pose:
         with on_device(self.head):
@@ -132,10 +142,10 @@ class SegmentMaker:
 
     def _pictures(self, segment: Segment, latents: Tensor, colors: Tensor) -> Iterator[Tensor]:
         for number, part in enumerate(latents.split(DECODED)):
-            frames = self.finishing.apply(self._decode(part, segment.start + DECODED * number), colors)
+            frames = self.finishing.apply(self.decode(part, segment.start + DECODED * number), colors)
             self.progress.show(segment.stop, len(self.parameters), frames[-1])
             yield frames
 
-    def _decode(self, latents: Tensor, first: int) -> Tensor:
+    def decode(self, latents: Tensor, first: int) -> Tensor:
         """(frames, 3, height, width) in [0, 1]; `first` is the number of the first of them in the video."""
         return require_finite(self.vae.decode(latents).movedim(-1, 1).float(), first).clamp(0, 1)

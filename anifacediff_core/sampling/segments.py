@@ -9,7 +9,7 @@ along.
 In the work folder beside the result lie, each written whole or not at all:
 
     manifest.json        what the frames depend on (a fingerprint), and the pace and the sound of the result
-    driving.safetensors  the driver's face parameters, and their digest
+    driving*.safetensors the face parameters of each driver, and their digest
     0000.mp4, ...        finished segments
     0000.safetensors     the state that a segment passes to the next one, and the digests of that and of its
                          mp4; it is written last and says that the segment is finished
@@ -50,7 +50,7 @@ from .fingerprint import fingerprint
 
 SEGMENT = 96  # frames
 VERSION = 1
-MANIFEST, DRIVING, LOCK = "manifest.json", "driving.safetensors", "lock"
+MANIFEST, DRIVING, LOCK = "manifest.json", "driving*.safetensors", "lock"
 OURS = (MANIFEST, DRIVING, "[0-9]*.mp4", "[0-9]*.safetensors", ".*.mp4.*", ".*.safetensors.*", ".*.json.*")
 
 DAMAGED = (*FAULTS, ValueError, KeyError, TypeError)  # what reading a damaged file raises
@@ -187,14 +187,15 @@ class ResumableVideo:
             Path(temporary).write_text(json.dumps(manifest))
 
     def parameters(
-        self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]]
+        self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]], driver: str = ""
     ) -> tuple[FaceParameters, str]:
-        """The driver's face parameters and a note about them, read once, whatever is changed later.
+        """A driver's face parameters and a note about them, read once, whatever is changed later.
 
         Args:
             cache_key: fingerprint of what they depend on.
+            driver: which one, where there are several; a part of a file's name.
         """
-        path = self.folder / DRIVING
+        path = self.folder / DRIVING.replace("*", driver)
         with suppress(*DAMAGED):
             return _noted_parameters(path, cache_key)
         try:
@@ -259,9 +260,9 @@ class ResumableVideo:
             return self._join(done, Path(temporary))
 
     def clear(self, *keep: str) -> None:
-        """Remove what is ours in the folder, but no file whose name is to be kept."""
+        """Remove what is ours in the folder, but not what a pattern says is to be kept."""
         for path in (path for pattern in OURS for path in self.folder.glob(pattern)):
-            if path.name not in keep:
+            if not any(map(path.match, keep)):
                 path.unlink()
 
     def _missing(self, segments: Sequence[Segment]) -> list[Segment]:

@@ -33,17 +33,21 @@ CHOICES = {
     "aniportrait": {("AniFaceDiffLoader", "checkpoint"): "aniportrait.safetensors"},
 }
 # The rest of what runs with few frames.
-PLAIN = ["expression_editor", "long_video", "two_drivers"]
+PLAIN = ["expression_editor", "long_video", "reenact_many", "two_drivers"]
 LIVE = ["live"]  # takes a camera: test_live_sessions.py runs it
-SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
-SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo", "AniFaceDiffLive")
-WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")
+SIZES = dict.fromkeys(
+    ("lora_upscale_paste_back", "reenact_many"), (768, 512)
+)  # of videos that are no squares
+WHOLE = ("AniFaceDiffReenactLongVideo", "AniFaceDiffReenactMany")  # from the files to the file
+SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffLive", *WHOLE)
+WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", *WHOLE)
 SIZED = (
     "AniFaceDiffPortraitCrop",
     "AniFaceDiffDECAExtract",
     "AniFaceDiffRenderNormals",
     "AniFaceDiffRenderGuidance",
     "AniFaceDiffReferenceNetEncode",
+    "AniFaceDiffReenactMany",
 )
 
 
@@ -153,7 +157,7 @@ def test_what_is_saved_is_marked(name: str) -> None:
     made = [node for node in graph.values() if node["class_type"] == "CreateVideo"]
     for node in made:
         assert graph[node["inputs"]["images"][0]]["class_type"] == "AniFaceDiffMark"
-    whole = [node for node in graph.values() if node["class_type"] == "AniFaceDiffReenactLongVideo"]
+    whole = [node for node in graph.values() if node["class_type"] in WHOLE]
     assert all(node["inputs"]["mark"] is True for node in whole)
     assert len(made) + len(whole) == 1
 
