@@ -34,6 +34,7 @@ from .deca import LoadDECA  # noqa: E402
 from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
 from .driving import VideoFrames  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
+from .export import SaveVideoAs  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
@@ -84,6 +85,7 @@ NODES: list[type[io.ComfyNode]] = [
     MarkSyntheticVideo,
     DetectMark,
     SaveSyntheticVideo,
+    SaveVideoAs,
     SaveFaceParameters,
     LoadFaceParameters,
     LoadLiveLink,

@@ -33,11 +33,10 @@ CHOICES = {
     "aniportrait": {("AniFaceDiffLoader", "checkpoint"): "aniportrait.safetensors"},
 }
 # The rest of what runs with few frames.
-PLAIN = ["expression_editor", "long_video", "reenact_many", "two_drivers"]
+PLAIN = ["expression_editor", "long_video", "reenact_many", "transparent_webm", "two_drivers"]
 LIVE = ["live"]  # takes a camera: test_live_sessions.py runs it
-SIZES = dict.fromkeys(
-    ("lora_upscale_paste_back", "reenact_many"), (768, 512)
-)  # of videos that are no squares
+# Of videos that are no squares.
+SIZES = dict.fromkeys(("lora_upscale_paste_back", "reenact_many", "transparent_webm"), (768, 512))
 WHOLE = ("AniFaceDiffReenactLongVideo", "AniFaceDiffReenactMany")  # from the files to the file
 SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffLive", *WHOLE)
 WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", *WHOLE)
@@ -91,7 +90,7 @@ def without_mediapipe(graph: dict[str, Any]) -> dict[str, Any]:
 def run_to_video(host: client.Server, graph: dict[str, Any]) -> Path:
     """Run a graph; the video that it saved, which has to keep the driver's time."""
     run = client.run_prompt(host, graph).check()
-    videos = [file for file in server.saved_files(host, run) if file.suffix == ".mp4"]
+    videos = [file for file in server.saved_files(host, run) if file.suffix in (".mp4", ".webm")]
     assert videos
     drivers = [node["inputs"]["file"] for node in graph.values() if node["class_type"] == "LoadVideo"]
     expected = server.video_facts(host.base / "input" / Path(drivers[0]).name)
@@ -158,6 +157,7 @@ def test_what_is_saved_is_marked(name: str) -> None:
     for node in made:
         assert graph[node["inputs"]["images"][0]]["class_type"] == "AniFaceDiffMark"
     whole = [node for node in graph.values() if node["class_type"] in WHOLE]
+    whole += [node for node in graph.values() if node["class_type"] == "AniFaceDiffSaveVideoAs"]
     assert all(node["inputs"]["mark"] is True for node in whole)
     assert len(made) + len(whole) == 1
 

@@ -18,9 +18,9 @@ from ..options import (
     Device,
     FaceFiles,
     File,
-    Mp4,
     Positive,
     Rate,
+    Result,
     Sampling,
     bar,
     checkpoint_or_bundled,
@@ -33,7 +33,11 @@ def reenact(
     *,
     source: Annotated[Path | None, "picture with one face"] = None,
     driving: Annotated[Path | None, "video with one face"] = None,
-    out: Annotated[Mp4 | None, "the mp4 to write; rate and sound are the driver's"] = None,
+    out: Annotated[
+        Result | None,
+        "the mp4, webm, mov (ProRes), gif or webp to write, or a new folder for PNG files; rate and sound "
+        "are the driver's",
+    ] = None,
     jobs: Annotated[
         File,
         "a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
