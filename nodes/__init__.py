@@ -42,6 +42,7 @@ from .host.api import ComfyExtension, io  # noqa: E402
 from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .host.live import register_live_route  # noqa: E402
+from .label import LabelSyntheticVideo  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .learn import LearnThisPicture  # noqa: E402
 from .live import LiveReenactment  # noqa: E402
@@ -82,6 +83,7 @@ NODES: list[type[io.ComfyNode]] = [
     ReenactMany,
     LiveReenactment,
     PasteBack,
+    LabelSyntheticVideo,
     MarkSyntheticVideo,
     DetectMark,
     SaveSyntheticVideo,

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from anifacediff_core.capture.extract import rgb
 from anifacediff_core.errors import InputError
 from anifacediff_core.motion.retime import exact_rate
 from anifacediff_core.provenance.export import CRF, FORMS, Footage, export
+from anifacediff_core.provenance.label import put_label
 from anifacediff_core.provenance.mark import mark as put_mark
 from anifacediff_core.provenance.mark import require_size
 from anifacediff_core.video import to_pixels
@@ -26,6 +28,7 @@ from .host.runtime import Progress, show_text
 from .host.synthetic import write_wave
 from .host.video import preview_of, temporary_folder
 from .images import checked
+from .label import UNLABELED, label_input, label_of
 from .sockets import make_schema
 
 SHOWN = ("mp4", "webm", "gif", "webp")  # what browsers play
@@ -100,6 +103,7 @@ class SaveVideoAs(io.ComfyNode):
                 io.Audio.Input(
                     "audio", optional=True, tooltip="Sound, for webm, prores and mp4; of Video Frames."
                 ),
+                label_input(),
             ],
             outputs=[
                 io.String.Output(
@@ -122,20 +126,22 @@ class SaveVideoAs(io.ComfyNode):
         mark: bool,
         mask: Tensor | None = None,
         audio: dict[str, Any] | None = None,
+        label: str = UNLABELED,
     ) -> io.NodeOutput:
         pictures, _ = checked(image, "video")
         if mark:
             require_size(*pictures.shape[-2:])
         clear = _Clear.of(pictures, mask, FORMS[format].alpha)
         out, name = output_file(filename_prefix, FORMS[format].suffix)
-        rate = exact_rate(fps)
+        rate, words = exact_rate(fps), label_of(label)
         notes: list[str] = []
 
         def frames() -> Iterator[np.ndarray]:
             for number, picture in enumerate(pictures):
-                frame = clear.colors(picture)[None]
-                pixels = to_pixels((put_mark(frame) if mark else frame)[0])
-                yield clear.join(pixels, number)
+                frame = clear.frame(picture, number)[None]
+                frame = frame if words is None else put_label(frame, words)
+                frame = torch.cat([put_mark(frame[:, :3]), frame[:, 3:]], dim=1) if mark else frame
+                yield to_pixels(frame[0])
 
         with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             sound = None
@@ -191,18 +197,15 @@ class _Clear:
             raise InputError("The mask has no pixels, or NaN or infinite ones: mend the node that made it.")
         return cls(alpha, pictures.shape[1] in (2, 4))
 
-    def colors(self, picture: Tensor) -> Tensor:
-        """RGB (3, height, width) of a frame, to be shown behind alpha."""
+    def frame(self, picture: Tensor, number: int) -> Tensor:
+        """RGB, or RGBA (4, height, width), of a frame (1 to 4, height, width)."""
         if self.keeps_colors:
-            return picture[:-1].clamp(0, 1).expand(3, -1, -1)
-        return rgb(picture[None])[0]
-
-    def join(self, pixels: np.ndarray, number: int) -> np.ndarray:
-        """The frame's pixels (height, width, 3) uint8 with its alpha, if there is any."""
+            colors = picture[:-1].clamp(0, 1).expand(3, -1, -1)
+        else:
+            colors = rgb(picture[None])[0]
         if self.alpha is None:
-            return pixels
-        alpha = self.alpha[number % len(self.alpha)][None, None].float()
-        if alpha.shape[2:] != pixels.shape[:2]:
-            alpha = torch.nn.functional.interpolate(alpha, pixels.shape[:2], mode="bilinear", antialias=True)
-        levels = alpha[0, 0].clamp(0, 1).mul(255).round().to("cpu", torch.uint8).numpy()
-        return np.concatenate([pixels, levels[..., None]], axis=2)
+            return colors
+        alpha = self.alpha[number % len(self.alpha)][None, None].to(colors)
+        if alpha.shape[2:] != colors.shape[1:]:
+            alpha = F.interpolate(alpha, colors.shape[1:], mode="bilinear", antialias=True)
+        return torch.cat([colors, alpha[0].clamp(0, 1)])

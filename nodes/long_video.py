@@ -35,6 +35,7 @@ from .host.files import output_file
 from .host.parts import pose_kinds
 from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, preview_of, video_of
+from .label import UNLABELED, label_input, label_of
 from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
 from .segments import Finishing, SegmentMaker
 from .sockets import (
@@ -76,6 +77,7 @@ class ReenactLongVideo(io.ComfyNode):
                 *_video_inputs(),
                 *_paste_inputs(),
                 least_confidence_input(),
+                label_input(),
             ],
             outputs=[
                 io.Video.Output(
@@ -111,6 +113,7 @@ class ReenactLongVideo(io.ComfyNode):
         crop: Crop | None = None,
         feather: float = FEATHER,
         match_color: float = 0.0,
+        label: str = UNLABELED,
         **settings: Any,
     ) -> io.NodeOutput:
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
@@ -119,7 +122,7 @@ class ReenactLongVideo(io.ComfyNode):
         sampling, reading = (
             {name: settings[entry] for name, entry in names.items()} for names in (SAMPLING, READING)
         )
-        finishing = Finishing.of(original, crop, feather, match_color, mark)
+        finishing = Finishing.of(original, crop, feather, match_color, mark, label_of(label))
         if mark:  # now, rather than when the first segment is made
             require_size(*finishing.size_of(reference.size))
         path = file_of(driving)

@@ -17,7 +17,6 @@ from anifacediff_core.capture.people import Person, find_people, paste_people, s
 from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.provenance.mark import mark as put_mark
 from anifacediff_core.provenance.mark import require_size
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.segments import ResumableVideo, Segment, SegmentState, plan_segments
@@ -40,6 +39,7 @@ from .host.files import output_file
 from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, preview_of, video_of
 from .images import checked
+from .label import UNLABELED, label_input, label_of
 from .long_video import SAMPLING, output_inputs, read_driver, require_plain
 from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
 from .segments import DECODED, Finishing, SegmentMaker
@@ -111,6 +111,7 @@ class ReenactMany(io.ComfyNode):
         head_model: Any = None,
         face_landmarks: dict[str, Any] | None = None,
         bounding_boxes: Any = None,
+        label: str = UNLABELED,
         **settings: Any,
     ) -> io.NodeOutput:
         encoder = require_plain(pose_encoder, "Reenact Many")
@@ -140,7 +141,7 @@ class ReenactMany(io.ComfyNode):
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), picture, [person.parameters for person in people]]
         given = workflow_fingerprint(cls.hidden) or tensors
-        looks = [size, length, camera, segment, shape, feather, match_color, mark]
+        looks = [size, length, camera, segment, shape, feather, match_color, mark, label]
         video = ResumableVideo(
             beside(unnumbered, ".work"),
             beside(unnumbered, ".partial.mp4"),
@@ -166,7 +167,8 @@ class ReenactMany(io.ComfyNode):
                     turn=len(makers), turns=len(drivers),
                 )  # fmt: skip
             areas = shown_areas(people, drivers.keys(), *picture.shape[-2:])
-            make = GroupMaker(people, makers, picture, areas, feather, shape, mark, progress)
+            finishing = Finishing(picture, None, feather, match_color, mark, label_of(label))
+            make = GroupMaker(people, makers, areas, shape, finishing, progress)
             made = work.run(out, plan_segments(frames, segment, sampling["overlap"]), make, progress)
         say(f"{name}: {made} frames at {float(work.timing.rate):g} frames a second.")
         return io.NodeOutput(video_of(out), " ".join(notes), ui=preview_of(name))
@@ -178,11 +180,9 @@ class GroupMaker:
 
     people: list[Person]
     makers: Mapping[int, SegmentMaker]
-    picture: Tensor
     areas: Mapping[int, Tensor]
-    feather: float
     shape: str
-    mark: bool
+    finishing: Finishing
     progress: Progress
 
     def __call__(self, segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
@@ -204,12 +204,13 @@ class GroupMaker:
                 number: maker.decode(latents[number][start : start + DECODED], segment.start + start)
                 for number, maker in self.makers.items()
             }
+            assert self.finishing.original is not None
             frames = paste_people(
-                self.people, portraits, self.picture, self.areas,
-                feather=self.feather, shape=self.shape, colors=colors,
+                self.people, portraits, self.finishing.original, self.areas,
+                feather=self.finishing.feather, shape=self.shape, colors=colors,
             )  # fmt: skip
             self.progress.show(segment.stop, len(next(iter(self.makers.values())).parameters), frames[-1])
-            yield put_mark(frames) if self.mark else frames
+            yield self.finishing.disclosed(frames)
 
 
 def _names() -> list[tuple[int, str]]:
@@ -342,4 +343,5 @@ def _optional_inputs() -> list[io.Input]:
         head_model_input(),
         *landmarks_inputs(),
         least_confidence_input(),
+        label_input(),
     ]

@@ -15,6 +15,7 @@ from anifacediff_core.finite import require_finite
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import iterate_normals
+from anifacediff_core.provenance.label import Label, put_label
 from anifacediff_core.provenance.mark import mark
 from anifacediff_core.sampling.segments import Segment, SegmentState
 
@@ -43,10 +44,17 @@ class Finishing:
     feather: float
     match_color: float
     mark: bool
+    label: Label | None = None
 
     @classmethod
     def of(
-        cls, original: Tensor | None, crop: Crop | None, feather: float, match_color: float, mark: bool
+        cls,
+        original: Tensor | None,
+        crop: Crop | None,
+        feather: float,
+        match_color: float,
+        mark: bool,
+        label: Label | None,
     ) -> Finishing:
         if (original is None) != (crop is None):
             lacking, other = ("crop", "original") if crop is None else ("original", "crop")
@@ -54,10 +62,10 @@ class Finishing:
                 f"There is {other} but no {lacking}: connect both to paste the portrait back, or neither."
             )
         if original is None or crop is None:
-            return cls(None, None, feather, match_color, mark)
+            return cls(None, None, feather, match_color, mark, label)
         picture = checked(original, "original")[0][:1]
         require_picture_of(crop, picture)
-        return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark)
+        return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark, label)
 
     def size_of(self, side: int) -> tuple[int, int]:
         """Height and width of the frames of the file, of portraits with such a side."""
@@ -77,6 +85,11 @@ class Finishing:
         frames = portraits
         if self.original is not None and self.square is not None:
             frames, _ = paste_back(portraits, self.original, self.square, feather=self.feather, colors=colors)
+        return self.disclosed(frames)
+
+    def disclosed(self, frames: Tensor) -> Tensor:
+        """Frames of the file with label and mark, where these are wanted."""
+        frames = frames if self.label is None else put_label(frames, self.label)
         return mark(frames) if self.mark else frames
 
 

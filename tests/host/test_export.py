@@ -15,6 +15,7 @@ from torch import Tensor
 
 from anifacediff_core.provenance.detect import detect
 from anifacediff_core.provenance.export import FORMS
+from anifacediff_core.provenance.label import Label, put_label
 from anifacediff_core.video import numbered_pictures, probe, read_image, to_pixels, to_tensor
 from harness.extension import Extension
 from harness.server import EXAMPLES
@@ -83,6 +84,30 @@ def test_the_mark_is_put_in_once_it_is_wanted(extension: Extension, image: Tenso
         given = SETTINGS | {"mark": wanted}
         name, _ = extension.run("SaveVideoAs", image=image, format="png", **given)
         assert detect(pictures(extension, name).split(1)).found == wanted
+
+
+def test_the_label_can_be_seen_where_all_is_transparent(extension: Extension, image: Tensor) -> None:
+    given = {**SETTINGS, "format": "png", "mark": False, "mask": torch.zeros(1, 8, 8)}
+    name, _ = extension.run("SaveVideoAs", image=image, label="AI GENERATED", **given)
+    found = pictures(extension, name)
+    clear = torch.cat([image.movedim(-1, 1), torch.zeros(FRAMES, 1, SIDE, SIDE)], dim=1)
+    labeled = put_label(clear, Label("AI GENERATED"))
+    assert (found - labeled).abs().max() < 1 / 255 and found[:, 3].max() == 1
+
+
+def test_label_synthetic_video_is_the_librarys(extension: Extension, image: Tensor) -> None:
+    words = {"words": "AI MODIFIED", "place": "top left", "size": 0.1}
+    frames, label = image.movedim(-1, 1), Label("AI MODIFIED", "top left", 0.1)
+    (found,) = extension.run("Label", image=image, seconds=0.0, **words)
+    assert torch.equal(found.movedim(-1, 1), put_label(frames, label))
+    (found,) = extension.run("Label", image=image, seconds=0.1, fps=20.0, **words)
+    assert torch.equal(found.movedim(-1, 1), put_label(frames, label, 2))
+    clear = torch.cat([image, torch.zeros_like(image[..., :1])], dim=-1)
+    (found,) = extension.run("Label", image=clear, seconds=0.0, **words)
+    assert found.shape == clear.shape and found[..., 3].max() == 1
+    (found,) = extension.run("Label", image=image[..., :1], seconds=0.0, **words)
+    assert found.shape == image.shape
+    assert "size" in extension.refusal("Label", image=image, seconds=0.0, **words | {"size": 0.0})
 
 
 def test_cancelling_leaves_nothing(

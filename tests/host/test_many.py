@@ -15,6 +15,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import PARTS, AniFaceDiff
 from anifacediff_core.provenance.detect import detect
+from anifacediff_core.provenance.label import Label, put_label
 from anifacediff_core.video import probe, read_image
 from anifacediff_core.weights.checkpoint import save_checkpoint
 from harness.extension import Extension
@@ -110,6 +111,16 @@ def test_one_driver_for_all_and_the_shortest_decides(
     away = (frames - read_image(GROUP)).abs()[:, :, ROWS]
     assert all(away[..., columns].mean() > 0.03 for columns in FACES.values())
     assert detect(frames.split(1)).found
+
+
+def test_the_label(
+    extension: Extension, inputs: dict[str, Any], drivers: dict[str, Path], whole: tuple[Tensor, str, Path]
+) -> None:
+    given = {**inputs, **two(drivers), "label": "AI MODIFIED", "filename_prefix": "many/label"}
+    made, _ = extension.run("ReenactMany", **given)
+    expected = put_label(whole[0], Label("AI MODIFIED"))
+    assert (frames_of(made.get_stream_source()) - expected).abs().mean() < 0.004
+    assert (whole[0] - expected).abs().mean() > 0.006
 
 
 def test_a_cancelled_run_goes_on(
