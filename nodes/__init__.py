@@ -36,6 +36,7 @@ from .driving import VideoFrames  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
 from .export import SaveVideoAs  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
+from .folder import LoadVideosFromFolder  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.api import ComfyExtension, io  # noqa: E402
@@ -66,6 +67,7 @@ NODES: list[type[io.ComfyNode]] = [
     LearnThisPicture,
     LoadDECA,
     VideoFrames,
+    LoadVideosFromFolder,
     PortraitCrop,
     DECAExtract,
     ParametersFromFaceLandmarks,

@@ -139,13 +139,13 @@ class ReenactMany(io.ComfyNode):
         unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
         timeline = Timeline.of(set(drivers.values()), length)
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
-        tensors = [facts_of_model(model), picture, [person.parameters for person in people]]
+        tensors = [facts_of_model(model), [person.parameters for person in people]]
         given = workflow_fingerprint(cls.hidden) or tensors
         looks = [size, length, camera, segment, shape, feather, match_color, mark, label]
         video = ResumableVideo(
             beside(unnumbered, ".work"),
             beside(unnumbered, ".partial.mp4"),
-            fingerprint(given, [sampling, reading, looks], drivers),
+            fingerprint(given, picture, [sampling, reading, looks], drivers),
             timeline.timing,
             say,
         )
