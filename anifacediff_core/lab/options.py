@@ -20,10 +20,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from anifacediff_core.errors import InputError
 from anifacediff_core.lab.parsing import parse_rate
 from anifacediff_core.progress import Progress
-from anifacediff_core.provenance.export import form_of
 from anifacediff_core.sampling.settings import SamplingSettings
 
 PICTURE = (".png", ".jpg", ".jpeg")
@@ -49,15 +47,6 @@ def file_name(*endings: str) -> Callable[[str], Path]:
     return named
 
 
-def result(text: str) -> Path:
-    """Reads a video to write, of any form, or a folder."""
-    try:
-        form_of(Path(text))
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return Path(text)
-
-
 def rate(text: str) -> Fraction:
     """A frame rate such as 24 or 30000/1001."""
     try:
@@ -77,7 +66,6 @@ _LEFT_OUT = "as the checkpoint wants it when left out, which for the bundled one
 Positive = Annotated[int, positive]
 Rate = Annotated[Fraction, rate]
 Mp4 = Annotated[Path, file_name(".mp4")]
-Result = Annotated[Path, result]
 Picture = Annotated[Path, file_name(*PICTURE)]
 File = Annotated[Path | None, {"metavar": "FILE"}]
 Device = Annotated[str, "cpu, cuda, cuda:1, mps, or auto for the best that is there"]

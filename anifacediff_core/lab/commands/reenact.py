@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
+from anifacediff_core.provenance.export import form_of
 from anifacediff_core.sampling.segments import SEGMENT
 from anifacediff_core.sampling.settings import LearningSettings
 
@@ -20,13 +22,24 @@ from ..options import (
     File,
     Positive,
     Rate,
-    Result,
     Sampling,
     bar,
     checkpoint_or_bundled,
     file_name,
 )
 from ..scale import Scale
+
+
+def result(text: str) -> Path:
+    """Reads a video to write, of any form, or a folder."""
+    try:
+        form_of(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+Result = Annotated[Path, result]
 
 
 def reenact(
