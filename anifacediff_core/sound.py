@@ -1,9 +1,10 @@
-"""The sound of videos and sound files on its way into an mp4."""
+"""The sound of videos and sound files on its way into another file."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
@@ -16,10 +17,36 @@ from .media import open_media, video_stream
 
 MP4_AUDIO_CODECS = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
+OPUS_RATES = (48000, 24000, 16000, 12000, 8000)
 OLDEST_PYAV = 15
 STEADY = 0.02  # seconds: a jump of the sound's time below that is none
 
 Written = TypeVar("Written")
+
+
+@dataclass(frozen=True)
+class SoundForm:
+    """What a container's sound may be.
+
+    Attributes:
+        copied: codecs that go over packet by packet.
+        codec: what others are encoded as.
+        rates: samples a second that this knows; any if there are none.
+    """
+
+    copied: frozenset[str]
+    codec: str
+    rates: tuple[int, ...] = ()
+
+    def fits(self, stream: Any) -> bool:
+        """Whether players find the sound of such a stream there."""
+        codec = stream.codec_context.codec.canonical_name  # the decoder's own may be mp3float
+        return codec in self.copied
+
+
+MP4 = SoundForm(frozenset(MP4_AUDIO_CODECS), "aac", AAC_RATES)
+MOV = SoundForm(frozenset({"aac", "mp3", "ac3", "alac"}), "pcm_s16le")
+WEBM = SoundForm(frozenset({"opus", "vorbis"}), "libopus", OPUS_RATES)
 
 
 def known_sounds(container: Any) -> list[Any]:
@@ -37,8 +64,7 @@ def known_sounds(container: Any) -> list[Any]:
 
 def fits_mp4(sound: Any) -> bool:
     """Whether players find the sound of such a stream in an mp4."""
-    codec = sound.codec_context.codec.canonical_name  # the decoder's own may be mp3float
-    return codec in MP4_AUDIO_CODECS
+    return MP4.fits(sound)
 
 
 def add_copy(output: Any, stream: Any) -> Any:
@@ -126,17 +152,21 @@ def read_sound(path: str | Path, start: Fraction, seconds: float) -> tuple[np.nd
 
 
 class Sound:
-    """The sound of a file on its way into an mp4: copied packet by packet if that may hold it, else as AAC.
+    """The sound of a file on its way into another one: copied packet by packet if that may hold it, else
+    encoded.
 
     Args:
         copied: False encodes it in any case.
         start: when the new pictures begin, in seconds by the file's own clock; None is with its first
             picture, if it has any.
+        form: of the file that it goes into.
     """
 
-    def __init__(self, path: str | Path, copied: bool = True, start: Fraction | None = None) -> None:
+    def __init__(
+        self, path: str | Path, copied: bool = True, start: Fraction | None = None, form: SoundForm = MP4
+    ) -> None:
         self._container = open_media(path, needs_video=False)
-        self._may_copy = copied
+        self._may_copy, self._form = copied, form
         self._target: Any = None
         video = video_stream(self._container)
         if start is None and video is not None and video.start_time:
@@ -149,7 +179,7 @@ class Sound:
         """Give an output container a stream for the sound, if there is one."""
         self._target = output
         for stream in known_sounds(self._container)[:1]:
-            copied = self._may_copy and fits_mp4(stream)
+            copied = self._may_copy and self._form.fits(stream)
             self._packets = self._copied(stream) if copied else self._encoded(stream)
 
     def copy(self, until: float) -> None:
@@ -183,7 +213,8 @@ class Sound:
 
     def _encoded(self, source: Any) -> Iterator[Any]:
         rate = source.codec_context.sample_rate
-        target = self._target.add_stream("aac", rate=min(AAC_RATES, key=lambda known: abs(known - rate)))
+        known = min(self._form.rates or (rate,), key=lambda known: abs(known - rate))
+        target = self._target.add_stream(self._form.codec, rate=known)
         target.codec_context.layout = "mono" if source.codec_context.layout.nb_channels == 1 else "stereo"
 
         def packets() -> Iterator[Any]:

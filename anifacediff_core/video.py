@@ -153,7 +153,7 @@ def to_tensor(pixels: np.ndarray) -> Tensor:
 
 
 def to_pixels(image: Tensor) -> np.ndarray:
-    """(3, height, width) in [0, 1] -> (height, width, 3) uint8."""
+    """(channels, height, width) in [0, 1] -> (height, width, channels) uint8."""
     pixels = image.detach().clamp(0, 1).mul(255).round().to("cpu", torch.uint8)
     return pixels.permute(1, 2, 0).contiguous().numpy()
 

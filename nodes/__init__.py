@@ -34,19 +34,23 @@ from .deca import LoadDECA  # noqa: E402
 from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # noqa: E402
 from .driving import VideoFrames  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
+from .export import SaveVideoAs  # noqa: E402
 from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
+from .folder import LoadVideosFromFolder  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
 from .host.api import ComfyExtension, io  # noqa: E402
 from .host.examples import bring_examples  # noqa: E402
 from .host.folders import register_folders  # noqa: E402
 from .host.live import register_live_route  # noqa: E402
+from .label import LabelSyntheticVideo  # noqa: E402
 from .landmarks import DrawFaceLandmarks  # noqa: E402
 from .learn import LearnThisPicture  # noqa: E402
 from .live import LiveReenactment  # noqa: E402
 from .loading import ExpressionAdapterLoader, LoadAniFaceDiff  # noqa: E402
 from .long_video import ReenactLongVideo  # noqa: E402
 from .lora import LoraLoader  # noqa: E402
+from .many import ReenactMany  # noqa: E402
 from .motion import EditMotion, SmoothMotion  # noqa: E402
 from .motion_mix import BlendMotion, CombineMotion  # noqa: E402
 from .motion_preview import MotionPreview  # noqa: E402
@@ -63,6 +67,7 @@ NODES: list[type[io.ComfyNode]] = [
     LearnThisPicture,
     LoadDECA,
     VideoFrames,
+    LoadVideosFromFolder,
     PortraitCrop,
     DECAExtract,
     ParametersFromFaceLandmarks,
@@ -78,11 +83,14 @@ NODES: list[type[io.ComfyNode]] = [
     ApplyAniFaceDiff,
     AniFaceDiffSampler,
     ReenactLongVideo,
+    ReenactMany,
     LiveReenactment,
     PasteBack,
+    LabelSyntheticVideo,
     MarkSyntheticVideo,
     DetectMark,
     SaveSyntheticVideo,
+    SaveVideoAs,
     SaveFaceParameters,
     LoadFaceParameters,
     LoadLiveLink,

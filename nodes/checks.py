@@ -17,7 +17,7 @@ from .host.api import io
 LONGEST_TEXT = 2**16  # characters
 # Drop-downs of files: what opens a file tells best that it isn't there, and where to put it.
 FILES = {"checkpoint", "lora_name", "deca", "flame", "smirk", "head", "texture", "certificate", "private_key"}
-FILES |= {"file"}
+FILES |= {"file", "folder"}
 
 
 def guarded(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

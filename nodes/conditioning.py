@@ -158,15 +158,34 @@ class ReferenceNetEncode(io.ComfyNode):
         size: int,
         context: list | None = None,
     ) -> io.NodeOutput:
-        network = connected(reference_net, "ReferenceNet", "load a checkpoint that has one")
-        vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
-        if context is None:
-            maker = "load a checkpoint that has an image encoder, or connect a text to context"
-            clip_vision = connected(clip_vision, "CLIP_VISION", maker)
         pictures = to_core(source_image, "source image")
         if len(pictures) > 1:
             notify(f"The source image has {len(pictures)} pictures: the first is taken.")
-        picture = to_host(square_of(pictures[:1], size))
-        latent = vae.encode(picture)
-        embedding = image_embedding(clip_vision, picture) if context is None else context[0][0]
-        return io.NodeOutput(Reference(encode_reference(network, latent, embedding), embedding, latent))
+        picture = square_of(pictures[:1], size)
+        return io.NodeOutput(encode_source(reference_net, vae, clip_vision, picture, context))
+
+
+def encode_source(
+    reference_net: ModelPatcher | None,
+    vae: Any,
+    clip_vision: Any,
+    portrait: torch.Tensor,
+    context: list | None = None,
+) -> Reference:
+    """What the sampler needs of a source's portrait (1, 3, size, size) in [0, 1].
+
+    Args:
+        context: CONDITIONING of a text in place of the picture's embedding.
+
+    Raises:
+        InputError: one of the networks is missing.
+    """
+    network = connected(reference_net, "ReferenceNet", "load a checkpoint that has one")
+    vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
+    if context is None:
+        maker = "load a checkpoint that has an image encoder, or connect a text to context"
+        clip_vision = connected(clip_vision, "CLIP_VISION", maker)
+    picture = to_host(portrait)
+    latent = vae.encode(picture)
+    embedding = image_embedding(clip_vision, picture) if context is None else context[0][0]
+    return Reference(encode_reference(network, latent, embedding), embedding, latent)

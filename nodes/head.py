@@ -110,11 +110,11 @@ def on_device(model: HeadModel) -> Iterator[None]:
         model.to("cpu")
 
 
-def camera_input(more: str = "", optional: bool = False) -> io.Combo.Input:
+def camera_input(more: str = "", optional: bool = False, default: str = "driving") -> io.Combo.Input:
     return io.Combo.Input(
         "camera",
         options=["driving", "source"],
-        default="driving",
+        default=default,
         optional=optional,
         tooltip="Whose place in the picture the head takes: the driver's, which moves, or the source's, "
         f"where the head only turns{more}.",

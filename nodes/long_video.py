@@ -35,6 +35,7 @@ from .host.files import output_file
 from .host.parts import pose_kinds
 from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, preview_of, video_of
+from .label import UNLABELED, label_input, label_of
 from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
 from .segments import Finishing, SegmentMaker
 from .sockets import (
@@ -76,6 +77,7 @@ class ReenactLongVideo(io.ComfyNode):
                 *_video_inputs(),
                 *_paste_inputs(),
                 least_confidence_input(),
+                label_input(),
             ],
             outputs=[
                 io.Video.Output(
@@ -111,20 +113,16 @@ class ReenactLongVideo(io.ComfyNode):
         crop: Crop | None = None,
         feather: float = FEATHER,
         match_color: float = 0.0,
+        label: str = UNLABELED,
         **settings: Any,
     ) -> io.NodeOutput:
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
-        encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
-        if pose_kinds(encoder) != PLAIN:
-            raise InputError(
-                "This pose encoder reads more than normals, which Reenact Long Video does not draw: use "
-                "AniFaceDiff Sampler."
-            )
+        encoder = require_plain(pose_encoder, "Reenact Long Video")
         settings = {"least_confidence": LEAST, **settings}
         sampling, reading = (
             {name: settings[entry] for name, entry in names.items()} for names in (SAMPLING, READING)
         )
-        finishing = Finishing.of(original, crop, feather, match_color, mark)
+        finishing = Finishing.of(original, crop, feather, match_color, mark, label_of(label))
         if mark:  # now, rather than when the first segment is made
             require_size(*finishing.size_of(reference.size))
         path = file_of(driving)
@@ -150,7 +148,7 @@ class ReenactLongVideo(io.ComfyNode):
             motion = driving_parameters
             if motion is None:
                 cache_key = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
-                motion, note = work.parameters(cache_key, lambda: _read(path, face_capture, reading))
+                motion, note = work.parameters(cache_key, lambda: read_driver(path, face_capture, reading))
                 say(note)
             parameters = align(source_frame(source), motion, camera)
             head_model = head_model or load_head(head, parameters)
@@ -162,6 +160,16 @@ class ReenactLongVideo(io.ComfyNode):
             frames = work.run(out, segments, make, make.progress)
         say(f"{name}: {frames} frames at {float(work.timing.rate):g} frames a second.")
         return io.NodeOutput(video_of(out), " ".join(notes), ui=preview_of(name))
+
+
+def require_plain(pose_encoder: ModelPatcher | None, node: str) -> ModelPatcher:
+    """Refuse a pose encoder that is missing, or reads what a node does not draw."""
+    encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
+    if pose_kinds(encoder) != PLAIN:
+        raise InputError(
+            f"This pose encoder reads more than normals, which {node} does not draw: use AniFaceDiff Sampler."
+        )
+    return encoder
 
 
 def _network_inputs() -> list[io.Input]:
@@ -214,6 +222,12 @@ def _video_inputs() -> list[io.Input]:
         *step_inputs(),
         *window_inputs(),
         shared_noise_input(),
+        *output_inputs(),
+    ]
+
+
+def output_inputs() -> list[io.Input]:
+    return [
         io.Int.Input(
             "segment",
             default=SEGMENT,
@@ -264,7 +278,7 @@ def _paste_inputs() -> list[io.Input]:
     ]
 
 
-def _read(path: Path, face_capture: Any, reading: dict[str, Any]) -> tuple[FaceParameters, str]:
+def read_driver(path: Path, face_capture: Any, reading: dict[str, Any]) -> tuple[FaceParameters, str]:
     """The driver's motion, its frames streamed."""
     frames = max(probe(path).frames, 1)
     with on_device(face_capture) as models:

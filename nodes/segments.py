@@ -15,6 +15,7 @@ from anifacediff_core.finite import require_finite
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import iterate_normals
+from anifacediff_core.provenance.label import Label, put_label
 from anifacediff_core.provenance.mark import mark
 from anifacediff_core.sampling.segments import Segment, SegmentState
 
@@ -43,10 +44,17 @@ class Finishing:
     feather: float
     match_color: float
     mark: bool
+    label: Label | None = None
 
     @classmethod
     def of(
-        cls, original: Tensor | None, crop: Crop | None, feather: float, match_color: float, mark: bool
+        cls,
+        original: Tensor | None,
+        crop: Crop | None,
+        feather: float,
+        match_color: float,
+        mark: bool,
+        label: Label | None,
     ) -> Finishing:
         if (original is None) != (crop is None):
             lacking, other = ("crop", "original") if crop is None else ("original", "crop")
@@ -54,10 +62,10 @@ class Finishing:
                 f"There is {other} but no {lacking}: connect both to paste the portrait back, or neither."
             )
         if original is None or crop is None:
-            return cls(None, None, feather, match_color, mark)
+            return cls(None, None, feather, match_color, mark, label)
         picture = checked(original, "original")[0][:1]
         require_picture_of(crop, picture)
-        return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark)
+        return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark, label)
 
     def size_of(self, side: int) -> tuple[int, int]:
         """Height and width of the frames of the file, of portraits with such a side."""
@@ -77,12 +85,22 @@ class Finishing:
         frames = portraits
         if self.original is not None and self.square is not None:
             frames, _ = paste_back(portraits, self.original, self.square, feather=self.feather, colors=colors)
+        return self.disclosed(frames)
+
+    def disclosed(self, frames: Tensor) -> Tensor:
+        """Frames of the file with label and mark, where these are wanted."""
+        frames = frames if self.label is None else put_label(frames, self.label)
         return mark(frames) if self.mark else frames
 
 
 @dataclass(frozen=True)
 class SegmentMaker:
-    """Makes segments with the host's networks; see `segments.SegmentFn`."""
+    """Makes segments with the host's networks; see `segments.SegmentFn`.
+
+    Attributes:
+        turn, turns: which of several makers it is that work on each segment one after the other, and how many
+            there are, for the progress.
+    """
 
     model: ModelPatcher
     reference: Reference
@@ -93,15 +111,23 @@ class SegmentMaker:
     sampling: dict[str, Any]
     finishing: Finishing
     progress: Progress
+    turn: int = 0
+    turns: int = 1
 
     def __call__(self, segment: Segment, state: SegmentState) -> tuple[Iterator[Tensor], SegmentState]:
+        latents, after = self.sample(segment, state)
+        return self._pictures(segment, latents, after["colors"]), after
+
+    def sample(self, segment: Segment, state: SegmentState) -> tuple[Tensor, SegmentState]:
+        """Latents of a segment's frames, and the state after it."""
         parameters = self.parameters[segment.sampled]
         window, overlap = self.sampling["window"], self.sampling["overlap"]
         pose = self._pose(parameters)
         model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
 
         def report(done: int, total: int, picture: Tensor | None) -> None:
-            self.progress.show(segment.position(done, total), len(self.parameters), picture)
+            share = segment.position(self.turn * total + done, self.turns * total)
+            self.progress.show(share, len(self.parameters), picture)
 
         latents = sample(
             model,
@@ -117,12 +143,9 @@ class SegmentMaker:
             chosen = torch.linspace(0, written - 1, min(written, RING_FRAMES)).round().long()
             pasted = self.finishing.original is not None
             colors = self.finishing.colors(
-                self._decode(latents[chosen], segment.start) if pasted else torch.empty(0)
+                self.decode(latents[chosen], segment.start) if pasted else torch.empty(0)
             )
-        return self._pictures(segment, latents[:written], colors), {
-            "latents": latents[written:],
-            "colors": colors,
-        }
+        return latents[:written], {"latents": latents[written:], "colors": colors}
 
     def _pose(self, parameters: FaceParameters) -> Pose:
         with on_device(self.head):
@@ -132,10 +155,10 @@ class SegmentMaker:
 
     def _pictures(self, segment: Segment, latents: Tensor, colors: Tensor) -> Iterator[Tensor]:
         for number, part in enumerate(latents.split(DECODED)):
-            frames = self.finishing.apply(self._decode(part, segment.start + DECODED * number), colors)
+            frames = self.finishing.apply(self.decode(part, segment.start + DECODED * number), colors)
             self.progress.show(segment.stop, len(self.parameters), frames[-1])
             yield frames
 
-    def _decode(self, latents: Tensor, first: int) -> Tensor:
+    def decode(self, latents: Tensor, first: int) -> Tensor:
         """(frames, 3, height, width) in [0, 1]; `first` is the number of the first of them in the video."""
         return require_finite(self.vae.decode(latents).movedim(-1, 1).float(), first).clamp(0, 1)

@@ -5,7 +5,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { after, asWideAsItsNode, nodeOf } from "./hooks.js";
 
-const NODES = ["AniFaceDiffReenactLongVideo"];
+const NODES = ["AniFaceDiffReenactLongVideo", "AniFaceDiffReenactMany"];
 const WIDGET = "anifacediff_preview";
 const LEAST_HEIGHT = 220;
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
+from anifacediff_core.provenance.export import FORMS
 from anifacediff_core.storage import require_writable
 
 from .commands import avatars, benchmark, evaluate, live, mark, reenact, train, weights
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "avatars data": avatars.data,
     "avatars shards": avatars.shards,
     "mark": mark.mark,
+    "label": mark.label,
     "detect": mark.detect,
     "inspect": weights.inspect,
     "convert": weights.convert,
@@ -47,7 +49,8 @@ GROUPS = {
     "avatars": ("kind", "render avatars with the studio"),
 }
 # endings with which --out names no folder
-FILES = {".mp4", ".safetensors", ".json", ".csv", ".html", *PICTURE}
+VIDEO = {form.suffix for form in FORMS.values() if form.suffix}
+FILES = {".safetensors", ".json", ".csv", ".html", *VIDEO, *PICTURE}
 
 
 def main(arguments: list[str] | None = None) -> int:

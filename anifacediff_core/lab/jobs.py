@@ -25,6 +25,7 @@ from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.progress import Progress
 from anifacediff_core.provenance.container import copy_declared
+from anifacediff_core.provenance.export import convert, form_of
 from anifacediff_core.provenance.mark import LEAST_SIDE, mark
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.pipeline import Pipeline
@@ -72,7 +73,7 @@ class ReenactJob:
     Args:
         source: picture with one face.
         driving: video with one face.
-        out: mp4 to write; rate and sound are the driver's.
+        out: video to write, in the form of `export.form_of`; rate and sound are the driver's.
         size: side of the result in pixels.
         steps, cfg: of sampling; as the checkpoint wants it when None.
         max_frames: use only the first frames of the driving video.
@@ -168,7 +169,10 @@ class Reenacting:
 
         Memory does not grow with the video. What was stopped goes on from its work folder, see `segments`.
         """
-        require_writable(Path(job.out))
+        out = Path(job.out)
+        require_writable(out)
+        if form_of(out) == "png" and out.exists():
+            raise InputError(f"{out} is there already: choose another folder.")
         wanted = self.pipeline.sampling.but(steps=job.steps, cfg=job.cfg)
         job = replace(job, steps=wanted.steps, cfg=wanted.cfg)
         step = self.pipeline.model.config.downsampling
@@ -187,7 +191,7 @@ class Reenacting:
             self.say(note)
             bar = self.bars("frames")
             make = self._maker(job, portrait, source.parameters, driving, bar)
-            frames = work.run(Path(job.out), plan_segments(len(driving), job.segment, job.overlap), make, bar)
+            frames = work.run(out, plan_segments(len(driving), job.segment, job.overlap), make, bar)
         self.say(f"{job.out}: {frames} frames at {float(timing.rate):g} frames a second.")
         return frames
 
@@ -233,8 +237,11 @@ class Reenacting:
         files = Path(job.source), Path(job.driving), self.checkpoint, self.faces
         cache_key = fingerprint(settings, *files, *self.loras)
         folder, partial_video = beside(out, f"{out.suffix}.work"), beside(out, f".partial{out.suffix}")
-        declare = self._declare if job.mark else None
-        return ResumableVideo(folder, partial_video, cache_key, timing, self.say, declare).begin()
+        declare, other = self._declare if job.mark else None, None
+        if form_of(out) != "mp4":
+            partial_video = beside(out, f"{out.suffix}.partial.mp4")
+            other = partial(convert, declare=job.mark, say=self.say, progress=self.bars("export"))
+        return ResumableVideo(folder, partial_video, cache_key, timing, self.say, declare, other).begin()
 
     def _declare(self, video: Path) -> None:
         copy_declared(video, video, say=self.say)
@@ -332,9 +339,8 @@ def _job(row: Any, what: str, folder: Path, defaults: dict[str, Any]) -> Reenact
             raise InputError(f"{what} has {name} {given[name]!r}, which is no {kind}.") from error
     if values["out"] in (values["source"], values["driving"]):
         raise InputError(f"{what} would write its result over {given['out']}; name another one.")
-    if Path(values["out"]).suffix.lower() != ".mp4":
-        raise InputError(f"{what} has out {given['out']!r}, which has to end in .mp4.")
     try:
+        form_of(Path(values["out"]))
         return ReenactJob(**{**defaults, **values})
     except InputError as error:
         raise InputError(f"{what}: {error}") from error

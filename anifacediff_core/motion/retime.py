@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -82,6 +83,23 @@ def retime(params: FaceParameters, rate: Fraction, new_rate: Fraction, speed: fl
     whole = torch.tensor([min(int(place), len(params) - 1) for place in places])
     rest = torch.tensor([float(place - int(place)) for place in places])
     return params[whole].interpolate(params[(whole + 1).clamp(max=len(params) - 1)], rest)
+
+
+def at_times(params: FaceParameters, times: Sequence[float], wanted: Sequence[float]) -> FaceParameters:
+    """The motion at other times; before its first frame and behind its last it stands still.
+
+    Args:
+        times: of its frames in seconds, rising, one each.
+        wanted: in seconds by the same clock.
+
+    Returns:
+        One frame per wanted time.
+    """
+    own, at = (torch.tensor(each, dtype=torch.float64) for each in (times, wanted))
+    before = (torch.searchsorted(own, at, right=True) - 1).clamp(0, len(own) - 1)
+    after = (before + 1).clamp(max=len(own) - 1)
+    step = (own[after] - own[before]).clamp(min=1e-9)
+    return params[before].interpolate(params[after], ((at - own[before]) / step).clamp(0, 1).float())
 
 
 def loop(params: FaceParameters, frames: int) -> FaceParameters:

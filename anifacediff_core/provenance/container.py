@@ -22,6 +22,7 @@ from ..video import probe
 
 STATEMENT = "Synthetic media: a face reenactment made with AniFaceDiff."
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+OF_FILE = {"comment": STATEMENT, "description": STATEMENT, "digitalsourcetype": SOURCE_TYPE}
 OF_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 XMP_BOX = UUID("be7acfcb-97a9-42e8-9c71-999491e3afac")
 XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
@@ -55,14 +56,13 @@ def copy_declared(
     """
     from av.error import FFmpegError
 
-    words = {"comment": STATEMENT, "description": STATEMENT, "digitalsourcetype": SOURCE_TYPE}
-    fields = {**(metadata or {}), **words}
+    fields = {**(metadata or {}), **OF_FILE}
     try:
         with atomic_write(target) as temporary:
             sound = source if probe(source).has_audio else None
             keep_sound(partial(_copy, source, temporary, fields), sound, say)
             with open(temporary, "ab") as file:
-                file.write(_box(XMP.encode()))
+                file.write(xmp_box())
     except InputError:
         raise
     except (FFmpegError, ValueError) as error:
@@ -136,6 +136,7 @@ def _counted_back(packets: list[Any], decoded: int, step: int) -> Iterator[Any]:
     yield from packets
 
 
-def _box(content: bytes) -> bytes:
-    """An mp4 box of a type that a UUID names."""
+def xmp_box() -> bytes:
+    """The XMP as an mp4 box of a type that a UUID names."""
+    content = XMP.encode()
     return (24 + len(content)).to_bytes(4, "big") + b"uuid" + XMP_BOX.bytes + content

@@ -9,10 +9,11 @@ along.
 In the work folder beside the result lie, each written whole or not at all:
 
     manifest.json        what the frames depend on (a fingerprint), and the pace and the sound of the result
-    driving.safetensors  the driver's face parameters, and their digest
+    driving*.safetensors the face parameters of each driver, and their digest
     0000.mp4, ...        finished segments
     0000.safetensors     the state that a segment passes to the next one, and the digests of that and of its
                          mp4; it is written last and says that the segment is finished
+    whole.mp4            the joined video, while it is converted into another form
     lock                 held by the run that works here
 
 What a run that was stopped reads from there, one that was not reads as well, into memory of its own: kernels
@@ -50,8 +51,18 @@ from .fingerprint import fingerprint
 
 SEGMENT = 96  # frames
 VERSION = 1
-MANIFEST, DRIVING, LOCK = "manifest.json", "driving.safetensors", "lock"
-OURS = (MANIFEST, DRIVING, "[0-9]*.mp4", "[0-9]*.safetensors", ".*.mp4.*", ".*.safetensors.*", ".*.json.*")
+MANIFEST, DRIVING, LOCK = "manifest.json", "driving*.safetensors", "lock"
+WHOLE = "whole.mp4"
+OURS = (
+    MANIFEST,
+    DRIVING,
+    WHOLE,
+    "[0-9]*.mp4",
+    "[0-9]*.safetensors",
+    ".*.mp4.*",
+    ".*.safetensors.*",
+    ".*.json.*",
+)
 
 DAMAGED = (*FAULTS, ValueError, KeyError, TypeError)  # what reading a damaged file raises
 
@@ -140,6 +151,7 @@ class ResumableVideo:
         partial: mp4 for what is finished, should the work be stopped.
         fingerprint: of what the frames depend on.
         finish: called with every joined video, also with a partial one, before it gets its name.
+        convert: makes the result of the joined video, where it is to be no mp4; called with both paths.
     """
 
     folder: Path
@@ -148,6 +160,7 @@ class ResumableVideo:
     timing: VideoTiming
     say: Say
     finish: Finish | None = None
+    convert: Callable[[Path, Path], None] | None = None
 
     @contextmanager
     def begin(self) -> Iterator[ResumableVideo]:
@@ -187,14 +200,15 @@ class ResumableVideo:
             Path(temporary).write_text(json.dumps(manifest))
 
     def parameters(
-        self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]]
+        self, cache_key: str, read: Callable[[], tuple[FaceParameters, str]], driver: str = ""
     ) -> tuple[FaceParameters, str]:
-        """The driver's face parameters and a note about them, read once, whatever is changed later.
+        """A driver's face parameters and a note about them, read once, whatever is changed later.
 
         Args:
             cache_key: fingerprint of what they depend on.
+            driver: which one, where there are several; a part of a file's name.
         """
-        path = self.folder / DRIVING
+        path = self.folder / DRIVING.replace("*", driver)
         with suppress(*DAMAGED):
             return _noted_parameters(path, cache_key)
         try:
@@ -232,8 +246,7 @@ class ResumableVideo:
                     before = self._state(segment.number - 1) if segment.number else {}
                     assert before is not None
                     self._write(segment.number, *make(segment, before))
-                with atomic_write(out) as temporary:
-                    self._join(len(segments), Path(temporary))
+                self._deliver(len(segments), out)
         except BaseException:
             with suppress(Exception):  # the error to report is what stopped it
                 if kept := self.join_finished(self.partial):
@@ -248,6 +261,15 @@ class ResumableVideo:
             progress(frames, frames)
         return frames
 
+    def _deliver(self, count: int, out: Path) -> None:
+        if self.convert is None:
+            with atomic_write(out) as temporary:
+                self._join(count, Path(temporary))
+        else:
+            whole = self.folder / WHOLE
+            self._join(count, whole)
+            self.convert(whole, out)
+
     def join_finished(self, path: Path) -> int:
         """Join what is finished into a video, if anything is; returns its number of frames."""
         done = 0
@@ -259,9 +281,9 @@ class ResumableVideo:
             return self._join(done, Path(temporary))
 
     def clear(self, *keep: str) -> None:
-        """Remove what is ours in the folder, but no file whose name is to be kept."""
+        """Remove what is ours in the folder, but not what a pattern says is to be kept."""
         for path in (path for pattern in OURS for path in self.folder.glob(pattern)):
-            if path.name not in keep:
+            if not any(map(path.match, keep)):
                 path.unlink()
 
     def _missing(self, segments: Sequence[Segment]) -> list[Segment]:

@@ -40,6 +40,21 @@ def input_file(name: str) -> Path:
     return path
 
 
+def input_folders() -> list[str]:
+    """Names for a drop-down: the input folder itself, and the folders in it, at any depth."""
+    base = Path(folder_paths.get_input_directory())
+    below = sorted(path.relative_to(base).as_posix() for path in base.rglob("*") if path.is_dir())
+    return [".", *(name for name in below if not name.startswith("."))]
+
+
+def input_folder(name: str) -> Path:
+    """The folder behind a name of `input_folders`."""
+    path = _inside(Path(folder_paths.get_input_directory()), name)
+    if not os.path.isdir(path):
+        raise InputError(f"There is no folder '{name}' in the folder input: choose another one.")
+    return path
+
+
 def output_file(prefix: str, suffix: str) -> tuple[Path, str]:
     """A new file in the output folder, numbered as the host does it, and its name below that folder.
 

@@ -196,14 +196,14 @@ def _encode(frames: Tensor, timing: Timing, folder: Path, crf: int, warn: Callab
     def join(sound: Path | None, copied: bool) -> None:
         if sound == audio:
             assert isinstance(timing.sound, dict)
-            _write_wave(timing.sound, audio)
+            write_wave(timing.sound, audio)
         join_videos([pictures], whole, writer.rate, timing.times, sound, copied, sound_start=timing.start)
 
     keep_sound(join, audio if isinstance(timing.sound, dict) else timing.sound, warn)
     return whole
 
 
-def _write_wave(audio: dict[str, Any], path: Path) -> None:
+def write_wave(audio: dict[str, Any], path: Path) -> None:
     """The host's AUDIO, waveform (1, channels, samples) in [-1, 1], as 16-bit."""
     if audio["waveform"].ndim != 3 or 0 in audio["waveform"].shape:
         raise InputError("The audio has no samples.")

@@ -143,7 +143,11 @@ def test_a_list_is_csv_or_json_lines_with_paths_from_its_own_folder(tmp_path: Pa
         ("a.csv", "source,driving,out\na,b,./b\n", "would write its result over ./b"),
         ("a.jsonl", '{"source": "a", "driving": "b", "out": "c", "size": Infinity}', "no whole number"),
         ("a.jsonl", '{"source": "a", "driving": "b", "out": "c", "steps": 2.5}', "no whole number"),
-        ("a.csv", "source,driving,out\na,b,c.gif\n", "has out 'c.gif', which has to end in .mp4"),
+        (
+            "a.csv",
+            "source,driving,out\na,b,c.avi\n",
+            "Job 1 of a.csv: c.avi is of no known form: end it in .mp4",
+        ),
         (
             "a.csv",
             "source,driving,out\na,b,c.mp4\nd,e,c.mp4\n",

@@ -16,6 +16,7 @@ from harness.server import EXAMPLES, load_graph, workflow_names
 
 NAMES = [
     "anifacediff_driving.mp4",
+    "anifacediff_group.jpg",
     "anifacediff_scene.jpg",
     "anifacediff_source.png",
     "anifacediff_turning.mp4",

@@ -22,6 +22,7 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.model import PARTS, AniFaceDiff
+from anifacediff_core.provenance.label import Label, put_label
 from anifacediff_core.storage import file_lock
 from anifacediff_core.video import VideoWriter, probe, read_frames
 from anifacediff_core.weights.checkpoint import save_checkpoint
@@ -214,6 +215,13 @@ def test_cancelling_keeps_what_is_finished_and_the_next_run_goes_on(
     assert min(done for done, *_ in shown.steps) >= kept
     assert torch.equal(frames_of(made.get_stream_source()), whole)
     assert not partial.exists() and not folder.with_name(f"{folder.name}.work").exists()
+
+
+def test_the_label(extension: Extension, inputs: dict[str, Any], whole: Tensor, prefix: str) -> None:
+    made, _ = extension.run("ReenactLongVideo", **inputs, label="AI", filename_prefix=prefix)
+    expected = put_label(whole, Label("AI"))
+    away = (frames_of(made.get_stream_source()) - expected).abs().mean()
+    assert away < 0.03 < (whole - expected).abs().mean()
 
 
 def test_other_settings_start_anew(

@@ -194,7 +194,7 @@ def test_saved_workflows_keep_loading(extension: Extension, request: pytest.Fixt
     assert found == json.loads(SNAPSHOT.read_text(encoding="utf-8")), "pytest --write-node-record renews it"
 
 
-@pytest.mark.parametrize("node", ["Sampler", "ReenactLongVideo"])
+@pytest.mark.parametrize("node", ["Sampler", "ReenactLongVideo", "ReenactMany"])
 def test_a_fresh_node_samples_as_the_bundled_checkpoint_wants_it(extension: Extension, node: str) -> None:
     wanted = load_checkpoint(bundled_checkpoint()).sampling
     inputs = extension.classes[f"AniFaceDiff{node}"].GET_NODE_INFO_V1()["input"]["required"]

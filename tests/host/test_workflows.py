@@ -33,17 +33,20 @@ CHOICES = {
     "aniportrait": {("AniFaceDiffLoader", "checkpoint"): "aniportrait.safetensors"},
 }
 # The rest of what runs with few frames.
-PLAIN = ["expression_editor", "long_video", "two_drivers"]
+PLAIN = ["expression_editor", "long_video", "reenact_many", "transparent_webm", "two_drivers"]
 LIVE = ["live"]  # takes a camera: test_live_sessions.py runs it
-SIZES = {"lora_upscale_paste_back": (768, 512)}  # of the video, if it is not a square
-SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffReenactLongVideo", "AniFaceDiffLive")
-WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", "AniFaceDiffReenactLongVideo")
+# Of videos that are no squares.
+SIZES = dict.fromkeys(("lora_upscale_paste_back", "reenact_many", "transparent_webm"), (768, 512))
+WHOLE = ("AniFaceDiffReenactLongVideo", "AniFaceDiffReenactMany")  # from the files to the file
+SAMPLERS = ("AniFaceDiffSampler", "KSampler", "AniFaceDiffLive", *WHOLE)
+WINDOWED = ("AniFaceDiffSampler", "AniFaceDiffApply", *WHOLE)
 SIZED = (
     "AniFaceDiffPortraitCrop",
     "AniFaceDiffDECAExtract",
     "AniFaceDiffRenderNormals",
     "AniFaceDiffRenderGuidance",
     "AniFaceDiffReferenceNetEncode",
+    "AniFaceDiffReenactMany",
 )
 
 
@@ -87,7 +90,7 @@ def without_mediapipe(graph: dict[str, Any]) -> dict[str, Any]:
 def run_to_video(host: client.Server, graph: dict[str, Any]) -> Path:
     """Run a graph; the video that it saved, which has to keep the driver's time."""
     run = client.run_prompt(host, graph).check()
-    videos = [file for file in server.saved_files(host, run) if file.suffix == ".mp4"]
+    videos = [file for file in server.saved_files(host, run) if file.suffix in (".mp4", ".webm")]
     assert videos
     drivers = [node["inputs"]["file"] for node in graph.values() if node["class_type"] == "LoadVideo"]
     expected = server.video_facts(host.base / "input" / Path(drivers[0]).name)
@@ -153,7 +156,8 @@ def test_what_is_saved_is_marked(name: str) -> None:
     made = [node for node in graph.values() if node["class_type"] == "CreateVideo"]
     for node in made:
         assert graph[node["inputs"]["images"][0]]["class_type"] == "AniFaceDiffMark"
-    whole = [node for node in graph.values() if node["class_type"] == "AniFaceDiffReenactLongVideo"]
+    whole = [node for node in graph.values() if node["class_type"] in WHOLE]
+    whole += [node for node in graph.values() if node["class_type"] == "AniFaceDiffSaveVideoAs"]
     assert all(node["inputs"]["mark"] is True for node in whole)
     assert len(made) + len(whole) == 1
 

@@ -1,12 +1,18 @@
-"""The commands `mark` and `detect`."""
+"""The commands `mark`, `label` and `detect`."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
+
+from torch import Tensor
 
 from ..options import Mp4, bar
+
+Words = Literal["AI", "AI GENERATED", "AI MODIFIED"]  # WORDINGS of `provenance.label`
+Place = Literal["top left", "top right", "bottom left", "bottom right"]  # PLACES there
 
 
 def mark(
@@ -17,8 +23,29 @@ def mark(
     crf: Annotated[int, "compression of H.264"] = 18,
 ) -> None:
     """Say in pixels and metadata that a video is synthetic, unseen."""
-    from anifacediff_core.provenance.container import copy_declared
     from anifacediff_core.provenance.mark import mark as marked
+
+    _rewrite(input, out, lambda frame: marked(frame, identifier, strength), crf)
+
+
+def label(
+    input: Annotated[Path, "video"],
+    out: Annotated[Mp4, "mp4 to write; rate and sound stay"],
+    words: Annotated[Words, "what it says"] = "AI",
+    place: Annotated[Place, "the corner"] = "bottom right",
+    size: Annotated[float, "height as a share of the shorter side"] = 0.07,
+    crf: Annotated[int, "compression of H.264"] = 18,
+) -> None:
+    """Say in a corner and in the metadata that a video is synthetic, for everybody to see."""
+    from anifacediff_core.provenance.label import Label, put_label
+
+    chosen = Label(words, place, size)
+    _rewrite(input, out, lambda frame: put_label(frame, chosen), crf)
+
+
+def _rewrite(input: Path, out: Path, change: Callable[[Tensor], Tensor], crf: int) -> None:
+    """Write a video anew, each of its frames (1, 3, height, width) changed, and declare what it is."""
+    from anifacediff_core.provenance.container import copy_declared
     from anifacediff_core.sound import keep_sound
     from anifacediff_core.video import VideoWriter, frame_pace, join_videos, probe, read_frames
 
@@ -29,7 +56,7 @@ def mark(
         silent, whole = (Path(folder) / name for name in ("silent.mp4", "whole.mp4"))
         with VideoWriter(silent, rate, crf=crf) as writer:
             for number, frame in enumerate(read_frames(input), 1):
-                writer.write(marked(frame[None], identifier, strength))
+                writer.write(change(frame[None]))
                 progress(number, max(info.frames, number))
 
         def join(sound: Path | None, copied: bool) -> None:

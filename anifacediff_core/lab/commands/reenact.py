@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import asdict
 from fractions import Fraction
 from itertools import chain
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 
 from anifacediff_core.device import pick_device
 from anifacediff_core.errors import InputError
+from anifacediff_core.provenance.export import form_of
 from anifacediff_core.sampling.segments import SEGMENT
 from anifacediff_core.sampling.settings import LearningSettings
 
@@ -19,7 +21,6 @@ from ..options import (
     Device,
     FaceFiles,
     File,
-    Mp4,
     Positive,
     Rate,
     Sampling,
@@ -31,11 +32,27 @@ from ..options import (
 from ..scale import Scale
 
 
+def result(text: str) -> Path:
+    """Reads a video to write, of any form, or a folder."""
+    try:
+        form_of(Path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return Path(text)
+
+
+Result = Annotated[Path, result]
+
+
 def reenact(
     *,
     source: Annotated[Path | None, "picture with one face"] = None,
     driving: Annotated[Path | None, "video with one face"] = None,
-    out: Annotated[Mp4 | None, "the mp4 to write; rate and sound are the driver's"] = None,
+    out: Annotated[
+        Result | None,
+        "the mp4, webm, mov (ProRes), gif or webp to write, or a new folder for PNG files; rate and sound "
+        "are the driver's",
+    ] = None,
     jobs: Annotated[
         File,
         "a list in place of the three: CSV with a header, or JSON lines, with source, driving, out, and "
