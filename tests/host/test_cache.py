@@ -45,7 +45,7 @@ def cached(host: SimpleNamespace, twin: Twin, interval: int = 2, first: bool = F
 def test_numbers_are_the_cores(
     comfy: ModuleType, host: SimpleNamespace, twin: Twin, first: bool, windows: dict, cfg: float
 ) -> None:
-    noise = noise_for(FRAMES)
+    noise = noise_for(twin, FRAMES)
     found = run_host(comfy, *cached(host, twin, first=first, **windows), noise, STEPS, cfg)
     assert relative_error(found, run_core(twin, noise, STEPS, cfg, **windows, **CACHE)) < WHOLE_RUN
     assert relative_error(found, run_core(twin, noise, STEPS, cfg, **windows)) > 2 * WHOLE_RUN
@@ -55,7 +55,7 @@ def test_every_step_in_full_changes_nothing_and_nothing_stays(
     comfy: ModuleType, host: SimpleNamespace, twin: Twin, caplog: pytest.LogCaptureFixture
 ) -> None:
     plain, *conds = applied(host, twin, **WINDOWS)
-    layers, noise = layers_of(plain), noise_for(FRAMES)
+    layers, noise = layers_of(plain), noise_for(twin, FRAMES)
     expected = run_host(comfy, plain, *conds, noise, STEPS, CFG)
     full, *_ = cached(host, twin, 1, **WINDOWS)
     torch.testing.assert_close(
@@ -86,7 +86,7 @@ def test_a_failure_in_a_call_leaves_the_layers(comfy: ModuleType, host: SimpleNa
     broken = model.clone()
     broken.set_model_input_block_patch(fail)
     with pytest.raises(RuntimeError, match="luck"):
-        run_host(comfy, broken, *conds, noise_for(FRAMES), 30, CFG)
+        run_host(comfy, broken, *conds, noise_for(twin, FRAMES), 30, CFG)
     assert layers_of(model) == layers
 
 
@@ -103,7 +103,7 @@ def test_other_nodes_go_with_it(comfy: ModuleType, host: SimpleNamespace, wideni
     results = []
     for given in (CHANGES[name](model), CHANGES[name](full), model):
         torch.manual_seed(0)
-        results.append(run_host(comfy, given, *conds, noise_for(FRAMES), STEPS, CFG))
+        results.append(run_host(comfy, given, *conds, noise_for(widening, FRAMES), STEPS, CFG))
     found, expected, without = results
     assert torch.isfinite(found).all() and not torch.equal(found, without)
     assert relative_error(found, expected) < 1.0
@@ -137,12 +137,12 @@ def test_compiled_are_one_graph_with_and_one_without_the_deep_blocks(
     for name in ("optimized_attention", "optimized_attention_masked"):
         monkeypatch.setattr(attention, name, attention.attention_pytorch)
     model, *conds = cached(host, twin, window=FRAMES, overlap=0)
-    expected = run_host(comfy, model, *conds, noise_for(FRAMES), STEPS, CFG)
+    expected = run_host(comfy, model, *conds, noise_for(twin, FRAMES), STEPS, CFG)
     compiled = model.clone()
     set_torch_compile_wrapper(model=compiled, backend="eager", dynamic=False)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    found = run_host(comfy, compiled, *conds, noise_for(FRAMES), STEPS, CFG)
+    found = run_host(comfy, compiled, *conds, noise_for(twin, FRAMES), STEPS, CFG)
     counters = torch._dynamo.utils.counters
     assert relative_error(found, expected) < 1e-4
     assert not counters["graph_break"] and counters["stats"]["unique_graphs"] == 2
