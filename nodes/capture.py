@@ -144,10 +144,12 @@ class DECAExtract(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffDECAExtract",
-            display_name="DECA Extract",
+            stage="Faces",
+            display_name="Face Capture (DECA Extract)",
             description="Find the face, cut the portrait square around it, and read shape, expression, pose "
             "and camera, frame by frame. Use one for the source picture and one for the driving video.",
-            search_aliases=["face detection", "face capture", "portrait crop", "tracking"],
+            search_aliases=["face detection", "portrait crop", "tracking", "face reader", "driving video"],
+            advanced="region smoothing missing least_confidence",
             inputs=[
                 FaceCaptureSocket.Input(
                     "face_capture",
@@ -251,11 +253,13 @@ class ParametersFromFaceLandmarks(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffParametersFromFaceLandmarks",
+            stage="Faces",
             display_name="Parameters from Face Landmarks",
             description="Turn the landmarks of a person's face into face parameters: the way for a video of "
             "a person to drive an avatar. Connect ComfyUI's own face landmarker, or the video itself where "
             "MediaPipe is installed.",
-            search_aliases=["mediapipe", "arkit", "blendshapes"],
+            search_aliases=["mediapipe", "arkit", "blendshapes", "photograph", "real person"],
+            advanced="region smoothing missing least_confidence",
             inputs=[
                 FaceLandmarksSocket.Input(
                     "face_landmarks",

@@ -33,6 +33,7 @@ class PoseEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffPoseEncode",
+            stage="Guidance",
             display_name="Pose Encode",
             description="Turn normals, or what else the checkpoint is guided by, into the pose features that "
             "steer every frame of the video.",
@@ -114,6 +115,7 @@ class ReferenceNetEncode(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffReferenceNetEncode",
+            stage="Guidance",
             display_name="ReferenceNet Encode",
             description="Read the source picture's identity and appearance once, for every frame of the "
             "video.",

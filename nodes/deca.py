@@ -55,6 +55,7 @@ class LoadDECA(io.ComfyNode):
         encoders, heads = file_names(DECA), head_names()
         return make_schema(
             node_id="AniFaceDiffLoadDECA",
+            stage="Models",
             display_name="Load DECA",
             description="Load the networks that read the faces of real people, and the head that they "
             "describe, from files that you own: DECA, FLAME and, if you like, SMIRK.",

@@ -28,10 +28,12 @@ class MarkSyntheticVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffMark",
+            stage="Result",
             display_name="Mark Synthetic Video",
             description="Put an invisible mark into the pixels that says: made by AniFaceDiff. Detect Mark "
             "finds it after compression, scaling and cropping. Place it right before Create Video.",
             search_aliases=["watermark", "invisible", "disclosure", "provenance", "synthetic media"],
+            advanced="strength identifier",
             inputs=[
                 io.Image.Input(
                     "image", tooltip="Finished video, at its final size: behind upscalers and Paste Back."
@@ -76,6 +78,7 @@ class DetectMark(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffDetectMark",
+            stage="Result",
             display_name="Detect Mark",
             description="Tell whether a picture or video carries the mark of Mark Synthetic Video, and which "
             "identifier. That nothing is found doesn't mean that a video is real.",
@@ -118,10 +121,12 @@ class SaveSyntheticVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffSaveVideo",
+            stage="Result",
             display_name="Save Synthetic Video",
             description="Save a video as mp4 whose metadata says that it is synthetic, at its exact frame "
             "rate and with its sound; with a certificate of yours, signed by a C2PA manifest.",
             search_aliases=["c2pa", "content credentials", "metadata", "save video", "export mp4"],
+            advanced="crf certificate private_key",
             inputs=[
                 io.Video.Input(
                     "video", tooltip="Video of Create Video or Load Video; mark its frames first."

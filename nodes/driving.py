@@ -14,6 +14,7 @@ class VideoFrames(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffVideoFrames",
+            stage="Faces",
             display_name="Video Frames",
             description="Frames, sound and frame rate of a video, as players show it: turned upright, with "
             "square pixels, HDR as on a common screen, and sound that starts later or earlier in its place. "

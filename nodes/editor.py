@@ -18,6 +18,7 @@ class ExpressionEditor(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffExpressionEditor",
+            stage="Motion",
             display_name="Expression Editor",
             description="Dial an expression, gaze and head pose with sliders while a 3D head shows them, "
             "from nothing or on top of a captured motion.",

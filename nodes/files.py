@@ -38,6 +38,7 @@ class SaveFaceParameters(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffSaveFaceParameters",
+            stage="Motion",
             display_name="Save Face Parameters",
             description="Write face parameters into the output folder, to use them again without the video.",
             search_aliases=["export motion", "write face parameters", "json"],
@@ -79,6 +80,7 @@ class LoadFaceParameters(FileNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLoadFaceParameters",
+            stage="Motion",
             display_name="Load Face Parameters",
             description="Read face parameters that Save Face Parameters has written, from the input or the "
             "output folder.",
@@ -108,10 +110,12 @@ class LoadLiveLink(FileNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLoadLiveLink",
+            stage="Motion",
             display_name="Load Live Link Face",
             description="Read a recording of Epic's Live Link Face app, the CSV file of a take: an iPhone's "
             "face capture drives the bundled head, without a video.",
             search_aliases=["live link face", "arkit", "iphone", "csv", "blendshapes", "unreal"],
+            advanced="timecode_fps flip_yaw flip_pitch flip_roll",
             inputs=[
                 io.Combo.Input(
                     "file",

@@ -24,10 +24,12 @@ class RenderGuidance(io.ComfyNode):
         textures = [name for name in file_names(FLAME) if name.endswith(".npz")]
         return make_schema(
             node_id="AniFaceDiffRenderGuidance",
+            stage="Guidance",
             display_name="Render Guidance",
             description="Draw depth, surface normals and the shaded, textured head, frame by frame: the "
             "three pictures that guide MagicPortrait.",
             search_aliases=["magicportrait", "depth", "albedo", "texture"],
+            advanced="head texture",
             inputs=[
                 FaceParametersSocket.Input(
                     "parameters",

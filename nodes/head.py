@@ -27,10 +27,12 @@ class FacialShapeAlign(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffFacialShapeAlign",
+            stage="Motion",
             display_name="Facial Shape Align",
             description="Give the source's face shape to the driving motion, so that the result keeps the "
             "source's identity and takes pose, expression and framing from the driver.",
             search_aliases=["identity", "shape", "retarget"],
+            advanced="camera",
             inputs=[
                 FaceParametersSocket.Input(
                     "source",
@@ -63,10 +65,12 @@ class RenderNormals(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffRenderNormals",
+            stage="Guidance",
             display_name="Render Normals",
             description="Draw the surface normals of the head, frame by frame: the picture that tells the "
             "model where every part of the face is and which way it looks.",
             search_aliases=["normal map", "mesh", "snapshot"],
+            advanced="head",
             inputs=[
                 FaceParametersSocket.Input(
                     "parameters", tooltip="Face parameters to draw, usually those of Facial Shape Align."

@@ -23,6 +23,7 @@ class DrawFaceLandmarks(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffDrawFaceLandmarks",
+            stage="Guidance",
             display_name="Draw Face Landmarks",
             description="Draw the landmarks of the source's face as they would lie if it moved like the "
             "driver's: the pictures that guide AniPortrait. Connect ComfyUI's own face landmarker, or the "

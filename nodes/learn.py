@@ -28,11 +28,13 @@ class LearnThisPicture(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLearnThisPicture",
+            stage="Models",
             display_name="Learn This Picture",
             description="Tune a LoRA to one to five pictures of the same character, so that videos keep its "
             "face better. It is an ordinary LoRA file: later, load it with Load LoRA and learn no more.",
             search_aliases=["lora training", "fine-tune", "identity", "likeness"],
             is_output_node=True,
+            advanced="size rank learning_rate seed",
             inputs=[
                 io.Model.Input("model", tooltip="MODEL of Load AniFaceDiff; its checkpoint is tuned."),
                 FaceCaptureSocket.Input(

@@ -120,11 +120,13 @@ class LiveReenactment(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLive",
+            stage="Sampling",
             display_name="Live Reenactment",
             description="The source moves while you do: choose a camera or a video file in the node and "
             "press Start. Record keeps what you see for the rest of the workflow, Stop ends the run.",
-            search_aliases=["webcam", "camera", "realtime", "live portrait", "puppet", "streaming"],
+            search_aliases=["webcam", "camera", "realtime", "live portrait", "puppet", "vtuber"],
             hidden=[io.Hidden.unique_id],
+            advanced="seed cfg sampler_name scheduler region smoothing most_frames head",
             inputs=[*_network_inputs(), *_motion_inputs(), *_recording_inputs()],
             outputs=[
                 io.Image.Output(

@@ -55,10 +55,11 @@ class LoadAniFaceDiff(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLoader",
+            stage="Models",
             display_name="Load AniFaceDiff",
             description="Load all networks of a checkpoint. The MODEL is an ordinary Stable Diffusion 1.5 "
             "one for the host: LoRA loaders, ControlNet and the stock samplers work on it.",
-            search_aliases=["anifacediff checkpoint", "face reenactment", "live portrait"],
+            search_aliases=["anifacediff checkpoint", "face reenactment", "liveportrait", "live portrait"],
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
@@ -113,10 +114,12 @@ class ExpressionAdapterLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffExpressionAdapterLoader",
+            stage="Models",
             display_name="Expression Adapter Loader",
             description="Put the expression adapter onto a MODEL, so that the driver's expression also "
             "reaches it as numbers, which tell fine things that normals don't show.",
             search_aliases=["expression strength", "lambda"],
+            advanced="checkpoint",
             inputs=[
                 io.Model.Input("model", tooltip="MODEL of Load AniFaceDiff."),
                 io.Combo.Input(

@@ -64,13 +64,16 @@ class ReenactLongVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffReenactLongVideo",
+            stage="Sampling",
             display_name="Reenact Long Video",
             description="Everything from the driving video to the finished file, segment by segment, in "
             "memory that does not grow with the video. Cancel at any time: what is finished stays a video "
             "that plays, and the next run goes on behind it.",
-            search_aliases=["minutes", "low memory", "resume", "face reenactment", "batch"],
+            search_aliases=["minutes", "low memory", "resume", "face reenactment", "portrait animation"],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            advanced="region smoothing missing camera head sampler_name scheduler window "
+            "overlap shared_noise segment feather match_color least_confidence",
             inputs=[
                 *_network_inputs(),
                 *_motion_inputs(),

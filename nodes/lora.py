@@ -14,6 +14,7 @@ class LoraLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLoraLoader",
+            stage="Models",
             display_name="LoRA Loader",
             description="Put a Stable Diffusion 1.5 LoRA, in any trainer's naming, onto the MODEL and tell "
             "how many of its layers fit. Load LoRA works as well but leaves out layers whose names it "

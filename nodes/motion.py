@@ -32,6 +32,7 @@ class EditMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffEditMotion",
+            stage="Motion",
             display_name="Edit Motion",
             description="Make a driver's motion stronger or weaker, part by part: expression without head "
             "motion, only the eyes, a wilder mouth. Or take only its changes and add them to the source's "
@@ -43,6 +44,7 @@ class EditMotion(io.ComfyNode):
                 "expression strength",
                 "exaggerate",
             ],
+            advanced="rest_frame",
             inputs=[
                 FaceParametersSocket.Input("parameters", tooltip="Face parameters of the driving video."),
                 io.Combo.Input(
@@ -118,6 +120,7 @@ class SmoothMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffSmoothMotion",
+            stage="Motion",
             display_name="Smooth Motion",
             description="Calm the tremble of a motion without making it lag: still moments become still, "
             "fast turns, speech and blinks stay sharp.",

@@ -36,10 +36,11 @@ class CombineMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffCombineMotion",
+            stage="Motion",
             display_name="Combine Motion",
             description="Put one motion together from two drivers: the pose of one video, the expression of "
             "another, or any other choice of parts.",
-            search_aliases=["mix drivers", "pose from one video", "expression transfer", "retarget"],
+            search_aliases=["lip sync", "dubbing", "mix drivers", "expression transfer", "retarget"],
             inputs=[
                 FaceParametersSocket.Input("first", tooltip="Face parameters of the first driver."),
                 FaceParametersSocket.Input("second", tooltip="Face parameters of the second driver."),
@@ -73,6 +74,7 @@ class BlendMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffBlendMotion",
+            stage="Motion",
             display_name="Blend Motion",
             description="Mix two motions, or play one after the other with a soft transition.",
             search_aliases=["cross-fade", "join motion", "concatenate", "interpolate", "lerp"],

@@ -19,10 +19,12 @@ class MotionPreview(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffMotionPreview",
+            stage="Motion",
             display_name="Motion Preview",
             description="See a motion at a glance: curves of head, mouth, lids, brows and gaze over time, "
             "and the head at evenly spaced moments. Connect a second motion to compare before and after.",
             search_aliases=["plot", "curves", "graph", "compare motion", "inspect parameters"],
+            advanced="head",
             inputs=[
                 FaceParametersSocket.Input("parameters", tooltip="Face parameters to look at."),
                 head_input(),

@@ -16,6 +16,7 @@ class RetimeMotion(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffRetimeMotion",
+            stage="Motion",
             display_name="Retime Motion",
             description="Bring a motion to another frame rate, make it faster or slower, cut a part out of "
             "it, play it backwards, or close it to a loop without a seam.",

@@ -18,6 +18,7 @@ class PasteBack(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffPasteBack",
+            stage="Result",
             display_name="Paste Back",
             description="Put the portrait video back into the whole picture, exactly where Portrait Crop or "
             "DECA Extract cut the portrait out, with a soft edge.",

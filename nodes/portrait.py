@@ -32,10 +32,12 @@ class PortraitCrop(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffPortraitCrop",
+            stage="Faces",
             display_name="Portrait Crop",
             description="Cut a square portrait out of a picture or a video, around the face that you choose. "
             "Paste Back puts what becomes of it into its place again.",
             search_aliases=["face crop", "face detection", "stabilize", "group picture", "tracking"],
+            advanced="x y margin smoothing missing",
             inputs=[
                 FaceCaptureSocket.Input(
                     "face_capture", tooltip="Face detector of Load AniFaceDiff or of Load DECA."

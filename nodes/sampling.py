@@ -188,10 +188,12 @@ class ApplyAniFaceDiff(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffApply",
+            stage="Sampling",
             display_name="Apply AniFaceDiff",
             description="Put source and motion onto the MODEL, for KSampler, SamplerCustomAdvanced and "
             "every other sampler. AniFaceDiff Sampler does the same and samples at once.",
             search_aliases=["ksampler", "conditioning"],
+            advanced="window overlap",
             inputs=[*video_inputs(), *window_inputs()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="For the sampler; it reenacts this one video."),
@@ -228,10 +230,12 @@ class AniFaceDiffSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffSampler",
+            stage="Sampling",
             display_name="AniFaceDiff Sampler",
             description="Make the video: the source's face with the driver's motion, as LATENT for VAE "
             "Decode.",
-            search_aliases=["ksampler", "face reenactment"],
+            search_aliases=["ksampler", "face reenactment", "portrait animation", "liveportrait"],
+            advanced="sampler_name scheduler denoise window overlap shared_noise",
             inputs=[
                 *video_inputs(),
                 seed_input(control=True),

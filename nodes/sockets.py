@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 
@@ -25,6 +25,7 @@ AppearanceSocket = io.Custom("ANIFACEDIFF_APPEARANCE")
 BoundingBoxSocket = io.Custom("BOUNDING_BOX")  # the host's own, in releases that have face detectors
 
 CATEGORY = "AniFaceDiff"
+Stage = Literal["Models", "Faces", "Motion", "Guidance", "Sampling", "Result"]  # a sub-menu
 
 Value = TypeVar("Value")
 
@@ -91,10 +92,20 @@ class Crop:
     skipped: tuple[int, ...] = ()
 
 
-def make_schema(**values: Any) -> io.Schema:
-    """A schema in our category; what the host's release does not know yet is left out."""
+def make_schema(*, stage: Stage, advanced: str = "", **values: Any) -> io.Schema:
+    """A schema in our category; what the host's release does not know yet is left out.
+
+    Args:
+        stage: the sub-menu.
+        advanced: names of widgets that few need, with spaces between; they are folded away.
+        values: the rest of the schema.
+    """
+    inputs = {entry.id: entry for entry in values["inputs"]}
+    for name in advanced.split():
+        inputs[name].advanced = True  # not as an argument, which older releases refuse
     known = {field.name for field in fields(io.Schema)}
-    return io.Schema(category=CATEGORY, **{name: value for name, value in values.items() if name in known})
+    values = {name: value for name, value in values.items() if name in known}
+    return io.Schema(category=f"{CATEGORY}/{stage}", **values)
 
 
 def connected(value: Value | None, name: str, maker: str) -> Value:

@@ -18,6 +18,7 @@ class CompileForSpeed(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffCompile",
+            stage="Models",
             display_name="Compile for Speed",
             description="Let PyTorch compile the MODEL together with everything that AniFaceDiff adds to it. "
             "The first run takes one to two minutes longer, all further ones of the same size are faster. "

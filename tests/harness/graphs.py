@@ -1,6 +1,7 @@
 """A workflow of the front-end as the graph that ComfyUI's API takes, without the front-end.
 
-Only what the shipped workflows use: nodes, widgets, links, notes, and nodes that are muted or bypassed.
+Only what the shipped workflows use: nodes, widgets, links, notes, nodes that are muted or bypassed, and
+subgraphs without others inside.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from typing import Any
 
 VIRTUAL = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}  # the front-end resolves them itself
 MUTED, BYPASSED = 2, 4
+INPUT, OUTPUT = -10, -20  # what a subgraph numbers its own ends
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 
 def to_api(workflow: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
     """The API's graph of a workflow; `known` is what the host's /object_info says."""
+    workflow = flat(workflow)
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
     active = [
@@ -29,6 +32,31 @@ def to_api(workflow: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
         }
         for node in active
     }
+
+
+def flat(workflow: dict[str, Any]) -> dict[str, Any]:
+    """The workflow with the nodes of its subgraphs in their place, numbered as the API does: 33:7."""
+    subgraphs = {each["id"]: each for each in workflow.get("definitions", {}).get("subgraphs", [])}
+    nodes, links = list(workflow["nodes"]), {link[0]: tuple(link[1:3]) for link in workflow["links"]}
+    for place in [node for node in nodes if node["type"] in subgraphs]:
+        subgraph = subgraphs[place["type"]]
+        nodes.remove(place)
+        inside = str(place["id"]) + ":{}"
+        given = [links.get(entry["link"]) for entry in place["inputs"]]
+        made = {}
+        for link in subgraph["links"]:
+            origin, slot = link["origin_id"], link["origin_slot"]
+            source = given[slot] if origin == INPUT else (inside.format(origin), slot)
+            if link["target_id"] == OUTPUT:
+                made[place["id"], link["target_slot"]] = source
+            elif source is not None:
+                links[inside.format(link["id"])] = source
+        links = {link: made.get(source, source) for link, source in links.items()}
+        for node in subgraph["nodes"]:
+            inputs = [{**entry, "link": inside.format(entry["link"])} for entry in node["inputs"]]
+            inputs = [entry for entry in inputs if entry["link"] in links]
+            nodes.append({**node, "id": inside.format(node["id"]), "inputs": inputs})
+    return {**workflow, "nodes": nodes, "links": [[link, *source] for link, source in links.items()]}
 
 
 def without_news(graph: dict[str, Any], committed: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:

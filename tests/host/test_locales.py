@@ -52,5 +52,7 @@ def test_every_help_page_is_translated(extension: Extension, language: str) -> N
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_the_category_has_a_name(language: str) -> None:
-    assert texts(language, "main.json")["nodeCategories"]["AniFaceDiff"]
+def test_every_sub_menu_has_a_name(extension: Extension, language: str) -> None:
+    paths = {node.GET_NODE_INFO_V1()["category"] for node in extension.classes.values()}
+    named = texts(language, "main.json")["nodeCategories"]
+    assert {part for path in paths for part in path.split("/")} == set(named)

@@ -204,9 +204,11 @@ def test_a_fresh_node_samples_as_the_bundled_checkpoint_wants_it(extension: Exte
 
 def test_every_name_explains_itself(extension: Extension) -> None:
     assert set(extension.classes) == set(json.loads(SNAPSHOT.read_text(encoding="utf-8")))
+    texts = json.loads((ROOT / "locales" / "zh" / "main.json").read_text(encoding="utf-8"))
     for name, node in extension.classes.items():
         info = node.GET_NODE_INFO_V1()
-        assert info["category"] == "AniFaceDiff" and info["description"], name
+        category, _, stage = info["category"].partition("/")
+        assert category == "AniFaceDiff" and stage in texts["nodeCategories"] and info["description"], name
         for part in ("required", "optional"):
             for key, kind in info["input"].get(part, {}).items():
                 assert kind[1].get("tooltip"), f"{name}.{key}"

@@ -48,7 +48,7 @@ def test_the_pack_is_small(archive: Path) -> None:
 
 
 def test_the_pack_has_what_the_nodes_need_and_nothing_of_the_laboratory(pack: Path) -> None:
-    folders = ("nodes", "web", "locales", "workflows", "anifacediff_core/assets/examples")
+    folders = ("nodes", "web", "locales", "subgraphs", "workflows", "anifacediff_core/assets/examples")
     needed = {file for file in tracked() if file.startswith(folders)}
     needed |= {
         "__init__.py",

@@ -33,8 +33,15 @@ CHOICES = {
     "aniportrait": {("AniFaceDiffLoader", "checkpoint"): "aniportrait.safetensors"},
 }
 # The rest of what runs with few frames.
-PLAIN = ["expression_editor", "long_video", "reenact_many", "transparent_webm", "two_drivers"]
-LIVE = ["live"]  # takes a camera: test_live_sessions.py runs it
+PLAIN = [
+    "expression_editor",
+    "long_video",
+    "reenact_a_face.app",
+    "reenact_many",
+    "transparent_webm",
+    "two_drivers",
+]
+LIVE = ["live", "live.app"]  # takes a camera: test_live_sessions.py runs it
 # Of videos that are no squares.
 SIZES = dict.fromkeys(("lora_upscale_paste_back", "reenact_many", "transparent_webm"), (768, 512))
 WHOLE = ("AniFaceDiffReenactLongVideo", "AniFaceDiffReenactMany")  # from the files to the file
@@ -113,7 +120,7 @@ def test_every_workflow_has_an_api_graph_and_a_thumbnail() -> None:
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_workflow_and_api_graph_hold_the_same_nodes(name: str) -> None:
-    workflow = server.read_workflow(name)
+    workflow = graphs.flat(server.read_workflow(name))
     active = [
         node for node in workflow["nodes"] if node.get("mode", 0) == 0 and node["type"] not in graphs.VIRTUAL
     ]
@@ -131,8 +138,13 @@ def test_workflow_and_api_graph_say_the_same(running_comfyui: client.Server, nam
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_nothing_overlaps(name: str) -> None:
-    """Nodes lie beside each other, each within one group."""
+    """Nodes lie beside each other, each within one group; those of subgraphs, too."""
     workflow = server.read_workflow(name)
+    for graph in (workflow, *workflow.get("definitions", {}).get("subgraphs", [])):
+        require_order(graph)
+
+
+def require_order(workflow: dict[str, Any]) -> None:
     boxes = [(*node["pos"], *node["size"]) for node in workflow["nodes"]]
     title = 30
     for number, (x, y, width, height) in enumerate(boxes):
@@ -200,7 +212,7 @@ def is_ours(node: dict) -> bool:
 @pytest.mark.parametrize("name", workflow_names())
 def test_only_core_nodes_and_ours(running_comfyui: client.Server, name: str) -> None:
     nodes = client.request(running_comfyui.address, "/object_info")
-    for node in server.read_workflow(name)["nodes"]:
+    for node in graphs.flat(server.read_workflow(name))["nodes"]:
         if node["type"] not in graphs.VIRTUAL:
             known = nodes[node["type"]]
             assert is_ours(known) or not str(known["python_module"]).startswith("custom_nodes")
