@@ -39,6 +39,8 @@ class SaveVideoAs(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffSaveVideoAs",
+            stage="Result",
+            advanced="crf",
             display_name="Save Video As",
             description="Save frames as webm or ProRes 4444 with transparency, as GIF, animated WebP, "
             "numbered PNG files or mp4: for editing programs and web pages. The file says that it is "

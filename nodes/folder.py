@@ -18,6 +18,7 @@ class LoadVideosFromFolder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffVideosFromFolder",
+            stage="Faces",
             display_name="Load Videos from Folder",
             description="A whole folder of driving videos in one run: every node behind it runs once for "
             "each video, and each result gets its video's name.",

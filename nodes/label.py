@@ -20,6 +20,7 @@ class LabelSyntheticVideo(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffLabel",
+            stage="Result",
             display_name="Label Synthetic Video",
             description="Write AI, AI GENERATED or AI MODIFIED into a corner, for everybody to see. Place it "
             "before Mark Synthetic Video, which says the same unseen.",

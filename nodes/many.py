@@ -61,6 +61,7 @@ class ReenactMany(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffReenactMany",
+            stage="Sampling",
             display_name="Reenact Many",
             description="Everybody in a picture comes alive: each face with a driving video of its own, or "
             "one for all, pasted back into the picture, who stands in front last. Faces are numbered from "
@@ -75,6 +76,8 @@ class ReenactMany(io.ComfyNode):
             ],
             is_output_node=True,
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            advanced="smoothing missing camera head sampler_name scheduler window overlap shared_noise "
+            "segment feather match_color least_confidence",
             inputs=[*_network_inputs(), *_face_inputs(), *_video_inputs(), *_optional_inputs()],
             outputs=[
                 io.Video.Output(

@@ -52,6 +52,7 @@ class CacheDeepFeatures(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return make_schema(
             node_id="AniFaceDiffCache",
+            stage="Models",
             display_name="Cache Deep Features",
             description="Compute the deep layers of the MODEL in some of the steps only and take their last "
             "result in the others: about twice as fast with an interval of 3, and the video changes a "

@@ -1,4 +1,4 @@
-"""The blueprint *Reenact a Face* and the template that opens as an app: from two files to a video in few clicks."""
+"""The blueprint *Reenact a Face* and the template that opens as an app: two files, few clicks, a video."""
 
 from __future__ import annotations
 
