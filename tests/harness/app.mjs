@@ -15,13 +15,8 @@ async function blueprint(page) {
   });
   await page.waitForFunction(() => document.activeElement.tagName === "INPUT");
   await page.keyboard.type(task.query);
-  const first = page.locator('[data-testid="result-item"], .p-autocomplete-option').first();
-  await page.waitForFunction(
-    (title) =>
-      document.querySelector('[data-testid="result-item"], .p-autocomplete-option')?.innerText.startsWith(title),
-    task.title,
-  );
-  await first.click();
+  const found = page.locator('[data-testid="result-item"], .p-autocomplete-option').filter({ hasText: task.title });
+  await found.first().click();
   await page.mouse.click(700, 400); // newer front-ends let it hang at the mouse until then
   await page.waitForFunction(() => app.graph._nodes.some((node) => node.subgraph));
   return page.evaluate(() => {
