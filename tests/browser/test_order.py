@@ -15,7 +15,7 @@ from harness import browser
 RECORD = Path(__file__).resolve().parents[1] / "host" / "nodes.json"
 BY_TITLE = {
     "face": ("Face Capture (DECA Extract)", 1),
-    "reenact": ("Reenact a Face", 1),
+    "reenact": ("Reenact a Face", 3),
     "portrait": ("Portrait Crop", 1),
 }
 # the host's own Webcam Capture comes before

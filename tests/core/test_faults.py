@@ -256,7 +256,9 @@ def test_a_bad_line_costs_no_other_job(
     assert entry["error"].endswith(".") and entry.get("job", 2) == 2
 
 
-@pytest.mark.parametrize("bad", [b"a.png,b.mp4,x\xff.mp4", b'a.png,b.mp4,"x', b"a.png,b.mp4", b"," * 200_000])
+@pytest.mark.parametrize(
+    "bad", [b"a.png,b.mp4,x\xff.mp4", b'a.png,b.mp4,"x.bmp', b"a.png,b.mp4", b"," * 200_000]
+)
 def test_a_bad_line_of_a_table_costs_no_other_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: bytes
 ) -> None:
