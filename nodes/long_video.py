@@ -77,7 +77,7 @@ class ReenactLongVideo(io.ComfyNode):
             inputs=[
                 *_network_inputs(),
                 *_motion_inputs(),
-                *_video_inputs(),
+                *video_inputs(),
                 *_paste_inputs(),
                 least_confidence_input(),
                 label_input(),
@@ -139,6 +139,8 @@ class ReenactLongVideo(io.ComfyNode):
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
         given = workflow_fingerprint(cls.hidden) or tensors
+        # one workflow may have a list of sources; so coarse that what a GPU rounds otherwise hardly counts
+        given = [given, [round(value, 1) for value in source.shape[0, :8].tolist()]]
         unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
         video = ResumableVideo(
             beside(unnumbered, ".work"),
@@ -218,7 +220,8 @@ def _motion_inputs() -> list[io.Input]:
     ]
 
 
-def _video_inputs() -> list[io.Input]:
+def video_inputs() -> list[io.Input]:
+    """How the video is sampled and where it goes."""
     return [
         # a seed that changes by itself would start anew what was cancelled
         seed_input(control=False),

@@ -40,8 +40,8 @@ from .host.runtime import ModelPatcher, Progress, notify
 from .host.video import file_of, preview_of, video_of
 from .images import checked
 from .label import UNLABELED, label_input, label_of
-from .long_video import SAMPLING, output_inputs, read_driver, require_plain
-from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
+from .long_video import SAMPLING, read_driver, require_plain, video_inputs
+from .sampling import model_input
 from .segments import DECODED, Finishing, SegmentMaker
 from .sockets import (
     FaceCaptureSocket,
@@ -78,7 +78,7 @@ class ReenactMany(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             advanced="smoothing missing camera head sampler_name scheduler window overlap shared_noise "
             "segment feather match_color least_confidence",
-            inputs=[*_network_inputs(), *_face_inputs(), *_video_inputs(), *_optional_inputs()],
+            inputs=[*_network_inputs(), *_face_inputs(), *video_inputs(), *_optional_inputs()],
             outputs=[
                 io.Video.Output(
                     display_name="video", tooltip="The finished file: the whole picture, with sound."
@@ -318,17 +318,6 @@ def _face_inputs() -> list[io.Input]:
             0.0,
             "How much to bring each portrait's colors to those of the picture around it: 0 leaves them.",
         ),
-    ]
-
-
-def _video_inputs() -> list[io.Input]:
-    return [
-        # a seed that changes by itself would start anew what was cancelled
-        seed_input(control=False),
-        *step_inputs(),
-        *window_inputs(),
-        shared_noise_input(),
-        *output_inputs(),
     ]
 
 

@@ -25,7 +25,8 @@ GROUND = 0.85  # how opaque the ground is: over any picture, letters have a cont
 
 @dataclass(frozen=True)
 class Label:
-    """
+    """What is written, where, and how large.
+
     Attributes:
         words: one of :data:`WORDINGS`.
         place: one of :data:`PLACES`.

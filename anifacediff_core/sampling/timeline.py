@@ -16,7 +16,8 @@ LENGTHS = ("longest", "shortest")
 
 @dataclass(frozen=True)
 class Timeline:
-    """
+    """Whose frames, times and sound the result has.
+
     Attributes:
         lead: the driver whose frames are those of the result.
         timing: its pace; and its sound, or that of the first other one that has some.

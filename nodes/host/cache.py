@@ -51,7 +51,7 @@ def cache_deep_features(model: ModelPatcher, interval: int, shallow: int) -> Mod
 
 @dataclass
 class _Kept:
-    """Of one window and conditioning: how often it was called, and what its deep blocks gave last."""
+    """Of one window, conditioning and attention: its calls so far, and what its deep blocks gave last."""
 
     calls: int = 0
     hidden: Tensor | None = None
@@ -79,7 +79,13 @@ class DeepCache:
         """Prepare a call of the UNet; whether it is one without the deep blocks."""
         window = options.get("context_window")
         frames = None if window is None else tuple(window.index_list)
-        key = (frames, tuple(options["cond_or_uncond"]), tuple(options.get("uuids") or ()))
+        # perturbed attention calls once more for the same rows, with other attention somewhere
+        replaced = frozenset(
+            (kind, place, id(patch))
+            for kind, patches in options.get("patches_replace", {}).items()
+            for place, patch in patches.items()
+        )
+        key = (frames, tuple(options["cond_or_uncond"]), tuple(options.get("uuids") or ()), replaced)
         kept = self._kept.setdefault(key, _Kept())
         reused = kept.hidden is not None and kept.calls % self.interval > 0
         kept.calls += 1

@@ -73,6 +73,17 @@ def test_every_step_in_full_changes_nothing_and_nothing_stays(
     )
 
 
+def test_perturbed_attention_keeps_features_of_its_own(
+    comfy: ModuleType, host: SimpleNamespace, twin: Twin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without guidance its call and the ordinary one are for the same rows."""
+    model, *conds = cached(host, twin, 3, window=FRAMES, overlap=0)
+    with caplog.at_level(logging.INFO):
+        run_host(comfy, CHANGES["PAG"](model), *conds, noise_for(twin, FRAMES), 4, 1.0)
+    (told,) = [record.getMessage() for record in caplog.records if "deep features" in record.getMessage()]
+    assert "4 of 8 calls" in told
+
+
 def test_a_failure_in_a_call_leaves_the_layers(comfy: ModuleType, host: SimpleNamespace, twin: Twin) -> None:
     model, *conds = cached(host, twin, **WINDOWS)
     layers, calls = layers_of(model), []

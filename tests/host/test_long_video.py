@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -232,6 +233,27 @@ def test_other_settings_start_anew(
         extension.run("ReenactLongVideo", **inputs, filename_prefix=prefix)
     shown.stop_at = None
     _, report = extension.run("ReenactLongVideo", **inputs | {"seed": 4}, filename_prefix=prefix)
+    assert "starting anew" in report
+
+
+def test_another_source_of_a_list_does_not_go_on_with_the_first_ones_work(
+    comfy: ModuleType,
+    extension: Extension,
+    inputs: dict[str, Any],
+    shown: Shown,
+    prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One workflow, one name: only the face tells them apart."""
+    module = sys.modules[extension.classes["AniFaceDiffReenactLongVideo"].__module__]
+    monkeypatch.setattr(module, "workflow_fingerprint", lambda *_: "the same")
+    shown.stop_at = 8
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        extension.run("ReenactLongVideo", **inputs, filename_prefix=prefix)
+    shown.stop_at = None
+    shape = inputs["source"].shape + 0.5
+    other = inputs | {"source": replace(inputs["source"], shape=shape)}
+    _, report = extension.run("ReenactLongVideo", **other, filename_prefix=prefix)
     assert "starting anew" in report
 
 
