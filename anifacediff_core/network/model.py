@@ -1,4 +1,4 @@
-"""The network of the paper on diffusers: training forward, encoders and their assembly."""
+"""The network of the paper on diffusers: its parts, what encodes the conditions, and the prediction."""
 
 from __future__ import annotations
 
@@ -233,81 +233,3 @@ class AniFaceDiff(nn.Module):
             memory=memory,
             deep=deep,
         )
-
-    def forward(
-        self,
-        noisy_latents: Tensor,
-        timesteps: Tensor,
-        source_latents: Tensor,
-        image_pixels: Tensor,
-        normals: Tensor,
-        expression: Tensor,
-        conditional_rows: int,
-        expression_weight: Tensor,
-        reference_rows: int | None = None,
-        image_weight: Tensor | None = None,
-    ) -> Tensor:
-        """Training forward; static in its shapes and free of synchronization, so that CUDA graphs capture it.
-
-        Rows are the frames of all sources, source-major: R = S * frames. The first `conditional_rows` (a
-        multiple of frames) see source and expression; the others learn the unconditional half of guidance:
-        they attend to themselves only, with a zero image embedding and no expression. All rows get the pose.
-        Each condition can be dropped alone as well.
-
-        Args:
-            noisy_latents: (R, 4, h, w).
-            timesteps: (R,).
-            source_latents: (S, 4, h, w).
-            image_pixels: (S, 3, i, i), CLIP-normalized.
-            normals: (R, 3, H, W) in [0, 1].
-            expression: (R, n_expression).
-            expression_weight: (R, 1, 1), lambda of every row; 0 drops its expression.
-            reference_rows: the first rows, a multiple of frames, attend to the ReferenceNet's features; all
-                conditional rows when left out.
-            image_weight: (S, 1, 1), factors of the image embeddings; 0 drops one.
-
-        Returns: the prediction (R, 4, h, w), v or epsilon by the config.
-        """
-        rows, sources = len(noisy_latents), len(source_latents)
-        frames = rows // sources
-        reference_rows = conditional_rows if reference_rows is None else reference_rows
-        if frames * sources != rows or conditional_rows % frames or reference_rows % frames:
-            raise ValueError(
-                f"{rows} rows of {sources} sources with {conditional_rows} conditional rows and "
-                f"{reference_rows} that see the reference: expected whole clips of equal length."
-            )
-        conditions = AttentionInputs()
-        context = noisy_latents.new_zeros(rows, 1, self.config.cross_attention_dim)
-        if conditional_rows:
-            seen = conditional_rows // frames
-            image = self.encode_image(image_pixels[:seen])
-            if image_weight is not None:
-                image = image * image_weight[:seen]
-            referred = reference_rows // frames
-            features = self.encode_reference(source_latents[:referred], image[:referred]) if referred else {}
-            tokens = self.encode_expression(expression[:conditional_rows])
-            conditions = AttentionInputs(
-                conditional_rows=conditional_rows,
-                reference_rows=reference_rows,
-                reference=project_reference(self.unet, features),
-                expression=self.expression_adapter.keys_values(tokens),
-                expression_weight=expression_weight[:conditional_rows],
-            )
-            context = append_zero_rows(repeat(image, "s t d -> (s f) t d", f=frames), rows)
-        return run_unet(
-            self.unet,
-            noisy_latents,
-            timesteps,
-            context,
-            conditions=conditions,
-            pose=encode_pose(self.pose_encoder, normals),
-            motion=self.motion,
-            frames=frames,
-            checkpointing=self.gradient_checkpointing,
-        )
-
-
-def append_zero_rows(context: Tensor, rows: int) -> Tensor:
-    """Extend the context (conditional rows, tokens, dim) to `rows` by the unconditional embedding, zero."""
-    missing = rows - len(context)
-    return torch.cat([context, context.new_zeros(missing, *context.shape[1:])]) if missing else context
