@@ -77,7 +77,7 @@ def measure(stage: int, rows: int, options: argparse.Namespace) -> dict[str, Any
     )
     accelerator = distribution.make_accelerator(loop, seed=0)
     settings = DenoisingSettings(
-        rows=rows,
+        batch_size=rows,
         normals=NormalsNoise(0.0, 0.0),
         head_weight=1.0,
         detail_weight=1.0,

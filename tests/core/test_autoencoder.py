@@ -100,7 +100,7 @@ def test_latents_that_are_not_learned_stay_as_they_are() -> None:
     head = HeadModel.bundled()
     plan = PoolPlan(identities=2, stills=1, size=64, normals=False)
     pool = Pool(Studio(head), head, plan, 1).fill()
-    settings = AutoencoderSettings(rows=2, crop=32, learn_encoder=False)
+    settings = AutoencoderSettings(batch_size=2, crop=32, learn_encoder=False)
     task = AutoencoderTask(AutoEncoder(), pool, pool, settings)
     before = {name: weight.clone() for name, weight in task.autoencoder.encoder.state_dict().items()}
     inputs, targets = task.draw(0.0)

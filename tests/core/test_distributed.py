@@ -60,7 +60,7 @@ class Same:
 
 
 settings = DenoisingSettings(
-    rows=len(mine), unconditional=0.5, drop_expression=0, min_snr=5.0, learn=("image_encoder",)
+    batch_size=len(mine), uncond_ratio=0.5, drop_expression=0, min_snr=5.0, learn=("image_encoder",)
 )
 task = DenoisingTask(model, Same(), torch.linspace(0.99, 0.01, 1000), settings, None, stage=1)
 # The same noise and time steps for the same rows, however they are divided.

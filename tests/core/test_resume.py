@@ -51,11 +51,11 @@ network:
 phases:
   autoencoder:
     pool: {identities: 3, stills: 2, size: 64, normals: false, batch: 6}
-    settings: {rows: 2, crop: 32}
+    settings: {batch_size: 2, crop: 32}
     loop: {steps: 2, check_every: 1, snapshots: []}
   stage1:
     pool: {identities: 4, stills: 1, track: 1, fps: 1, size: 64, renew_every: 2, batch: 4}
-    settings: {rows: 4, learn: [image_encoder], drop_reference: 0.3, drop_image: 0.3}
+    settings: {batch_size: 4, learn: [image_encoder], drop_reference: 0.3, drop_image: 0.3}
     loop: {steps: 9, check_every: 1, save_every: 3, snapshots: [], learning_rate: 1e-2, warmup: 2}
     validation: {pairs: 1, size: 64, steps: 1}
 """

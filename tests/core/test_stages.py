@@ -38,7 +38,8 @@ network: {{prediction: epsilon, zero_terminal_snr: false}}
 phases:
   stage1:
     shards: {{urls: {folder}/shards, split: null, validation: null, workers: 0}}
-    settings: {{rows: 2, unconditional: 0, drop_expression: 0, head_weight: 1, gradient_checkpointing: true}}
+    settings:
+      {{batch_size: 2, uncond_ratio: 0, drop_expression: 0, head_weight: 1, gradient_checkpointing: true}}
     loop:
       {{steps: 3, optimizer: adam, learning_rate: 1e-2, schedule: constant, warmup: 0, precision: "no",
         check_every: 1, save_every: 2, snapshots: []}}
@@ -117,7 +118,8 @@ def test_the_experiment_of_the_paper_names_known_settings_and_the_papers_numbers
         loop, settings = build(Loop, values["loop"]), build(DenoisingSettings, values["settings"])
         build(ShardSettings, values["shards"])
         build(Preview, values["validation"])
-        assert (settings.rows, loop.steps, loop.optimizer, loop.learning_rate) == (rows, steps, "adam", 1e-5)
+        assert (settings.batch_size, loop.steps) == (rows, steps)
+        assert (loop.optimizer, loop.learning_rate) == ("adam", 1e-5)
         assert (settings.head_weight, settings.detail_weight, settings.min_snr) == (1, 1, 0)
         assert phase in PHASES
     assert experiment["network"]["prediction_type"] == "epsilon"
@@ -195,8 +197,8 @@ def test_a_dropped_condition_does_not_reach_the_prediction_and_the_others_do(
     """Row by row: what changes when one condition of the pairs is another one."""
 
     def reach(value: float, name: str) -> bool:
-        none = {"drop_reference": 0.0, "drop_image": 0.0, "drop_expression": 0.0, "unconditional": 0.0}
-        settings = DenoisingSettings(rows=2, **none | {setting: value})
+        none = {"drop_reference": 0.0, "drop_image": 0.0, "drop_expression": 0.0, "uncond_ratio": 0.0}
+        settings = DenoisingSettings(batch_size=2, **none | {setting: value})
         source = Fixed(2)
         task = DenoisingTask(network, source, torch.linspace(0.9, 0.1, 1000), settings, None, stage=1)  # type: ignore[arg-type]
         outputs = []
@@ -219,10 +221,12 @@ def test_a_dropped_condition_does_not_reach_the_prediction_and_the_others_do(
 
 
 def test_everything_is_dropped_from_unconditional_rows_only(network: AniFaceDiff) -> None:
-    settings = DenoisingSettings(rows=4, unconditional=0.5, drop_reference=0.5)
+    settings = DenoisingSettings(batch_size=4, uncond_ratio=0.5, drop_reference=0.5)
     assert settings.split() == (2, 1)
-    assert DenoisingSettings(rows=4, unconditional=0.0).split() == (4, 4)
-    assert DenoisingSettings(rows=4, unconditional=0.01).split() == (3, 3), "a share above none is one row"
+    assert DenoisingSettings(batch_size=4, uncond_ratio=0.0).split() == (4, 4)
+    assert DenoisingSettings(batch_size=4, uncond_ratio=0.01).split() == (3, 3), (
+        "a share above none is one row"
+    )
 
 
 @pytest.mark.parametrize("frames", [1, 2])
@@ -234,7 +238,7 @@ def test_the_expression_is_never_dropped_where_normals_are_weakened(
     source.frames = frames  # type: ignore[misc]
     weights = {}
     for drop in (0.0, 1.0):
-        settings = DenoisingSettings(rows=4, drop_expression=drop, normals=NormalsNoise(weakened=0.5))
+        settings = DenoisingSettings(batch_size=4, drop_expression=drop, normals=NormalsNoise(weakened=0.5))
         task = DenoisingTask(network, source, make_alphas(), settings, None, stage=1)  # type: ignore[arg-type]
         inputs, _ = task.draw(0.0)
         weights[drop] = inputs[6].view(4, frames)
@@ -248,7 +252,7 @@ def test_a_clip_whose_error_stays_costs_less_than_one_whose_error_changes(networ
     source.frames = 3  # type: ignore[misc]
     losses = {}
     for weight in (0.0, 2.0):
-        settings = DenoisingSettings(rows=2, difference_weight=weight, unconditional=0.5)
+        settings = DenoisingSettings(batch_size=2, difference_weight=weight, uncond_ratio=0.5)
         task = DenoisingTask(network, source, torch.linspace(0.9, 0.1, 1000), settings, None, stage=2)  # type: ignore[arg-type]
         target, even = torch.zeros(6, 4, 8, 8), torch.ones(6, 1, 8, 8)
         signs = torch.tensor([1.0, -1, 1, 1, -1, 1]).view(6, 1, 1, 1).expand_as(target)
@@ -261,7 +265,7 @@ def test_regression_on_clips_counts_what_changes_in_the_error(network: AniFaceDi
     """At pure noise a velocity is the clean latents' negative, so the error is 1 everywhere again."""
     source = Fixed(6)
     source.frames = 3  # type: ignore[misc]
-    settings = DenoisingSettings(rows=2, regression=1.0, difference_weight=2.0, unconditional=0.5)
+    settings = DenoisingSettings(batch_size=2, regression=1.0, difference_weight=2.0, uncond_ratio=0.5)
     task = DenoisingTask(network, source, make_alphas(), settings, None, stage=2)  # type: ignore[arg-type]
     zeros, even = torch.zeros(6, 4, 8, 8), torch.ones(6, 1, 8, 8)
     signs = torch.tensor([1.0, -1, 1, 1, -1, 1]).view(6, 1, 1, 1).expand_as(zeros)
@@ -282,7 +286,9 @@ def test_regression_compares_clean_latents_and_pictures_of_the_last_conditional_
     def decode(latents: torch.Tensor) -> torch.Tensor:
         return 0.2 + latents.sum() * 0 + wrong.expand(len(latents), 3, 64, 64)
 
-    settings = DenoisingSettings(rows=4, unconditional=0.5, regression=1.0, last_step=1.0, picture_rows=1)
+    settings = DenoisingSettings(
+        batch_size=4, uncond_ratio=0.5, regression=1.0, last_step=1.0, picture_rows=1
+    )
     task = DenoisingTask(network, source, alphas, settings, None, stage=1, decode=decode)  # type: ignore[arg-type]
     (noisy, timesteps, *_), targets = task.draw(0.0)
     assert timesteps.tolist() == [999] * 4 and len(targets[4]) == 1
@@ -296,7 +302,7 @@ def test_regression_compares_clean_latents_and_pictures_of_the_last_conditional_
 
 
 def test_every_so_many_batches_are_of_large_pictures_in_fewer_rows(network: AniFaceDiff) -> None:
-    settings = DenoisingSettings(rows=8, large_every=3, unconditional=0.25)
+    settings = DenoisingSettings(batch_size=8, large_every=3, uncond_ratio=0.25)
     common, large = Fixed(8), Fixed(2, size=128)
     task = DenoisingTask(
         network,
@@ -321,7 +327,7 @@ def test_every_so_many_batches_are_of_large_pictures_in_fewer_rows(network: AniF
 
 
 def test_regression_in_pixels_needs_pictures(network: AniFaceDiff) -> None:
-    settings = DenoisingSettings(rows=2, regression=1.0, picture_rows=1)
+    settings = DenoisingSettings(batch_size=2, regression=1.0, picture_rows=1)
     task = DenoisingTask(network, Fixed(2), make_alphas(), settings, None, stage=1)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="pool.pictures"):
         task.draw(0.0)
@@ -355,7 +361,7 @@ def test_own_estimates_lead_back_to_the_truth(
     monkeypatch.setattr(network, "config", replace(network.config, prediction_type=kind))
     drawn = {}
     for share, mistake in ((0.0, 0.0), (1.0, 0.0), (1.0, 0.3)):
-        settings = DenoisingSettings(rows=2, own_estimates=share, unconditional=0.5)
+        settings = DenoisingSettings(batch_size=2, own_estimates=share, uncond_ratio=0.5)
         task = DenoisingTask(network, source, alphas, settings, None, stage=2)  # type: ignore[arg-type]
         truth = source.draw(2).latents
         task.module = Oracle(truth, alphas, kind, mistake)  # type: ignore[assignment]

@@ -67,22 +67,22 @@ phases:
   autoencoder:
     pool: {identities: 3, stills: 2, size: 64, normals: false, batch: 6}
     settings:
-      {rows: 2, crop: 32, widths: [64, 64, 48, 32], adversary: {weight: 0.5, begin: 0.0, width: 8}}
+      {batch_size: 2, crop: 32, widths: [64, 64, 48, 32], adversary: {weight: 0.5, begin: 0.0, width: 8}}
     loop: {steps: 2, check_every: 1, snapshots: []}
   capture:
     pool: {identities: 3, stills: 2, size: 64, normals: false, renew_every: 2, batch: 6}
-    settings: {rows: 2}
+    settings: {batch_size: 2}
     loop: {steps: 1, check_every: 1, snapshots: []}
   stage1:
     pool: {identities: 3, stills: 1, track: 1, fps: 1, size: 64, renew_every: 2, batch: 6}
-    settings: {rows: 4, learn: [image_encoder]}
+    settings: {batch_size: 4, learn: [image_encoder]}
     loop: {steps: 2, check_every: 1, snapshots: []}
     validation: {pairs: 1, size: 64, steps: 1}
   stage2:
     pool: {identities: 2, stills: 1, track: 3, size: 64, pictures: true}
     settings:
-      rows: 2
-      unconditional: 0.5
+      batch_size: 2
+      uncond_ratio: 0.5
       regression: 1.0
       difference_weight: 1.0
       picture_rows: 1
@@ -227,7 +227,7 @@ def test_settings_are_built_from_yaml_and_unknown_names_are_refused(tmp_path: Pa
         ("network=5", "network is 5; give a preset"),
         ("network.prediction=epsilon", "zero_terminal_snr to false"),
         ("network.n_expression=50", "reads 50 expressions and the head '.*' has 52"),
-        ("phases.stage1.settings={rows: 1}", "none is left that sees its source"),
+        ("phases.stage1.settings={batch_size: 1}", "none is left that sees its source"),
     ],
 )
 def test_what_an_experiment_cannot_mean_is_refused_with_a_sentence(
@@ -282,6 +282,10 @@ def test_shipped_experiments_name_known_settings_only(name: str) -> None:
 def test_experiments_with_former_names_of_settings_are_read() -> None:
     assert build(Loop, {"steps": 1, "clip": 0.5}).max_grad_norm == 0.5
     assert build(CaptureSettings, {"spoil": {"blur": 0.0}}).augmentation == Augmentation(blur=0)
+    settings = build(DenoisingSettings, {"rows": 10, "unconditional": 0.5})
+    assert (settings.batch_size, settings.split()) == (10, (5, 5))
+    assert build(CaptureSettings, {"rows": 3}).batch_size == 3
+    assert build(AutoencoderSettings, {"rows": 3}).batch_size == 3
 
 
 def test_diffusion_targets_lead_back_to_the_clean_latents() -> None:
@@ -479,7 +483,7 @@ def test_crops_and_their_cameras_agree() -> None:
     head = HeadModel.bundled()
     pool = Pool(Studio(head), head, PoolPlan(identities=2, stills=1, size=128, normals=False), seed=1).fill()
     settings = CaptureSettings(
-        rows=4, augmentation=Augmentation(color=0, gray=0, blur=0, noise=0, blocks=0, occlusion=0)
+        batch_size=4, augmentation=Augmentation(color=0, gray=0, blur=0, noise=0, blocks=0, occlusion=0)
     )
     crops, params = encoder_batch(pool, head, settings)
     covered = draw_normals(head, params, 224).amax(1, keepdim=True) > 0

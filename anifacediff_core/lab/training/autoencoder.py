@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class AutoencoderSettings:
     """What to optimize on which crops.
 
     Args:
-        rows: crops in a batch, of each process.
+        batch_size: crops in a batch, of each process.
         crop: side of the crops in pixels.
         noise: deviation of noise on the latents, so that the decoder forgives small errors of the UNet.
         head_weight, detail_weight: emphasis on the head and on eyes and mouth.
@@ -42,7 +42,7 @@ class AutoencoderSettings:
         adversary: makes pictures sharp.
     """
 
-    rows: int = 64
+    batch_size: int = 64
     crop: int = 128
     noise: float = 0.05
     head_weight: float = 1.5
@@ -53,6 +53,8 @@ class AutoencoderSettings:
     widths: tuple[int, ...] = (WIDTH,) * LEVELS
     learn_encoder: bool = True
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
+
+    OLD_NAMES: ClassVar[dict[str, str]] = {"rows": "batch_size"}
 
     def __post_init__(self) -> None:
         if len(self.widths) != LEVELS or not all(0 < width <= WIDTH for width in self.widths):
@@ -161,7 +163,7 @@ class AutoencoderTask:
         spots = self.pool.spots[index]
         s = self.settings
         weight = emphasis(spots, origin.float(), s.crop, 1.0, s.head_weight, s.detail_weight)
-        latent_size = (s.rows, self.autoencoder.latent_channels, s.crop // 8, s.crop // 8)
+        latent_size = (s.batch_size, self.autoencoder.latent_channels, s.crop // 8, s.crop // 8)
         noise = torch.randn(latent_size, device=images.device) * s.noise
         return (images, noise), (images, weight)
 
@@ -224,7 +226,7 @@ class AutoencoderTask:
             pictures (rows,).
         """
         images, spots = self.pool.images, self.pool.spots
-        rows, crop, size = self.settings.rows, self.settings.crop, images.shape[-1]
+        rows, crop, size = self.settings.batch_size, self.settings.crop, images.shape[-1]
         device = images.device
         index = torch.randint(len(self.pool), (rows,), device=device)
         spot = torch.randint(spots.shape[1], (rows,), device=device)

@@ -62,7 +62,7 @@ class CaptureSettings:
     """Batches and weights of the losses.
 
     Args:
-        rows: crops for the encoder in a batch, of each process; the detector gets as many pictures.
+        batch_size: crops for the encoder in a batch, of each process; the detector gets as many pictures.
         shift, scale: greatest jitter of the crop, in parts of its side.
         shape_weight, expression_weight, neck_weight, camera_weight: in the loss of the normalized vector.
         landmark_weight: of the distance of projected landmarks, in parts of the crop.
@@ -71,7 +71,7 @@ class CaptureSettings:
         augmentation: its strengths.
     """
 
-    rows: int = 128
+    batch_size: int = 128
     shift: float = 0.08
     scale: float = 0.12
     shape_weight: float = 0.5
@@ -83,7 +83,7 @@ class CaptureSettings:
     detector_weight: float = 1.0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
-    OLD_NAMES: ClassVar[dict[str, str]] = {"spoil": "augmentation"}
+    OLD_NAMES: ClassVar[dict[str, str]] = {"rows": "batch_size", "spoil": "augmentation"}
 
 
 class CaptureNetworks(nn.Module):
@@ -198,7 +198,7 @@ def jpeg(images: Tensor) -> Tensor:
 
 def encoder_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tuple[Tensor, FaceParameters]:
     """Augmented crops (rows, 3, 224, 224) and their true parameters, the camera being the crop's."""
-    device, rows = pool.spots.device, settings.rows
+    device, rows = pool.spots.device, settings.batch_size
     index = torch.randint(len(pool), (rows,), device=device)
     params = pool.params[index]
     square = face_square(head, params)
@@ -217,7 +217,7 @@ def detector_batch(pool: Pool, head: HeadModel, settings: CaptureSettings) -> tu
         canvases (rows, 3, 128, 128) and squares (rows, 2 faces, 3) in fractions of the canvas, side 0 for
         none.
     """
-    device, rows = pool.spots.device, settings.rows
+    device, rows = pool.spots.device, settings.batch_size
     canvas = _backgrounds(pool, rows)
     count = torch.randint(10, (rows, 1), device=device)  # 0: none, 9: two, else one
     squares = torch.zeros(rows, 2, 3, device=device)
@@ -433,7 +433,7 @@ class CaptureTask:
             "shape_r": float(correlation(found.shape[:, :10], params.shape[:, :10]).nanmean()),
             "rotation": float(rotation_error(found, params).mean()),
         }
-        canvases, squares = detector_batch(self.held_out, self.head, replace(self.settings, rows=64))
+        canvases, squares = detector_batch(self.held_out, self.head, replace(self.settings, batch_size=64))
         measures |= {
             key: float(value) for key, value in detector_error(self.detector(canvases), squares).items()
         }

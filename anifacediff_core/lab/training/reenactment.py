@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ class DenoisingSettings:
     With emphasis 1 and no `min_snr` the loss is that of the paper (equations 5 and 6).
 
     Args:
-        rows: pairs (stage 1) or clips (stage 2) in a batch, of each process.
-        unconditional: share of them that train the unconditional half of guidance: no source, no
+        batch_size: pairs (stage 1) or clips (stage 2) in a batch, of each process.
+        uncond_ratio: share of them that train the unconditional half of guidance: no source, no
             expression, only pose.
         drop_reference: share of the others that miss the ReferenceNet's features alone.
         drop_image: share of the others whose image embedding alone is dropped.
@@ -62,8 +62,8 @@ class DenoisingSettings:
         gradient_checkpointing: compute activations again in the backward pass: slower, in less memory.
     """
 
-    rows: int = 128
-    unconditional: float = 0.1
+    batch_size: int = 128
+    uncond_ratio: float = 0.1
     drop_reference: float = 0.0
     drop_image: float = 0.0
     drop_expression: float = 0.07
@@ -83,23 +83,25 @@ class DenoisingSettings:
     learn: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
 
+    OLD_NAMES: ClassVar[dict[str, str]] = {"rows": "batch_size", "unconditional": "uncond_ratio"}
+
     def __post_init__(self) -> None:
-        if self.rows < 1 or self.split()[0] < 1:
+        if self.batch_size < 1 or self.split()[0] < 1:
             raise InputError(
-                f"Of {self.rows} rows with unconditional {self.unconditional} none is left that sees its "
-                "source; give more rows, or unconditional: 0."
+                f"Of {self.batch_size} rows with uncond_ratio {self.uncond_ratio} none is left that sees its "
+                "source; give a larger batch_size, or uncond_ratio: 0."
             )
 
     @property
     def large(self) -> DenoisingSettings:
         """Those of the batches of large pictures."""
-        return replace(self, rows=max(self.rows // 4, 1), picture_rows=-(-self.picture_rows // 4))
+        return replace(self, batch_size=max(self.batch_size // 4, 1), picture_rows=-(-self.picture_rows // 4))
 
     def split(self) -> tuple[int, int]:
         """How many sources of a batch are conditional, and how many of these see the reference."""
-        conditional = self.rows
-        if self.unconditional:
-            conditional -= max(round(self.unconditional * self.rows), 1)
+        conditional = self.batch_size
+        if self.uncond_ratio:
+            conditional -= max(round(self.uncond_ratio * self.batch_size), 1)
         return conditional, conditional - round(self.drop_reference * conditional)
 
 
@@ -199,16 +201,16 @@ class DenoisingTask:
         self.drawn += 1
         self.source, self.settings = self.kinds[-1 if self.drawn % self.period == 0 else 0]
         s, frames = self.settings, self.source.frames
-        pairs = self.source.draw(s.rows)
+        pairs = self.source.draw(s.batch_size)
         rows, *size = pairs.latents.shape
         device = pairs.latents.device
         if self.stage == 2 and s.noise_sharing:
-            noise = mixed_noise(s.rows, frames, tuple(size), device)
+            noise = mixed_noise(s.batch_size, frames, tuple(size), device)
         else:
             noise = torch.randn_like(pairs.latents)
-        timesteps = torch.randint(len(self.alphas), (s.rows,), device=device)
+        timesteps = torch.randint(len(self.alphas), (s.batch_size,), device=device)
         if s.regression:
-            last = torch.rand(s.rows, device=device) < s.last_step
+            last = torch.rand(s.batch_size, device=device) < s.last_step
             timesteps = torch.where(last, len(self.alphas) - 1, timesteps)
         timesteps = timesteps.repeat_interleave(frames)
         alphas = self.alphas[timesteps]
@@ -219,7 +221,7 @@ class DenoisingTask:
             pairs.normals,
             pairs.expression,
             self._expression_weight(rows, device),
-            (torch.rand(s.rows, 1, 1, device=device) >= s.drop_image).float(),
+            (torch.rand(s.batch_size, 1, 1, device=device) >= s.drop_image).float(),
         )
         origin = pairs.spots.new_zeros(rows, 2)
         weight = emphasis(
@@ -232,7 +234,7 @@ class DenoisingTask:
                 -1, 1, 1, 1
             )
         if self.stage == 2 and s.own_estimates:
-            own = (torch.rand(s.rows, device=device) < s.own_estimates).repeat_interleave(frames)
+            own = (torch.rand(s.batch_size, device=device) < s.own_estimates).repeat_interleave(frames)
             rolled = self._rolled_out(pairs.latents, noise, timesteps, conditions)
             own = own.view(-1, 1, 1, 1)
             noisy = torch.where(own, rolled, noisy)

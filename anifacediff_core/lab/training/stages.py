@@ -209,7 +209,7 @@ def _shards(
     return ShardSource(
         shards.urls,
         frames=1 if stage == 1 else shards.frames,
-        rows=settings.rows,
+        rows=settings.batch_size,
         head=phase.head,
         autoencoder=autoencoder,
         image_size=config.image_size,
