@@ -81,33 +81,33 @@ class PoseEncode(io.ComfyNode):
                 f"This pose encoder reads {' and '.join(unknown)}, which no node draws: it can only be what "
                 "another model is trained from, load another checkpoint."
             )
-        pictures = [_square(connected(given[kind], kind, NEEDED), kind) for kind in kinds]
-        for kind, picture in zip(kinds, pictures, strict=True):
-            if picture.shape != pictures[0].shape:
+        images = [_square(connected(given[kind], kind, NEEDED), kind) for kind in kinds]
+        for kind, image in zip(kinds, images, strict=True):
+            if image.shape != images[0].shape:
                 raise InputError(
-                    f"There are {_shape(picture)} as {kind} but {_shape(pictures[0])} as {kinds[0]}: "
+                    f"There are {_shape(image)} as {kind} but {_shape(images[0])} as {kinds[0]}: "
                     "connect the pictures of one Render Guidance."
                 )
-        unread = [kind for kind, picture in given.items() if picture is not None and kind not in kinds]
+        unread = [kind for kind, image in given.items() if image is not None and kind not in kinds]
         if unread:
             notify(f"This pose encoder does not read {' and '.join(unread)}.")
-        stacked = pictures[0] if len(pictures) == 1 else torch.cat(pictures, dim=1)
+        stacked = images[0] if len(images) == 1 else torch.cat(images, dim=1)
         return io.NodeOutput(Pose(encode_pose(encoder, stacked, progress=Progress(len(stacked)))))
 
 
 def _square(images: torch.Tensor, kind: str) -> torch.Tensor:
-    pictures = to_core(images, f"{kind} picture")
-    height, width = pictures.shape[-2:]
+    images = to_core(images, f"{kind} picture")
+    height, width = images.shape[-2:]
     if height != width:
         raise InputError(
             f"The pictures of {kind} are {width}×{height} pixels: they have to be square, as Render Normals "
             "and Render Guidance make them."
         )
-    return pictures
+    return images
 
 
-def _shape(pictures: torch.Tensor) -> str:
-    return f"{len(pictures)} pictures of {pictures.shape[-1]}×{pictures.shape[-2]}"
+def _shape(images: torch.Tensor) -> str:
+    return f"{len(images)} pictures of {images.shape[-1]}×{images.shape[-2]}"
 
 
 class ReferenceNetEncode(io.ComfyNode):
@@ -160,11 +160,11 @@ class ReferenceNetEncode(io.ComfyNode):
         size: int,
         context: list | None = None,
     ) -> io.NodeOutput:
-        pictures = to_core(source_image, "source image")
-        if len(pictures) > 1:
-            notify(f"The source image has {len(pictures)} pictures: the first is taken.")
-        picture = square_of(pictures[:1], size)
-        return io.NodeOutput(encode_source(reference_net, vae, clip_vision, picture, context))
+        images = to_core(source_image, "source image")
+        if len(images) > 1:
+            notify(f"The source image has {len(images)} pictures: the first is taken.")
+        image = square_of(images[:1], size)
+        return io.NodeOutput(encode_source(reference_net, vae, clip_vision, image, context))
 
 
 def encode_source(
@@ -187,7 +187,7 @@ def encode_source(
     if context is None:
         maker = "load a checkpoint that has an image encoder, or connect a text to context"
         clip_vision = connected(clip_vision, "CLIP_VISION", maker)
-    picture = to_host(portrait)
-    latent = vae.encode(picture)
-    embedding = image_embedding(clip_vision, picture) if context is None else context[0][0]
+    image = to_host(portrait)
+    latent = vae.encode(image)
+    embedding = image_embedding(clip_vision, image) if context is None else context[0][0]
     return Reference(encode_reference(network, latent, embedding), embedding, latent)

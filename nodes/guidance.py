@@ -88,7 +88,7 @@ class RenderGuidance(io.ComfyNode):
         with on_device(model):
             for part in iterate_guidance(model, parameters, size, appearance=appearance, texture=skin):
                 parts.append(part)
-                progress.show(sum(map(len, parts)), len(parameters), picture=part[-1, -3:])
+                progress.show(sum(map(len, parts)), len(parameters), image=part[-1, -3:])
         return io.NodeOutput(*map(to_host, split_guidance(parts).values()))
 
 

@@ -100,7 +100,7 @@ class RenderNormals(io.ComfyNode):
         with on_device(model):
             for part in iterate_normals(model, parameters, size):
                 parts.append(part)
-                progress.show(sum(map(len, parts)), len(parameters), picture=part[-1])
+                progress.show(sum(map(len, parts)), len(parameters), image=part[-1])
         return io.NodeOutput(to_host(torch.cat(parts)))
 
 

@@ -53,21 +53,21 @@ class Recording:
 
     most: int
     running: bool = False
-    pictures: list[Tensor] = field(default_factory=list)
+    images: list[Tensor] = field(default_factory=list)
     _seconds: float = 0.0
     _steps: int = 0
     _before: float | None = None
 
-    def add(self, picture: Tensor, time: float) -> None:
+    def add(self, image: Tensor, time: float) -> None:
         """A picture (3, height, width) in [0, 1] of a frame that came at that time in seconds."""
         if not self.running:
             self._before = None
             return
-        self.pictures.append(_bytes(picture))
+        self.images.append(_bytes(image))
         if self._before is not None:
             self._seconds, self._steps = self._seconds + time - self._before, self._steps + 1
         self._before = time
-        self.running = len(self.pictures) < self.most
+        self.running = len(self.images) < self.most
 
     @property
     def rate(self) -> float:
@@ -76,15 +76,15 @@ class Recording:
 
     def image(self) -> Tensor:
         """The host's IMAGE."""
-        result = torch.empty(len(self.pictures), *self.pictures[0].shape)
-        for target, picture in zip(result, self.pictures, strict=True):
-            torch.div(picture, 255, out=target)
+        result = torch.empty(len(self.images), *self.images[0].shape)
+        for target, image in zip(result, self.images, strict=True):
+            torch.div(image, 255, out=target)
         return result
 
 
-def _bytes(picture: Tensor) -> Tensor:
+def _bytes(image: Tensor) -> Tensor:
     """(3, height, width) in [0, 1] to (height, width, 3) of bytes."""
-    return picture.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).movedim(0, -1).contiguous()
+    return image.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).movedim(0, -1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Artist:
             **self.sampling,
             window=1,
             overlap=0,
-            report=lambda done, total, picture: None,
+            report=lambda done, total, image: None,
             quiet=True,
         )["samples"]
         return require_finite(self.vae.decode(latents).movedim(-1, 1).float()).clamp(0, 1)[0].cpu()
@@ -211,7 +211,7 @@ class LiveReenactment(io.ComfyNode):
                 if "neutral" in asked:
                     motion.neutral()
                 if asked & {"record", "pause"}:
-                    recording.running = "record" in asked and len(recording.pictures) < most_frames
+                    recording.running = "record" in asked and len(recording.images) < most_frames
                 last = artist.draw(motion.read(frame.to(device())))
                 recording.add(last, came)
                 meter.show(came)
@@ -222,7 +222,7 @@ class LiveReenactment(io.ComfyNode):
                         "latency": meter.latency(0.5),
                         "dropped": session.newest.dropped,
                         "recording": recording.running,
-                        "recorded": len(recording.pictures),
+                        "recorded": len(recording.images),
                         "most": most_frames,
                         "lost": motion.lost,
                     },
@@ -234,7 +234,7 @@ class LiveReenactment(io.ComfyNode):
                 "or choose a video file."
             )
         show_text(report)
-        if not recording.pictures:
+        if not recording.images:
             return io.NodeOutput(last.movedim(0, -1)[None].contiguous(), recording.rate, report)
         return io.NodeOutput(recording.image(), recording.rate, report)
 

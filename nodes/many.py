@@ -118,9 +118,9 @@ class ReenactMany(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         encoder = require_plain(pose_encoder, "Reenact Many")
-        picture = checked(source_image, "source image")[0][:1]
+        image = checked(source_image, "source image")[0][:1]
         if mark:
-            require_size(*picture.shape[-2:])
+            require_size(*image.shape[-2:])
         own = {number: settings.pop(name, None) for number, name in _names()}
         settings = {"least_confidence": LEAST, **settings}
         sampling = {name: settings[entry] for name, entry in SAMPLING.items()}
@@ -133,9 +133,9 @@ class ReenactMany(io.ComfyNode):
 
         if len(source_image) > 1:
             say(f"The source image has {len(source_image)} pictures: the first is taken.")
-        faces = known_faces(picture, face_landmarks, bounding_boxes)
+        faces = known_faces(image, face_landmarks, bounding_boxes)
         with on_device(face_capture) as models:
-            people = find_people(picture, models, None if faces is None else faces[0], Progress(1))
+            people = find_people(image, models, None if faces is None else faces[0], Progress(1))
         drivers = _drivers(own, driving, len(people))
         say(_who(people, drivers))
         out, name = output_file(filename_prefix, ".mp4")
@@ -148,7 +148,7 @@ class ReenactMany(io.ComfyNode):
         video = ResumableVideo(
             beside(unnumbered, ".work"),
             beside(unnumbered, ".partial.mp4"),
-            fingerprint(given, picture, [sampling, reading, looks], drivers),
+            fingerprint(given, image, [sampling, reading, looks], drivers),
             timeline.timing,
             say,
         )
@@ -162,15 +162,15 @@ class ReenactMany(io.ComfyNode):
                 path = drivers[person.number]
                 motion = timeline.fit(motions[path], path, frames)
                 parameters = align(source_frame(person.parameters), motion, camera)
-                portrait = crop_portrait(picture, person.square, size)
+                portrait = crop_portrait(image, person.square, size)
                 makers[person.number] = SegmentMaker(
                     model, encode_source(reference_net, vae, clip_vision, portrait), vae, encoder,
                     head_model or load_head(head, parameters), parameters, sampling,
-                    Finishing(picture, person.square, feather, match_color, mark=False), progress,
+                    Finishing(image, person.square, feather, match_color, mark=False), progress,
                     turn=len(makers), turns=len(drivers),
                 )  # fmt: skip
-            areas = shown_areas(people, drivers.keys(), *picture.shape[-2:])
-            finishing = Finishing(picture, None, feather, match_color, mark, label_of(label))
+            areas = shown_areas(people, drivers.keys(), *image.shape[-2:])
+            finishing = Finishing(image, None, feather, match_color, mark, label_of(label))
             make = GroupMaker(people, makers, areas, shape, finishing, progress)
             made = work.run(out, plan_segments(frames, segment, sampling["overlap"]), make, progress)
         say(f"{name}: {made} frames at {float(work.timing.rate):g} frames a second.")

@@ -63,9 +63,9 @@ class Finishing:
             )
         if original is None or crop is None:
             return cls(None, None, feather, match_color, mark, label)
-        picture = checked(original, "original")[0][:1]
-        require_picture_of(crop, picture)
-        return cls(picture, crop.square.reshape(-1, 3)[0], feather, match_color, mark, label)
+        image = checked(original, "original")[0][:1]
+        require_picture_of(crop, image)
+        return cls(image, crop.square.reshape(-1, 3)[0], feather, match_color, mark, label)
 
     def size_of(self, side: int) -> tuple[int, int]:
         """Height and width of the frames of the file, of portraits with such a side."""
@@ -125,9 +125,9 @@ class SegmentMaker:
         pose = self._pose(parameters)
         model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
 
-        def report(done: int, total: int, picture: Tensor | None) -> None:
+        def report(done: int, total: int, image: Tensor | None) -> None:
             share = segment.position(self.turn * total + done, self.turns * total)
-            self.progress.show(share, len(self.parameters), picture)
+            self.progress.show(share, len(self.parameters), image)
 
         latents = sample(
             model,

@@ -57,9 +57,9 @@ def detect_landmarks(
     total = len(frames) if isinstance(frames, Tensor) else total
     with _mesh(faces) if model is None else _landmarker(Path(model), faces) as detect:
         for frame in frames:
-            picture = prepare(frame, what)[0]
-            size = (int(picture.shape[1]), int(picture.shape[2]))
-            result.append(detect(to_pixels(picture)))
+            image = prepare(frame, what)[0]
+            size = (int(image.shape[1]), int(image.shape[2]))
+            result.append(detect(to_pixels(image)))
             if progress is not None:
                 progress(len(result), max(total, len(result)))
     return {"frames": result, "image_size": size}

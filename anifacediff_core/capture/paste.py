@@ -142,9 +142,9 @@ class _Place:
             )
         return cls((left, top), side, low, high, (width, height))
 
-    def cut(self, picture: Tensor) -> Tensor:
+    def cut(self, image: Tensor) -> Tensor:
         """The square's pixels (..., rows, columns) as a view of (..., height, width)."""
-        return picture[..., self.low[1] : self.high[1], self.low[0] : self.high[0]]
+        return image[..., self.low[1] : self.high[1], self.low[0] : self.high[0]]
 
     def centers(self, axis: int) -> Tensor:
         """Of the pixels along an axis (0 is x), in pixels from the square's edge."""
@@ -207,11 +207,11 @@ class _Taps:
         weight = weight / weight.sum(0)
         return cls(index.clamp(0, size - 1).to(portrait.device), weight.to(portrait))
 
-    def apply(self, picture: Tensor, axis: int) -> Tensor:
+    def apply(self, image: Tensor, axis: int) -> Tensor:
         """One axis, -1 or -2, of (channels, height, width)."""
-        result = torch.zeros((), dtype=picture.dtype, device=picture.device)
+        result = torch.zeros((), dtype=image.dtype, device=image.device)
         for index, weight in zip(self.index, self.weight, strict=True):
-            result = result + picture.index_select(axis, index) * (weight if axis == -1 else weight[:, None])
+            result = result + image.index_select(axis, index) * (weight if axis == -1 else weight[:, None])
         return result
 
 
@@ -235,9 +235,9 @@ class _Fit:
         columns, rows = (_Taps.of(place, axis, portrait) for axis in (0, 1))
         return cls(place, rows, columns, _edge(place, feather, shape).to(portrait))
 
-    def apply(self, picture: Tensor) -> Tensor:
+    def apply(self, image: Tensor) -> Tensor:
         """A frame of the portrait (3, size, size) at the place's pixels (3, rows, columns)."""
-        return self.rows.apply(self.columns.apply(picture, -1), -2)
+        return self.rows.apply(self.columns.apply(image, -1), -2)
 
 
 def _lanczos(distance: Tensor) -> Tensor:

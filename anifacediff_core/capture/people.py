@@ -43,7 +43,7 @@ class Person:
 
 
 def find_people(
-    picture: Tensor,
+    image: Tensor,
     models: Models,
     faces: Sequence[Detection] | None = None,
     progress: Progress | None = None,
@@ -51,21 +51,21 @@ def find_people(
     """Read everybody in a picture, from left to right, the small ones of a group as well.
 
     Args:
-        picture: (1, 1 to 4, height, width) in [0, 1].
+        image: (1, 1 to 4, height, width) in [0, 1].
         faces: where they are, if that is known already.
 
     Raises:
         InputError: nobody is there.
     """
     if faces is None:
-        pixels = prepare(picture, "the picture").to(models.head.template.device)
+        pixels = prepare(image, "the picture").to(models.head.template.device)
         faces = search(pixels, models)
     if not faces:
         raise Tracker().no_face_error("the picture")
     people = []
     for number, face in enumerate(sorted(faces, key=lambda face: face.center[0]), 1):
         read = extract_parameters(
-            picture, models, "portrait", faces=[[face]], what=f"the picture's face {number}"
+            image, models, "portrait", faces=[[face]], what=f"the picture's face {number}"
         )
         inner = face_square(models.head, read.parameters)[0].cpu()
         corner, side = read.square[:2], read.square[2:]
@@ -133,7 +133,7 @@ def _soft(inside: Tensor) -> Tensor:
 def paste_people(
     people: Collection[Person],
     portraits: Mapping[int, Tensor],
-    picture: Tensor,
+    image: Tensor,
     areas: Mapping[int, Tensor],
     *,
     feather: float = FEATHER,
@@ -144,7 +144,7 @@ def paste_people(
 
     Args:
         portraits: (frames, 3, size, size) in [0, 1] by the person's number, all of as many frames.
-        picture: (1, 1 to 4, height, width) in [0, 1] that the people were found in.
+        image: (1, 1 to 4, height, width) in [0, 1] that the people were found in.
         areas: of :func:`shown_areas`.
         feather, shape: see :func:`.paste.paste_back`.
         colors: by number the correction of :func:`.paste.measure_colors`.
@@ -154,13 +154,13 @@ def paste_people(
     """
     for person in from_back_to_front(people):
         if person.number in portraits:
-            picture, _ = paste_back(
+            image, _ = paste_back(
                 portraits[person.number],
-                picture,
+                image,
                 person.square,
                 feather=feather,
                 shape=shape,
                 colors=None if colors is None else colors[person.number],
                 mask=areas[person.number],
             )
-    return picture
+    return image

@@ -53,9 +53,9 @@ class Follower:
             else:
                 per_frame = detect_within(rest[:WINDOW_FRAMES], self.models, self._region)
             per_frame = with_looks(rest[: len(per_frame)], per_frame)
-            for picture, faces in zip(rest, per_frame, strict=False):
+            for image, faces in zip(rest, per_frame, strict=False):
                 if self._may_lack_faces(faces, first=not found):
-                    everybody = with_looks(picture[None], [search(picture[None], self.models)])[0]
+                    everybody = with_looks(image[None], [search(image[None], self.models)])[0]
                     self.tracker.follow(everybody, *extent)
                     if self.tracker.last is not None:
                         break  # this frame and the rest are looked at again, around the face
@@ -94,20 +94,20 @@ class Follower:
         return left, top, right, bottom
 
 
-def search(picture: Tensor, models: Models) -> list[Detection]:
+def search(image: Tensor, models: Models) -> list[Detection]:
     """All faces of a picture (1, 3, height, width), the small ones of a group as well, best first."""
-    scale = SEARCH_SIDE / max(picture.shape[-2:])
+    scale = SEARCH_SIDE / max(image.shape[-2:])
     if scale < 1:
-        size = [max(LEAST_PIXELS, round(side * scale)) for side in picture.shape[-2:]]
-        picture = F.interpolate(picture, size, mode="area")
-    height, width = picture.shape[-2:]
+        size = [max(LEAST_PIXELS, round(side * scale)) for side in image.shape[-2:]]
+        image = F.interpolate(image, size, mode="area")
+    height, width = image.shape[-2:]
     found: list[Detection] = []
     for level in LEVELS:
         side = max(LEAST_PIXELS, math.ceil(max(height, width) / level))
         for top in _starts(height, side):
             for left in _starts(width, side):
                 region = (left, top, min(left + side, width), min(top + side, height))
-                faces = detect_within(picture, models, region)[0]
+                faces = detect_within(image, models, region)[0]
                 found += [face for face in faces if level == 1 or face.score >= SURE]
     return _different(found)
 

@@ -171,7 +171,7 @@ def open_input(address: str, head: HeadModel, rate: Fraction) -> Input:
 
 
 class Output(Protocol):
-    def show(self, picture: Tensor, time: float) -> None:
+    def show(self, image: Tensor, time: float) -> None:
         """Take the picture (3, size, size) that is shown from that time on, in seconds from the first."""
         ...
 
@@ -186,15 +186,15 @@ class VideoOutput:
         self._last: Tensor | None = None
         self._cut = 0.0
 
-    def show(self, picture: Tensor, time: float) -> None:
+    def show(self, image: Tensor, time: float) -> None:
         written = self.writer.frames
         self._cut += max(0.0, time - self._cut - float(written / self.writer.rate) - LONGEST_PAUSE)
         number = round((time - self._cut) * self.writer.rate)
         for _ in range(number - written):
-            self.writer.write((picture if self._last is None else self._last)[None])
+            self.writer.write((image if self._last is None else self._last)[None])
         if number >= written:
-            self.writer.write(picture[None])
-        self._last = picture
+            self.writer.write(image[None])
+        self._last = image
 
 
 class PipeOutput:
@@ -203,15 +203,15 @@ class PipeOutput:
     def __init__(self, file: Any, rate: Fraction) -> None:
         self.file, self.rate, self._begun = file, rate, False
 
-    def show(self, picture: Tensor, time: float) -> None:
+    def show(self, image: Tensor, time: float) -> None:
         from av import VideoFrame
 
         if not self._begun:
-            height, width = picture.shape[-2:]
+            height, width = image.shape[-2:]
             rate = f"F{self.rate.numerator}:{self.rate.denominator}"
             self.file.write(f"YUV4MPEG2 W{width} H{height} {rate} Ip A1:1 C420jpeg\n".encode())
             self._begun = True
-        pixels = VideoFrame.from_ndarray(np.ascontiguousarray(to_pixels(picture)), format="rgb24")
+        pixels = VideoFrame.from_ndarray(np.ascontiguousarray(to_pixels(image)), format="rgb24")
         planes = pixels.reformat(format="yuv420p").to_ndarray()
         self.file.write(b"FRAME\n" + planes.tobytes())
         self.file.flush()
@@ -227,7 +227,7 @@ class DeviceOutput:
         self._container: Any = av.open(path, "w", format="v4l2")
         self._stream: Any = None
 
-    def show(self, picture: Tensor, time: float) -> None:
+    def show(self, image: Tensor, time: float) -> None:
         """See `Output.show`.
 
         Raises:
@@ -238,9 +238,9 @@ class DeviceOutput:
 
         if self._stream is None:
             self._stream = self._container.add_stream("rawvideo", rate=self.rate)
-            self._stream.height, self._stream.width = picture.shape[-2:]
+            self._stream.height, self._stream.width = image.shape[-2:]
             self._stream.pix_fmt = "yuv420p"
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(to_pixels(picture)), format="rgb24")
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(to_pixels(image)), format="rgb24")
         frame.pts, frame.time_base = self.shown, 1 / self.rate
         try:
             self._container.mux(self._stream.encode(frame))
@@ -319,9 +319,9 @@ class Live:
         with ExitStack() as stack:
             stack.callback(lambda: self.report(meter.describe(dropped)))
             for came, when, driver, dropped in self._paced(realtime or self.input.live, stack):
-                picture = self.draw(driver)
+                image = self.draw(driver)
                 try:
-                    output.show(picture, when)
+                    output.show(image, when)
                 except BrokenPipeError:  # whoever read it has had enough
                     self.stop.set()
                 meter.show(came)
@@ -334,9 +334,9 @@ class Live:
     def draw(self, driver: Driver) -> Tensor:
         """The picture for a driver, marked if it is to be."""
         given = isinstance(driver, FaceParameters)
-        picture = self.stream.follow(driver) if given else self.stream(driver)  # type: ignore[arg-type]
-        fits = self.marked and picture.shape[-1] >= LEAST_SIDE
-        return mark(picture[None])[0] if fits else picture
+        image = self.stream.follow(driver) if given else self.stream(driver)  # type: ignore[arg-type]
+        fits = self.marked and image.shape[-1] >= LEAST_SIDE
+        return mark(image[None])[0] if fits else image
 
     def _paced(self, realtime: bool, stack: ExitStack) -> Iterator[tuple[float, float, Driver, int]]:
         """Drivers: when they came and are to be shown, they themselves, how many were dropped so far."""
@@ -417,7 +417,7 @@ def load_stream(
     step = pipeline.model.config.downsampling
     if size % step:
         raise InputError(f"The size of the result is {size}: give a multiple of {step}.")
-    picture = read_image(source)
-    found = extract_parameters(picture, models, what="the source picture")
-    portrait = crop_portrait(picture, found.square, size)
+    image = read_image(source)
+    found = extract_parameters(image, models, what="the source picture")
+    portrait = crop_portrait(image, found.square, size)
     return Stream(pipeline, models, portrait, found.parameters, **settings), portrait, found.note

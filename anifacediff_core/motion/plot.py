@@ -95,15 +95,15 @@ def plot(params: FaceParameters, names: Sequence[str], before: FaceParameters | 
     drawn = panels(params, names)
     compared = [None] * len(drawn) if before is None else [panel.curves for panel in panels(before, names)]
     frames = max(len(params), 0 if before is None else len(before))
-    picture = Image.new("RGB", (WIDTH, len(drawn) * (PANEL + GAP) + 2 * GAP + SMALL), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (WIDTH, len(drawn) * (PANEL + GAP) + 2 * GAP + SMALL), BACKGROUND)
+    draw = ImageDraw.Draw(image)
     for row, (panel, dark) in enumerate(zip(drawn, compared, strict=True)):
         _draw_panel(draw, GAP + row * (PANEL + GAP), panel, dark or {}, frames)
     bottom = GAP + len(drawn) * (PANEL + GAP)
     for frame in _ticks(frames):
         _write(draw, (_across(frame, frames), bottom), str(frame), anchor="mt")
     _write(draw, (LEFT - 8, bottom), "frame", anchor="rt")
-    return torch.from_numpy(np.array(picture)).movedim(-1, 0).float() / 255
+    return torch.from_numpy(np.array(image)).movedim(-1, 0).float() / 255
 
 
 def strip(
@@ -113,8 +113,8 @@ def strip(
     heads = render_normals(head, params[list(frames)], HEAD_SIZE, progress=progress)
     side = WIDTH // HEADS
     whole = torch.zeros(3, HEAD_SIZE, WIDTH)
-    for place, picture in enumerate(heads):
-        whole[:, :, place * side : place * side + HEAD_SIZE] = picture
+    for place, image in enumerate(heads):
+        whole[:, :, place * side : place * side + HEAD_SIZE] = image
     return whole
 
 

@@ -1,4 +1,4 @@
-"""Pictures to latents and back: a small autoencoder, and that of Stable Diffusion.
+"""Images to latents and back: a small autoencoder, and that of Stable Diffusion.
 
 The small one has the layout of TAESD, so that hosts that know TAESD load its weights as they are. Layout and
 names (`encoder.N...`, `decoder.N...`): https://github.com/madebyollin/taesd (MIT).
@@ -56,7 +56,7 @@ class Block(nn.Module):
 
 
 class AutoEncoder(nn.Module):
-    """Pictures (frames, 3, height, width) in [0, 1] <-> latents (frames, C, height / 8, width / 8).
+    """Images (frames, 3, height, width) in [0, 1] <-> latents (frames, C, height / 8, width / 8).
 
     The encoder is trained to a variance of about one, so its output is what the UNet sees: a host that keeps
     Stable Diffusion 1.5's latents gets the same by its own factor (`vae_scale` 0.18215 for TAESD in ComfyUI).
@@ -72,7 +72,7 @@ class AutoEncoder(nn.Module):
         return self.encoder(images)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The picture as the network gives it, not clamped: training needs the gradient outside of [0, 1]."""
+        """The image as the network gives it, not clamped: training needs the gradient outside of [0, 1]."""
         return self.decoder(latents)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ def _level(layers: list[nn.Module]) -> Tensor:
             return alive
         for last in convolutions(layer)[-1:]:
             alive = alive | _alive(last)
-    return torch.ones_like(alive)  # a picture's channels
+    return torch.ones_like(alive)  # a image's channels
 
 
 def _alive(layer: nn.Conv2d) -> Tensor:
@@ -166,7 +166,7 @@ MOST_LEVELS = 16
 
 
 class StableAutoEncoder(nn.Module):
-    """Stable Diffusion's autoencoder for pictures in [0, 1]; latents are the means, as the host takes them.
+    """Stable Diffusion's autoencoder for images in [0, 1]; latents are the means, as the host takes them.
 
     Args:
         channels: of each level, finest first.

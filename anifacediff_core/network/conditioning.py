@@ -17,7 +17,7 @@ class VideoConditioning:
 
     Args:
         reference: of each transformer block, the ReferenceNet's tokens (clips, tokens, channels).
-        context: what the cross-attention reads: embeddings of the source pictures (clips, 1,
+        context: what the cross-attention reads: embeddings of the source images (clips, 1,
             cross_attention_dim), or of texts (clips, tokens, cross_attention_dim).
         pose: pose features of all levels, (clips * frames, channels, height, width) each, kept where memory
             is plenty.

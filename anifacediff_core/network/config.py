@@ -38,7 +38,7 @@ RANGES = {
     "expression_hidden": (1, 65536),
     "scaling_factor": (1e-6, 1e6),
 }
-MOST_ENTRIES = 16  # levels, or pictures of a pose encoder
+MOST_ENTRIES = 16  # levels, or images of a pose encoder
 LONGEST_NAME = 100  # characters
 
 
@@ -73,8 +73,8 @@ class NetworkConfig:
         motion_norm: whether a temporal module normalizes over all frames of a window, "clip" as in diffusers,
             or each frame by itself, "frame" as in AnimateDiff and the Animate-Anyone family.
         pose_encoder: "convolution" is ControlNet's small encoder; "attention" is Champ's and MagicPortrait's,
-            one per picture, summed; "multiscale" is AniPortrait's, whose features enter at five places.
-        pose_inputs: names of the pictures that the pose encoder reads, in the order of their channels.
+            one per image, summed; "multiscale" is AniPortrait's, whose features enter at five places.
+        pose_inputs: names of the images that the pose encoder reads, in the order of their channels.
         pose_channels: channels of the pose encoder; each further entry halves the resolution.
         context: what the cross-attention reads: "image", CLIP's embedding of the source, with zero as its
             unconditional counterpart; or "text", one fixed text for both halves of guidance.
@@ -143,7 +143,7 @@ class NetworkConfig:
 
     @classmethod
     def tiny(cls) -> NetworkConfig:
-        """The bundled model: the same architecture with three narrow levels, for 256² pictures."""
+        """The bundled model: the same architecture with three narrow levels, for 256² images."""
         return cls(
             block_out_channels=(96, 96, 96),
             attention_levels=(True, True, True),

@@ -24,7 +24,7 @@ def make_pose_encoder(config: NetworkConfig) -> nn.Module:
     The paper concatenates the encoded normals with the noisy latents; convolving that concatenation equals
     adding a convolution of the encoding, which is this encoder's last layer. It starts at zero.
 
-    Relatives of the paper read other pictures (`config.pose_inputs`); `encode_pose` runs all of them.
+    Relatives of the paper read other images (`config.pose_inputs`); `encode_pose` runs all of them.
     """
     if config.pose_encoder == "attention":
         return make_guidance_encoder(config)
@@ -33,27 +33,27 @@ def make_pose_encoder(config: NetworkConfig) -> nn.Module:
     return ControlNetConditioningEmbedding(config.block_out_channels[0], 3, config.pose_channels)
 
 
-def pose_sample(encoder: nn.Module, pictures: Tensor, chunk: int) -> Tensor | None:
-    """Pictures of which an encoder must know the statistics, by `measure`, to encode a video in chunks.
+def pose_sample(encoder: nn.Module, images: Tensor, chunk: int) -> Tensor | None:
+    """Images of which an encoder must know the statistics, by `measure`, to encode a video in chunks.
 
     None where it needs none: most encoders treat each frame by itself, and a single chunk is the whole video.
     """
-    if not isinstance(encoder, LandmarkGuider) or len(pictures) <= chunk:
+    if not isinstance(encoder, LandmarkGuider) or len(images) <= chunk:
         return None
-    count = min(SAMPLE, len(pictures))
-    return pictures[torch.linspace(0, len(pictures) - 1, count).round().long()]
+    count = min(SAMPLE, len(images))
+    return images[torch.linspace(0, len(images) - 1, count).round().long()]
 
 
 def encode_pose(
-    encoder: nn.Module, pictures: Tensor, statistics: Statistics | None = None
+    encoder: nn.Module, images: Tensor, statistics: Statistics | None = None
 ) -> tuple[Tensor, ...]:
     """Features of all levels of any pose encoder, for `network.unet.run_unet`.
 
     Args:
-        pictures: (frames, 3 * pose inputs, H, W) in [0, 1].
+        images: (frames, 3 * pose inputs, H, W) in [0, 1].
         statistics: of the video that the frames are a part of.
     """
-    features = encoder(pictures) if statistics is None else encoder(pictures, statistics)
+    features = encoder(images) if statistics is None else encoder(images, statistics)
     return features if isinstance(features, tuple) else (features,)
 
 
@@ -79,7 +79,7 @@ def make_image_encoder(config: NetworkConfig) -> CLIPVisionModelWithProjection:
 
 
 def clip_preprocess(images: Tensor, size: int) -> Tensor:
-    """Pictures (N, 3, H, W) in [0, 1] -> CLIP-normalized (N, 3, size, size), as ComfyUI does it.
+    """Images (N, 3, H, W) in [0, 1] -> CLIP-normalized (N, 3, size, size), as ComfyUI does it.
 
     The shorter side is scaled to `size` and the center is cropped; the result passes through 8 bits.
     """

@@ -1,6 +1,6 @@
-"""The pose encoder of Champ and MagicPortrait: one small network for each kind of picture, summed.
+"""The pose encoder of Champ and MagicPortrait: one small network for each kind of image, summed.
 
-Names of the tensors, each under the name of its picture (`depth.`, `normals.`, `render.`):
+Names of the tensors, each under the name of its image (`depth.`, `normals.`, `render.`):
 
     conv_in, blocks.0 … blocks.5, conv_out     convolutions, the odd blocks halve the resolution
     attention.norm, .proj_in, .proj_out        spatial transformer on what leaves the last block
@@ -30,7 +30,7 @@ def make_guidance_encoder(config: NetworkConfig) -> GuidanceEncoders:
 
 
 class GuidanceEncoder(nn.Module):
-    """Pictures of one kind (frames, 3, H, W) in [0, 1] -> features (frames, features, H / 8, W / 8).
+    """Images of one kind (frames, 3, H, W) in [0, 1] -> features (frames, features, H / 8, W / 8).
 
     Every frame by itself. With four entries in `channels` the resolution falls to an eighth, at which the
     positions of a frame attend to each other.
@@ -58,18 +58,18 @@ class GuidanceEncoder(nn.Module):
         for parameter in self.conv_out.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        hidden = F.silu(self.conv_in(pictures))
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = F.silu(self.conv_in(images))
         for block in self.blocks:
             hidden = F.silu(block(hidden))
         return self.conv_out(self.attention(hidden, return_dict=False)[0])
 
 
 class GuidanceEncoders(nn.ModuleDict):
-    """Pictures of several kinds (frames, 3 * kinds, H, W) in [0, 1] -> the sum of their features.
+    """Images of several kinds (frames, 3 * kinds, H, W) in [0, 1] -> the sum of their features.
 
     Args:
-        kinds: names of the pictures in the order of their channels.
+        kinds: names of the images in the order of their channels.
         features, channels: see `GuidanceEncoder`.
     """
 
@@ -80,11 +80,11 @@ class GuidanceEncoders(nn.ModuleDict):
     def kinds(self) -> tuple[str, ...]:
         return tuple(self)
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        parts = pictures.split(3, dim=1)
-        if len(parts) != len(self) or pictures.shape[1] != 3 * len(self):
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.split(3, dim=1)
+        if len(parts) != len(self) or images.shape[1] != 3 * len(self):
             raise InputError(
                 f"The pose encoder reads {', '.join(self)}: expected {3 * len(self)} channels, "
-                f"found {pictures.shape[1]}."
+                f"found {images.shape[1]}."
             )
         return sum(encoder(part) for encoder, part in zip(self.values(), parts, strict=True))  # type: ignore[return-value]

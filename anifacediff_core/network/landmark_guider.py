@@ -66,20 +66,20 @@ class LandmarkGuider(nn.Module):
             attention = Transformer2DModel(HEADS, HEAD_DIM, channels, norm_num_groups=norm_num_groups)
             setattr(self, f"cross_attn{level}", attention)
 
-    def forward(self, pictures: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, statistics: Statistics | None = None) -> tuple[Tensor, ...]:
         """Features for `run_unet`, one more than the UNet has levels.
 
         Args:
-            pictures: (frames, 3, H, W) in [0, 1].
+            images: (frames, 3, H, W) in [0, 1].
             statistics: of the video that the frames are from; by default those of the frames themselves.
         """
-        return self._run(pictures, statistics)[0]
+        return self._run(images, statistics)[0]
 
-    def measure(self, pictures: Tensor) -> Statistics:
-        """Statistics by which to normalize all frames of a video, from some of its pictures."""
-        return self._run(pictures, None)[1]
+    def measure(self, images: Tensor) -> Statistics:
+        """Statistics by which to normalize all frames of a video, from some of its images."""
+        return self._run(images, None)[1]
 
-    def _run(self, pictures: Tensor, statistics: Statistics | None) -> tuple[tuple[Tensor, ...], Statistics]:
+    def _run(self, images: Tensor, statistics: Statistics | None) -> tuple[tuple[Tensor, ...], Statistics]:
         used: Statistics = []
 
         def convolve(stage: nn.Module, hidden: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class LandmarkGuider(nn.Module):
                 hidden = F.relu(affine(normalized.to(hidden)))
             return hidden
 
-        hidden = self.final_proj(convolve(self.conv_layers, pictures * 510 - 1))
+        hidden = self.final_proj(convolve(self.conv_layers, images * 510 - 1))
         features = [hidden]
         for level in range(1, self.levels + 1):
             hidden = convolve(self.get_submodule(f"conv_layers_{level}"), hidden)

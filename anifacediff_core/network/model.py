@@ -106,14 +106,14 @@ class AniFaceDiff(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """CLIP-normalized pictures (sources, 3, i, i) -> embedding (sources, 1, cross_attention_dim)."""
+        """CLIP-normalized images (sources, 3, i, i) -> embedding (sources, 1, cross_attention_dim)."""
         return self.image_encoder(pixels).image_embeds[:, None]
 
     def encode_reference(self, latents: Tensor, image: Tensor) -> dict[str, Tensor]:
         """Run the ReferenceNet at t = 0.
 
         Args:
-            latents: of the source pictures, (sources, 4, h, w), without noise.
+            latents: of the source images, (sources, 4, h, w), without noise.
             image: (sources, 1, cross_attention_dim).
 
         Returns: of each transformer block, in order, the tokens entering its self-attention
@@ -132,21 +132,19 @@ class AniFaceDiff(nn.Module):
         )
         return features
 
-    def encode_pose(self, pictures: Tensor, chunk: int = 16) -> tuple[Tensor, ...]:
-        """Pictures (frames, 3 * pose inputs, H, W) in [0, 1], anywhere -> pose features on the same device.
+    def encode_pose(self, images: Tensor, chunk: int = 16) -> tuple[Tensor, ...]:
+        """Images (frames, 3 * pose inputs, H, W) in [0, 1], anywhere -> pose features on the same device.
 
-        Takes `chunk` frames at a time, so a long video's pictures never lie on the accelerator at once.
+        Takes `chunk` frames at a time, so a long video's images never lie on the accelerator at once.
 
         Returns: features for `run_unet`, (frames, C, h, w) each.
         """
         weight = next(self.pose_encoder.parameters())
-        sample = pose_sample(self.pose_encoder, pictures, chunk)
+        sample = pose_sample(self.pose_encoder, images, chunk)
         statistics = None if sample is None else self.pose_encoder.measure(sample.to(weight))  # type: ignore[operator]
-        chunks = [
-            encode_pose(self.pose_encoder, part.to(weight), statistics) for part in pictures.split(chunk)
-        ]
+        chunks = [encode_pose(self.pose_encoder, part.to(weight), statistics) for part in images.split(chunk)]
         return tuple(
-            torch.cat([level.to(pictures.device) for level in levels]) for levels in zip(*chunks, strict=True)
+            torch.cat([level.to(images.device) for level in levels]) for levels in zip(*chunks, strict=True)
         )
 
     def encode_expression(self, expression: Tensor) -> Tensor:

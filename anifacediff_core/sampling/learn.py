@@ -52,23 +52,23 @@ class Portraits:
     """Squares cut out of pictures of a face.
 
     Attributes:
-        pictures: (n, 3, size, size) in [0, 1].
+        images: (n, 3, size, size) in [0, 1].
         parameters: what was read from them (n).
         squares: left, top and side (n, 3), as shares of the picture that they were cut out of; what lies
             beyond it repeats its border.
     """
 
-    pictures: Tensor
+    images: Tensor
     parameters: FaceParameters
     squares: Tensor
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     @staticmethod
     def concatenate(parts: Sequence[Portraits]) -> Portraits:
         return Portraits(
-            torch.cat([part.pictures for part in parts]),
+            torch.cat([part.images for part in parts]),
             FaceParameters.concatenate([part.parameters for part in parts]),
             torch.cat([part.squares for part in parts]),
         )
@@ -108,7 +108,7 @@ class Rows:
 def learn(
     pipeline: Pipeline,
     models: Models,
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     settings: LearningSettings,
     watch: Watch | None = None,
 ) -> dict[str, Adapter]:
@@ -117,17 +117,17 @@ def learn(
     Args:
         pipeline: of the checkpoint to be tuned, whose weights stay as they are.
         models: what reads faces for the pipeline's head, on its device.
-        pictures: one to five of the same character, (3, height, width) each in [0, 1].
+        images: one to five of the same character, (3, height, width) each in [0, 1].
         watch: called after every step, now and then with what the network has made of a row.
 
     Raises:
         InputError: no face in a picture, too many pictures, a size or rank that cannot be, or a checkpoint
             that is guided by other things than normals and a source picture.
     """
-    _require_possible(pipeline, pictures, settings)
+    _require_possible(pipeline, images, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     pipeline.model.requires_grad_(False)
-    rows = _rows_of(pipeline, models, pictures, settings, generator)
+    rows = _rows_of(pipeline, models, images, settings, generator)
     layers = layers_of(pipeline.model.unet, _learns)
     with torch.enable_grad(), adapted(layers, settings.rank, generator) as adapters:
         _optimize(pipeline, rows, adapters, settings, generator, watch)
@@ -144,10 +144,10 @@ def lora_header(settings: LearningSettings, checkpoint: str) -> dict[str, str]:
     return {"format": "pt", "anifacediff_learned": json.dumps(made)}
 
 
-def _require_possible(pipeline: Pipeline, pictures: Sequence[Tensor], settings: LearningSettings) -> None:
+def _require_possible(pipeline: Pipeline, images: Sequence[Tensor], settings: LearningSettings) -> None:
     config = pipeline.model.config
-    if not 1 <= len(pictures) <= MOST_PICTURES:
-        raise InputError(f"There are {len(pictures)} pictures to learn from: give 1 to {MOST_PICTURES}.")
+    if not 1 <= len(images) <= MOST_PICTURES:
+        raise InputError(f"There are {len(images)} pictures to learn from: give 1 to {MOST_PICTURES}.")
     if config.pose_inputs != ("normals",) or config.context != "image":
         raise InputError(
             "The checkpoint is guided by more than normals and a source picture, which cannot be learned "
@@ -177,20 +177,20 @@ def _learns(name: str) -> bool:
 def _rows_of(
     pipeline: Pipeline,
     models: Models,
-    pictures: Sequence[Tensor],
+    images: Sequence[Tensor],
     settings: LearningSettings,
     generator: torch.Generator,
 ) -> Rows:
     def one_of(numbers: Sequence[int]) -> int:
         return numbers[int(torch.randint(len(numbers), (1,), generator=generator))]
 
-    size, count = settings.size, max(VIEWS // (2 * len(pictures)), 2)
+    size, count = settings.size, max(VIEWS // (2 * len(images)), 2)
     parts = [
-        _views(models, picture.flip(-1) if mirrored else picture, f"picture {number}", count, size, generator)
+        _views(models, image.flip(-1) if mirrored else image, f"picture {number}", count, size, generator)
         for mirrored in (False, True)
-        for number, picture in enumerate(pictures, 1)
+        for number, image in enumerate(images, 1)
     ]
-    half, pairs = count * len(pictures), []  # source and target; a mirror image is another character
+    half, pairs = count * len(images), []  # source and target; a mirror image is another character
     for start in (0, half):
         wholes, every = range(start, start + half, count), range(start, start + half)
         pairs += [(one_of(every if target % 2 else wholes), target) for target in every]
@@ -203,15 +203,15 @@ def _rows_of(
 
 
 def _views(
-    models: Models, picture: Tensor, what: str, count: int, size: int, generator: torch.Generator
+    models: Models, image: Tensor, what: str, count: int, size: int, generator: torch.Generator
 ) -> Portraits:
     """All of a picture's portrait, and random squares around its middle."""
-    found = extract_parameters(picture[None], models, what=what)
+    found = extract_parameters(image[None], models, what=what)
     side = torch.empty(count - 1, 1).uniform_(*SIDES, generator=generator)
     shift = torch.empty(count - 1, 2).uniform_(-SHIFT, SHIFT, generator=generator)
     whole = torch.tensor([[0.0, 0.0, 1.0]])
     squares = torch.cat([whole, torch.cat([(1 - side) / 2 + shift, side], 1)])
-    portrait = crop_portrait(picture[None], found.square, 2 * size).expand(count, -1, -1, -1)
+    portrait = crop_portrait(image[None], found.square, 2 * size).expand(count, -1, -1, -1)
     read = found.parameters.expand(count)
     camera = crop_camera(read.camera, squares)
     return Portraits(crop_portrait(portrait, squares, size), replace(read, camera=camera), squares)
@@ -237,9 +237,9 @@ def _rows(
     model, size = pipeline.model, settings.size
     sources, targets = map(list, zip(*pairs, strict=True))
     # one at a time: a CPU is faster then, and it is all the memory that is needed
-    latents = torch.cat([pipeline.encode(picture) for picture in portraits.pictures.split(1)])
+    latents = torch.cat([pipeline.encode(image) for image in portraits.images.split(1)])
     seen = sorted(set(sources))
-    pixels = clip_preprocess(portraits.pictures[seen].float(), model.config.image_size)
+    pixels = clip_preprocess(portraits.images[seen].float(), model.config.image_size)
     context = model.encode_image(pixels.to(latents))
     features = [model.encode_reference(latents[[n]], context[[row]]) for row, n in enumerate(seen)]
     motion = align(portraits.parameters[sources], portraits.parameters[targets]).to(latents.device)

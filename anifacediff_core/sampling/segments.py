@@ -296,11 +296,11 @@ class ResumableVideo:
         """Whether a segment can be joined to the first one."""
         return codec_parameters(self._video(number)) == codec_parameters(self._video(first))
 
-    def _write(self, number: int, pictures: Iterable[Tensor], state: SegmentState) -> None:
+    def _write(self, number: int, images: Iterable[Tensor], state: SegmentState) -> None:
         path = self._video(number)
         rate = self.timing.rate
         with atomic_write(path) as temporary, VideoWriter(temporary, rate, repeatable=True) as video:
-            for part in pictures:
+            for part in images:
                 video.write(part)
         digests = {"sha256": file_digest(path), "tensors": fingerprint(state)}
         write_tensors(path.with_suffix(".safetensors"), state, digests)

@@ -91,15 +91,15 @@ class LiveSession:
             asked, self._asked = self._asked, set()
             return asked
 
-    def show(self, picture: Tensor, status: Mapping[str, Any]) -> None:
+    def show(self, image: Tensor, status: Mapping[str, Any]) -> None:
         """Answer who waits for the frame that was yielded last, or for one before it.
 
         Args:
-            picture: (3, height, width) in [0, 1].
+            image: (3, height, width) in [0, 1].
             status: figures to show beside it.
         """
         file = io.BytesIO()
-        Image.fromarray(to_pixels(picture)).save(file, "JPEG", quality=QUALITY)
+        Image.fromarray(to_pixels(image)).save(file, "JPEG", quality=QUALITY)
         with self._lock:
             self._shown, self._picture = self._drawing, file.getvalue()
             self._status = json.dumps({**status, "number": self._shown})
@@ -247,14 +247,12 @@ def decode(data: bytes) -> Tensor | None:
     Raises:
         InputError: it is no such picture, or has hardly any pixels.
     """
-    with open_picture(io.BytesIO(data), FORMATS) as picture:
-        if picture.width * picture.height > MOST_PIXELS:
+    with open_picture(io.BytesIO(data), FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
             return None
-        if min(picture.size) < LEAST_PIXELS:
-            raise InputError(
-                f"The frame has only {picture.width}×{picture.height} pixels: send a larger one."
-            )
-        return to_tensor(shown(picture))
+        if min(image.size) < LEAST_PIXELS:
+            raise InputError(f"The frame has only {image.width}×{image.height} pixels: send a larger one.")
+        return to_tensor(shown(image))
 
 
 async def _body(request: web.Request) -> bytes | None:

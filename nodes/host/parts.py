@@ -92,7 +92,7 @@ def _require_fit(config: Any, samples: Tensor, context: Tensor) -> None:
 
 def encode_pose(
     encoder: ModelPatcher,
-    pictures: Tensor,
+    images: Tensor,
     chunk: int = 16,
     progress: Progress | None = None,
 ) -> tuple[Tensor, ...]:
@@ -101,15 +101,15 @@ def encode_pose(
     Works through `chunk` frames at a time, so that a long video never lies on the accelerator at once.
 
     Args:
-        pictures: (frames, 3 * pose inputs, height, width) in [0, 1], usually normals.
+        images: (frames, 3 * pose inputs, height, width) in [0, 1], usually normals.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     if height % 8 or width % 8:
         raise InputError(
             f"The pose pictures are {width}×{height}: make them at a size that is a multiple of 8."
         )
 
-    sample, statistics = pose_sample(unwrap(encoder), pictures, chunk), None
+    sample, statistics = pose_sample(unwrap(encoder), images, chunk), None
     if sample is not None:
         statistics = run(encoder, lambda module, images: module.measure(images), sample)
 
@@ -117,10 +117,10 @@ def encode_pose(
         return tuple(level.cpu() for level in encode_pictures(module, images, statistics))
 
     chunks = []
-    for part in pictures.split(chunk):
+    for part in images.split(chunk):
         chunks.append(run(encoder, encode, part))
         if progress is not None:
-            progress(min(chunk * len(chunks), len(pictures)), len(pictures))
+            progress(min(chunk * len(chunks), len(images)), len(images))
     return tuple(map(torch.cat, zip(*chunks, strict=True)))
 
 

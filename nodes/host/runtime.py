@@ -43,12 +43,10 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         self.show(done, total)
 
-    def show(self, done: int, total: int, picture: Tensor | None = None) -> None:
+    def show(self, done: int, total: int, image: Tensor | None = None) -> None:
         """Move the bar and, where there is one, show a picture (3, height, width) in [0, 1] on the node."""
         comfy.model_management.throw_exception_if_processing_interrupted()
-        preview = (
-            None if picture is None else ("JPEG", Image.fromarray(to_pixels(picture.float())), PREVIEW_SIDE)
-        )
+        preview = None if image is None else ("JPEG", Image.fromarray(to_pixels(image.float())), PREVIEW_SIDE)
         self.bar.update_absolute(done, total, preview)
 
 

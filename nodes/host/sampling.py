@@ -130,10 +130,10 @@ def _sheet(previewer: latent_preview.LatentPreviewer, denoised: Tensor) -> Tenso
     """A few frames from all over the video, in rows: (3, height, width) in [0, 1]."""
     count = min(len(denoised), PREVIEW_COLUMNS * PREVIEW_ROWS)
     chosen = torch.linspace(0, len(denoised) - 1, count).round().long().tolist()
-    pictures = [previewer.decode_latent_to_preview(denoised[number : number + 1]) for number in chosen]
-    if not all(isinstance(picture, Image.Image) for picture in pictures):
+    images = [previewer.decode_latent_to_preview(denoised[number : number + 1]) for number in chosen]
+    if not all(isinstance(image, Image.Image) for image in images):
         return None
-    frames = torch.from_numpy(np.stack([np.asarray(picture.convert("RGB")) for picture in pictures]))
+    frames = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in images]))
     columns = min(count, PREVIEW_COLUMNS)
     frames = F.pad(frames, (0, 0) * 3 + (0, -count % columns))
     sheet = rearrange(frames, "(row column) h w c -> c (row h) (column w)", column=columns)

@@ -63,18 +63,18 @@ def has_latents_of_its_own(network: NetworkConfig) -> bool:
     return network.scaling_factor != SD15_LATENT_SCALE
 
 
-def fit_preview(model: ModelPatcher, vae: comfy.sd.VAE, picture: Tensor) -> None:
+def fit_preview(model: ModelPatcher, vae: comfy.sd.VAE, image: Tensor) -> None:
     """Teach the host's previews the colors of a MODEL's own latents.
 
     The host maps latents to colors linearly, for this MODEL as for Stable Diffusion's. Here the map is the
     least squares fit between one picture and its latents.
 
     Args:
-        picture: the host's IMAGE (1, height, width, 3).
+        image: the host's IMAGE (1, height, width, 3).
     """
     latent_format = model.model.latent_format
-    latents = latent_format.process_in(vae.encode(picture)).float().cpu()
-    colors = F.interpolate(picture.movedim(-1, 1), latents.shape[-2:], mode="area") * 2 - 1
+    latents = latent_format.process_in(vae.encode(image)).float().cpu()
+    colors = F.interpolate(image.movedim(-1, 1), latents.shape[-2:], mode="area") * 2 - 1
     known = F.pad(latents, (0, 0, 0, 0, 0, 1), value=1.0).flatten(2)[0].T  # a last column for the bias
     fitted = torch.linalg.lstsq(known, colors.flatten(2)[0].T, driver="gelsd").solution.tolist()
     latent_format.latent_rgb_factors, latent_format.latent_rgb_factors_bias = fitted[:-1], fitted[-1]
