@@ -18,7 +18,7 @@ from .host.runtime import Progress, show_text
 from .host.synthetic import QUALITY, frames_of, save_synthetic
 from .host.video import preview_of
 from .images import checked, to_core, to_host
-from .sockets import make_schema
+from .sockets import make_schema, prefix_input
 
 UNSIGNED = "none"
 
@@ -131,11 +131,7 @@ class SaveSyntheticVideo(io.ComfyNode):
                 io.Video.Input(
                     "video", tooltip="Video of Create Video or Load Video; mark its frames first."
                 ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="video/AniFaceDiff",
-                    tooltip="Folder below output, and the start of the file's name; a number is added.",
-                ),
+                prefix_input("video/AniFaceDiff"),
                 io.Int.Input(
                     "crf",
                     default=QUALITY,

@@ -29,7 +29,7 @@ from .host.synthetic import write_wave
 from .host.video import preview_of, temporary_folder
 from .images import checked
 from .label import UNLABELED, label_input, label_of
-from .sockets import make_schema
+from .sockets import make_schema, prefix_input, rate_input
 
 SHOWN = ("mp4", "webm", "gif", "webp")  # what browsers play
 
@@ -68,20 +68,8 @@ class SaveVideoAs(io.ComfyNode):
                     "gif, webp: pictures that move, without sound. png: a folder of numbered pictures, "
                     "lossless. mp4: H.264. All but mp4 can be transparent; in a gif a pixel is or is not.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=24.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    round=0.00001,
-                    tooltip="Frames a second, of Video Frames. 29.97 means 30000/1001. A gif has at most 50.",
-                ),
-                io.String.Input(
-                    "filename_prefix",
-                    default="video/AniFaceDiff",
-                    tooltip="Folder below output, and the start of the file's name; a number is added.",
-                ),
+                rate_input("Frames a second, of Video Frames. 29.97 means 30000/1001. A gif has at most 50."),
+                prefix_input("video/AniFaceDiff"),
                 io.Int.Input(
                     "crf",
                     default=CRF,

@@ -12,7 +12,14 @@ from anifacediff_core.motion.retime import exact_rate
 from .host.api import io, ui
 from .host.files import input_file, input_names, output_file, workflow_metadata
 from .host.runtime import Progress
-from .sockets import FaceParametersSocket, frames_output, make_schema, parameters_output
+from .sockets import (
+    FaceParametersSocket,
+    frames_output,
+    make_schema,
+    parameters_output,
+    prefix_input,
+    rate_input,
+)
 
 SUFFIX, JSON_SUFFIX, CSV_SUFFIX = ".safetensors", ".json", ".csv"
 
@@ -44,11 +51,7 @@ class SaveFaceParameters(io.ComfyNode):
             search_aliases=["export motion", "write face parameters", "json"],
             inputs=[
                 FaceParametersSocket.Input("parameters", tooltip="Face parameters to save."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="face_parameters/motion",
-                    tooltip="Folder below output, and the start of the file's name; a number is added.",
-                ),
+                prefix_input("face_parameters/motion"),
                 io.Combo.Input(
                     "format",
                     options=["safetensors", "json"],
@@ -122,14 +125,8 @@ class LoadLiveLink(FileNode):
                     options=input_names(CSV_SUFFIX),
                     tooltip="The take's CSV file, in the input folder.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=30.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    round=0.00001,
-                    tooltip="Frames a second to bring it to, by its timecode. 29.97 means 30000/1001.",
+                rate_input(
+                    "Frames a second to bring it to, by its timecode. 29.97 means 30000/1001.", default=30.0
                 ),
                 io.Combo.Input(
                     "timecode_fps",

@@ -10,7 +10,7 @@ from anifacediff_core.provenance.label import PLACES, SIZE, WORDINGS, Label, put
 
 from .host.api import io
 from .images import checked, to_core, to_host
-from .sockets import make_schema, share_input
+from .sockets import make_schema, rate_input, share_input
 
 UNLABELED = "none"
 
@@ -53,16 +53,7 @@ class LabelSyntheticVideo(io.ComfyNode):
                     step=0.5,
                     tooltip="How long it shows, from the first frame on. 0 is all the time, the surest.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=24.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    round=0.00001,
-                    optional=True,
-                    tooltip="Frames a second, of Video Frames, to count the seconds by.",
-                ),
+                rate_input("Frames a second, of Video Frames, to count the seconds by.", optional=True),
             ],
             outputs=[
                 io.Image.Output(display_name="image", tooltip="The labeled video, for Mark Synthetic Video.")

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
-from anifacediff_core.finite import require_finite
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
-from anifacediff_core.head.render import render_normals
 from anifacediff_core.sampling.pace import Meter
 from anifacediff_core.sampling.stream import LiveMotion
 
@@ -21,24 +19,19 @@ from .capture import face_input, on_device, region_input, smoothing_input
 from .head import head_input, load_head
 from .head import on_device as head_on_device
 from .host.api import io
-from .host.live import live_session
-from .host.parts import encode_pose, pose_kinds
+from .host.live import LiveSession, live_session
 from .host.runtime import ModelPatcher, device, show_text
-from .host.sampling import sample
-from .sampling import apply_video, context_of, seed_input, step_inputs
+from .sampling import seed_input, step_inputs
+from .segments import Networks, network_inputs, require_plain
 from .sockets import (
     FaceCaptureSocket,
-    FaceParametersSocket,
-    HeadSocket,
-    Pose,
-    PoseEncoderSocket,
     Reference,
-    ReferenceSocket,
     connected,
+    head_model_input,
     make_schema,
+    share_input,
 )
 
-PLAIN = ("normals",)
 USUAL_RATE = 25.0  # of a recording of a single picture, which has none
 
 
@@ -87,34 +80,6 @@ def _bytes(image: Tensor) -> Tensor:
     return image.clamp(0, 1).mul(255).round().to("cpu", torch.uint8).movedim(0, -1).contiguous()
 
 
-@dataclass(frozen=True)
-class Artist:
-    """Draws the source with the host's networks, one picture at a time."""
-
-    model: ModelPatcher
-    reference: Reference
-    vae: Any
-    encoder: ModelPatcher
-    head: HeadModel
-    sampling: dict[str, Any]
-
-    def draw(self, parameters: FaceParameters) -> Tensor:
-        """The picture (3, size, size) in [0, 1] for one frame of parameters that are the source's already."""
-        normals = render_normals(self.head, parameters, self.reference.size)
-        pose = Pose(encode_pose(self.encoder, normals))
-        model = apply_video(self.model, self.reference, pose, parameters, 1, 0)
-        latents = sample(
-            model,
-            *context_of(self.reference),
-            **self.sampling,
-            window=1,
-            overlap=0,
-            report=lambda done, total, image: None,
-            quiet=True,
-        )["samples"]
-        return require_finite(self.vae.decode(latents).movedim(-1, 1).float()).clamp(0, 1)[0].cpu()
-
-
 class LiveReenactment(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -127,7 +92,7 @@ class LiveReenactment(io.ComfyNode):
             search_aliases=["webcam", "camera", "realtime", "live portrait", "puppet", "vtuber"],
             hidden=[io.Hidden.unique_id],
             advanced="seed cfg sampler_name scheduler region smoothing most_frames head",
-            inputs=[*_network_inputs(), *_motion_inputs(), *_recording_inputs()],
+            inputs=[*network_inputs(), *_motion_inputs(), *_recording_inputs()],
             outputs=[
                 io.Image.Output(
                     display_name="image",
@@ -159,11 +124,6 @@ class LiveReenactment(io.ComfyNode):
         pose_encoder: ModelPatcher | None,
         source: FaceParameters,
         face_capture: Any,
-        seed: int,
-        steps: int,
-        cfg: float,
-        sampler_name: str,
-        scheduler: str,
         region: str,
         face: int,
         smoothing: float,
@@ -172,25 +132,14 @@ class LiveReenactment(io.ComfyNode):
         most_frames: int,
         head: str,
         head_model: HeadModel | None = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
-        encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
-        if pose_kinds(encoder) != PLAIN:
-            raise InputError(
-                "This pose encoder reads more than normals, which Live Reenactment does not draw: use "
-                "AniFaceDiff Sampler."
-            )
-        sampling = {
-            "seed": seed,
-            "steps": steps,
-            "cfg": cfg,
-            "sampler": sampler_name,
-            "scheduler": scheduler,
-        }
+        encoder = require_plain(pose_encoder, "Live Reenactment")
+        sampling = {"sampler": settings.pop("sampler_name"), **settings, "window": 1, "overlap": 0}
         drawn = head_model or load_head(head, source)
-        artist = Artist(model, reference, vae, encoder, drawn, sampling)
-        recording, meter = Recording(most_frames), Meter()
-        last: Tensor | None = None
+        networks = Networks(model, reference, vae, encoder, drawn, sampling)
+        recording = Recording(most_frames)
         with (
             on_device(face_capture) as models,
             head_on_device(drawn),
@@ -206,54 +155,55 @@ class LiveReenactment(io.ComfyNode):
                 expression_gain=expression,
                 head_gain=head_motion,
             )
-            for came, frame in session.frames():
-                asked = session.asked()
-                if "neutral" in asked:
-                    motion.neutral()
-                if asked & {"record", "pause"}:
-                    recording.running = "record" in asked and len(recording.images) < most_frames
-                last = artist.draw(motion.read(frame.to(device())))
-                recording.add(last, came)
-                meter.show(came)
-                session.show(
-                    last,
-                    {
-                        "fps": meter.rate,
-                        "latency": meter.latency(0.5),
-                        "dropped": session.newest.dropped,
-                        "recording": recording.running,
-                        "recorded": len(recording.images),
-                        "most": most_frames,
-                        "lost": motion.lost,
-                    },
-                )
-            report = f"{meter.shown} pictures, {meter.describe(session.newest.dropped)}."
+            last, report = _perform(session, motion, networks, recording)
         if last is None:
             raise InputError(
                 "No frame came from the page: press Start in the node, and let the browser use the camera, "
                 "or choose a video file."
             )
         show_text(report)
-        if not recording.images:
-            return io.NodeOutput(last.movedim(0, -1)[None].contiguous(), recording.rate, report)
-        return io.NodeOutput(recording.image(), recording.rate, report)
+        image = recording.image() if recording.images else last.movedim(0, -1)[None].contiguous()
+        return io.NodeOutput(image, recording.rate, report)
 
 
-def _network_inputs() -> list[io.Input]:
+def _perform(
+    session: LiveSession, motion: LiveMotion, networks: Networks, recording: Recording
+) -> tuple[Tensor | None, str]:
+    """Draw frames until the session ends: the last image (3, size, size), if any, and how it went."""
+    meter, last = Meter(), None
+    for came, frame in session.frames():
+        asked = session.asked()
+        if "neutral" in asked:
+            motion.neutral()
+        if asked & {"record", "pause"}:
+            recording.running = "record" in asked and len(recording.images) < recording.most
+        last = _draw(networks, motion.read(frame.to(device())))
+        recording.add(last, came)
+        meter.show(came)
+        session.show(
+            last,
+            {
+                "fps": meter.rate,
+                "latency": meter.latency(0.5),
+                "dropped": session.newest.dropped,
+                "recording": recording.running,
+                "recorded": len(recording.images),
+                "most": recording.most,
+                "lost": motion.lost,
+            },
+        )
+    return last, f"{meter.shown} pictures, {meter.describe(session.newest.dropped)}."
+
+
+def _draw(networks: Networks, parameters: FaceParameters) -> Tensor:
+    """The image (3, size, size) in [0, 1] for one frame of parameters that are the source's already."""
+    pose = networks.pose(parameters)
+    latents = networks.sample(parameters, pose, report=lambda done, total, image: None, quiet=True)
+    return networks.decode(latents)[0].cpu()
+
+
+def _motion_inputs() -> list[io.Input]:
     return [
-        io.Model.Input(
-            "model",
-            tooltip="MODEL of Load AniFaceDiff, with the Expression Adapter Loader and whatever else "
-            "behind it.",
-        ),
-        ReferenceSocket.Input(
-            "reference", tooltip="The source, from ReferenceNet Encode; the pictures get its size."
-        ),
-        io.Vae.Input("vae", tooltip="VAE of Load AniFaceDiff, which turns latents into pictures."),
-        PoseEncoderSocket.Input("pose_encoder", tooltip="Pose encoder of Load AniFaceDiff."),
-        FaceParametersSocket.Input(
-            "source", tooltip="Face parameters of the source picture, from DECA Extract; their shape is kept."
-        ),
         FaceCaptureSocket.Input(
             "face_capture",
             tooltip="What reads your face: face detector and encoder of Load AniFaceDiff, or DECA of Load "
@@ -261,30 +211,21 @@ def _network_inputs() -> list[io.Input]:
         ),
         seed_input(control=False),
         *step_inputs(),
-    ]
-
-
-def _motion_inputs() -> list[io.Input]:
-    return [
         region_input(),
         face_input(),
         smoothing_input(),
-        io.Float.Input(
+        share_input(
             "expression",
-            default=1.0,
-            min=0.0,
-            max=3.0,
-            step=0.05,
-            tooltip="How far the expression moves. 0 is none of it, 1 as you do, up to 3 is more.",
+            1.0,
+            "How far the expression moves. 0 is none of it, 1 as you do, up to 3 is more.",
+            most=3.0,
         ),
-        io.Float.Input(
+        share_input(
             "head_motion",
-            default=1.0,
-            min=0.0,
-            max=3.0,
-            step=0.05,
-            tooltip="How far the head turns, and moves and grows in the picture. 0 is none of it, 1 as you "
-            "do, up to 3 is more.",
+            1.0,
+            "How far the head turns, and moves and grows in the picture. 0 is none of it, 1 as you do, up to "
+            "3 is more.",
+            most=3.0,
         ),
     ]
 
@@ -299,9 +240,5 @@ def _recording_inputs() -> list[io.Input]:
             tooltip="Recording stops by itself at so many pictures, since each takes memory.",
         ),
         head_input(),
-        HeadSocket.Input(
-            "head_model",
-            optional=True,
-            tooltip="Head of Load DECA, for parameters that were read with it.",
-        ),
+        head_model_input(),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from anifacediff_core.capture.confidence import LEAST
 from anifacediff_core.capture.extract import extract_parameters
 from anifacediff_core.capture.paste import FEATHER
-from anifacediff_core.errors import InputError
 from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -32,31 +32,26 @@ from .fingerprints import facts_of_model, workflow_fingerprint
 from .head import camera_input, head_input, load_head
 from .host.api import io
 from .host.files import output_file
-from .host.parts import pose_kinds
-from .host.runtime import ModelPatcher, Progress, notify
+from .host.runtime import ModelPatcher, Notes, Progress
 from .host.video import file_of, preview_of, video_of
 from .label import UNLABELED, label_input, label_of
-from .sampling import model_input, seed_input, shared_noise_input, step_inputs, window_inputs
-from .segments import Finishing, SegmentMaker
+from .sampling import seed_input, shared_noise_input, step_inputs, window_inputs
+from .segments import Finishing, Networks, SegmentMaker, network_inputs, require_plain
 from .sockets import (
     Crop,
     CropSocket,
     FaceCaptureSocket,
     FaceParametersSocket,
-    PoseEncoderSocket,
     Reference,
-    ReferenceSocket,
     connected,
     head_model_input,
     make_schema,
-    share_input,
+    paste_inputs,
 )
 
-PLAIN = ("normals",)
-# Arguments of `sample` and of `capture`, and the widgets that they come from.
+# Arguments of `sample`, and the widgets that they come from.
 SAMPLING = {name: name for name in ("seed", "steps", "cfg", "scheduler", "window", "overlap", "shared_noise")}
 SAMPLING["sampler"] = "sampler_name"
-READING = {"mode": "region"} | {name: name for name in ("face", "smoothing", "missing", "least_confidence")}
 
 
 class ReenactLongVideo(io.ComfyNode):
@@ -75,7 +70,12 @@ class ReenactLongVideo(io.ComfyNode):
             advanced="region smoothing missing camera head sampler_name scheduler window "
             "overlap shared_noise segment feather match_color least_confidence",
             inputs=[
-                *_network_inputs(),
+                *network_inputs(),
+                io.Video.Input(
+                    "driving",
+                    tooltip="The driving video, straight from Load Video: it is read frame by frame and "
+                    "never as a whole.",
+                ),
                 *_motion_inputs(),
                 *video_inputs(),
                 *_paste_inputs(),
@@ -121,79 +121,68 @@ class ReenactLongVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         vae = connected(vae, "VAE", "load a checkpoint that has one, or a VAE of Stable Diffusion 1.5")
         encoder = require_plain(pose_encoder, "Reenact Long Video")
-        settings = {"least_confidence": LEAST, **settings}
-        sampling, reading = (
-            {name: settings[entry] for name, entry in names.items()} for names in (SAMPLING, READING)
-        )
+        sampling, reading = sampling_of(settings), {"mode": settings["region"], "face": settings["face"]}
+        reading |= reading_of(settings)
         finishing = Finishing.of(original, crop, feather, match_color, mark, label_of(label))
         if mark:  # now, rather than when the first segment is made
             require_size(*finishing.size_of(reference.size))
-        path = file_of(driving)
-        out, name = output_file(filename_prefix, ".mp4")
-        notes: list[str] = []
-
-        def say(text: str) -> None:
-            notes.append(text)
-            notify(text)
-
+        path, notes = file_of(driving), Notes()
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), reference, source, driving_parameters, finishing]
         given = workflow_fingerprint(cls.hidden) or tensors
         # one workflow may have a list of sources; so coarse that what a GPU rounds otherwise hardly counts
         given = [given, [round(value, 1) for value in source.shape[0, :8].tolist()]]
-        unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
-        video = ResumableVideo(
-            beside(unnumbered, ".work"),
-            beside(unnumbered, ".partial.mp4"),
-            fingerprint(given, [sampling, reading, camera, segment], path),
-            VideoTiming.of(path),
-            say,
-        )
-        with video.begin() as work:
+        key = fingerprint(given, [sampling, reading, camera, segment], path)
+        result = Result(filename_prefix, key, VideoTiming.of(path), notes)
+        with result.video.begin() as work:
             motion = driving_parameters
             if motion is None:
                 cache_key = fingerprint(path, reading, workflow_fingerprint(cls.hidden, "face_capture"))
                 motion, note = work.parameters(cache_key, lambda: read_driver(path, face_capture, reading))
-                say(note)
+                notes(note)
             parameters = align(source_frame(source), motion, camera)
             head_model = head_model or load_head(head, parameters)
-            make = SegmentMaker(
-                model, reference, vae, encoder, head_model, parameters, sampling, finishing,
-                Progress(len(parameters)),
-            )  # fmt: skip
+            networks = Networks(model, reference, vae, encoder, head_model, sampling)
+            make = SegmentMaker(networks, parameters, finishing, Progress(len(parameters)))
             segments = plan_segments(len(parameters), segment, sampling["overlap"])
-            frames = work.run(out, segments, make, make.progress)
-        say(f"{name}: {frames} frames at {float(work.timing.rate):g} frames a second.")
-        return io.NodeOutput(video_of(out), " ".join(notes), ui=preview_of(name))
+            frames = work.run(result.file, segments, make, make.progress)
+        return result.output(frames, work.timing.rate)
 
 
-def require_plain(pose_encoder: ModelPatcher | None, node: str) -> ModelPatcher:
-    """Refuse a pose encoder that is missing, or reads what a node does not draw."""
-    encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
-    if pose_kinds(encoder) != PLAIN:
-        raise InputError(
-            f"This pose encoder reads more than normals, which {node} does not draw: use AniFaceDiff Sampler."
-        )
-    return encoder
+class Result:
+    """The file that a node makes segment by segment, and goes on with where it was cancelled.
+
+    Args:
+        prefix: the node's filename_prefix.
+        key: the fingerprint of all that the result depends on.
+        timing: of the file's frames.
+        notes: the report.
+
+    Attributes:
+        file: in the output folder, not there before.
+    """
+
+    def __init__(self, prefix: str, key: str, timing: VideoTiming, notes: Notes) -> None:
+        self.file, self.name = output_file(prefix, ".mp4")
+        unnumbered = self.file.with_name(f"{self.file.name.rsplit('_', 2)[0]}.mp4")
+        work, partial = beside(unnumbered, ".work"), beside(unnumbered, ".partial.mp4")
+        self.video, self.notes = ResumableVideo(work, partial, key, timing, notes), notes
+
+    def output(self, frames: int, rate: Fraction) -> io.NodeOutput:
+        """What the node gives when it has made so many frames."""
+        self.notes(f"{self.name}: {frames} frames at {float(rate):g} frames a second.")
+        return io.NodeOutput(video_of(self.file), str(self.notes), ui=preview_of(self.name))
 
 
-def _network_inputs() -> list[io.Input]:
-    return [
-        model_input(),
-        ReferenceSocket.Input(
-            "reference", tooltip="The source, from ReferenceNet Encode; the video gets its size."
-        ),
-        io.Vae.Input("vae", tooltip="VAE of Load AniFaceDiff, which turns latents into pictures."),
-        PoseEncoderSocket.Input("pose_encoder", tooltip="Pose encoder of Load AniFaceDiff."),
-        FaceParametersSocket.Input(
-            "source", tooltip="Face parameters of the source picture, from DECA Extract; their shape is kept."
-        ),
-        io.Video.Input(
-            "driving",
-            tooltip="The driving video, straight from Load Video: it is read frame by frame and never as a "
-            "whole.",
-        ),
-    ]
+def sampling_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `sample` among the widgets of `video_inputs`."""
+    return {name: settings[entry] for name, entry in SAMPLING.items()}
+
+
+def reading_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of `extract_parameters` among the widgets."""
+    given = {"least_confidence": LEAST, **settings}
+    return {name: given[name] for name in ("smoothing", "missing", "least_confidence")}
 
 
 def _motion_inputs() -> list[io.Input]:
@@ -266,21 +255,7 @@ def _paste_inputs() -> list[io.Input]:
         CropSocket.Input(
             "crop", optional=True, tooltip="Where the portrait belongs in the original, from DECA Extract."
         ),
-        share_input(
-            "feather",
-            FEATHER,
-            "Width of the soft edge when pasting back, as a share of the square's side.",
-            most=0.5,
-            step=0.01,
-            optional=True,
-        ),
-        share_input(
-            "match_color",
-            0.0,
-            "How much to bring the portrait's colors to those of the picture around it when pasting back: 0 "
-            "leaves them.",
-            optional=True,
-        ),
+        *paste_inputs(optional=True),
     ]
 
 

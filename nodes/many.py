@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from anifacediff_core.capture.confidence import LEAST
+from anifacediff_core.capture.detector import Detection
 from anifacediff_core.capture.extract import crop_portrait
 from anifacediff_core.capture.paste import FEATHER, SHAPES
 from anifacediff_core.capture.people import Person, find_people, paste_people, shown_areas
@@ -21,7 +21,6 @@ from anifacediff_core.provenance.mark import require_size
 from anifacediff_core.sampling.fingerprint import fingerprint
 from anifacediff_core.sampling.segments import ResumableVideo, Segment, SegmentState, plan_segments
 from anifacediff_core.sampling.timeline import LENGTHS, Timeline
-from anifacediff_core.storage import beside
 
 from .capture import (
     known_faces,
@@ -35,21 +34,20 @@ from .conditioning import encode_source
 from .fingerprints import facts_of_model, workflow_fingerprint
 from .head import camera_input, head_input, load_head
 from .host.api import io
-from .host.files import output_file
-from .host.runtime import ModelPatcher, Progress, notify
-from .host.video import file_of, preview_of, video_of
+from .host.runtime import ModelPatcher, Notes, Progress
+from .host.video import file_of
 from .images import checked
 from .label import UNLABELED, label_input, label_of
-from .long_video import SAMPLING, read_driver, require_plain, video_inputs
+from .long_video import Result, read_driver, reading_of, sampling_of, video_inputs
 from .sampling import model_input
-from .segments import DECODED, Finishing, SegmentMaker
+from .segments import DECODED, Finishing, Networks, SegmentMaker, require_plain
 from .sockets import (
     FaceCaptureSocket,
     PoseEncoderSocket,
     ReferenceNetSocket,
     head_model_input,
     make_schema,
-    share_input,
+    paste_inputs,
     size_input,
 )
 
@@ -121,60 +119,45 @@ class ReenactMany(io.ComfyNode):
         image = checked(source_image, "source image")[0][:1]
         if mark:
             require_size(*image.shape[-2:])
-        own = {number: settings.pop(name, None) for number, name in _names()}
-        settings = {"least_confidence": LEAST, **settings}
-        sampling = {name: settings[entry] for name, entry in SAMPLING.items()}
-        reading = {name: settings[name] for name in ("smoothing", "missing", "least_confidence")}
-        notes: list[str] = []
-
-        def say(text: str) -> None:
-            notes.append(text)
-            notify(text)
-
+        sampling, reading, notes = sampling_of(settings), reading_of(settings), Notes()
         if len(source_image) > 1:
-            say(f"The source image has {len(source_image)} pictures: the first is taken.")
-        faces = known_faces(image, face_landmarks, bounding_boxes)
-        with on_device(face_capture) as models:
-            people = find_people(image, models, None if faces is None else faces[0], Progress(1))
+            notes(f"The source image has {len(source_image)} pictures: the first is taken.")
+        people = _people(image, face_capture, known_faces(image, face_landmarks, bounding_boxes))
+        own = {number: settings.get(name) for number, name in _names()}
         drivers = _drivers(own, driving, len(people))
-        say(_who(people, drivers))
-        out, name = output_file(filename_prefix, ".mp4")
-        unnumbered = out.with_name(f"{out.name.rsplit('_', 2)[0]}.mp4")
+        notes(_who(people, drivers))
         timeline = Timeline.of(set(drivers.values()), length)
         # in a workflow the workflow counts: on a GPU, networks give not quite the same tensors every time
         tensors = [facts_of_model(model), [person.parameters for person in people]]
         given = workflow_fingerprint(cls.hidden) or tensors
         looks = [size, length, camera, segment, shape, feather, match_color, mark, label]
-        video = ResumableVideo(
-            beside(unnumbered, ".work"),
-            beside(unnumbered, ".partial.mp4"),
-            fingerprint(given, image, [sampling, reading, looks], drivers),
-            timeline.timing,
-            say,
-        )
-        with video.begin() as work:
+        key = fingerprint(given, image, [sampling, reading, looks], drivers)
+        result = Result(filename_prefix, key, timeline.timing, notes)
+        finishing = Finishing(image, None, feather, match_color, mark, label_of(label))
+        with result.video.begin() as work:
             networks = workflow_fingerprint(cls.hidden, "face_capture")
-            motions = _motions(work, drivers, face_capture, reading, networks, say)
+            motions = _motions(work, drivers, face_capture, reading, networks, notes)
             frames = len(motions[timeline.lead])
             progress = Progress(frames)
-            makers: dict[int, SegmentMaker] = {}
-            for person in (one for one in people if one.number in drivers):
+
+            def make_face(person: Person, turn: int) -> SegmentMaker:
                 path = drivers[person.number]
                 motion = timeline.fit(motions[path], path, frames)
                 parameters = align(source_frame(person.parameters), motion, camera)
                 portrait = crop_portrait(image, person.square, size)
-                makers[person.number] = SegmentMaker(
-                    model, encode_source(reference_net, vae, clip_vision, portrait), vae, encoder,
-                    head_model or load_head(head, parameters), parameters, sampling,
-                    Finishing(image, person.square, feather, match_color, mark=False), progress,
-                    turn=len(makers), turns=len(drivers),
-                )  # fmt: skip
+                reference = encode_source(reference_net, vae, clip_vision, portrait)
+                own_head = head_model or load_head(head, parameters)
+                drawn = Networks(model, reference, vae, encoder, own_head, sampling)
+                own_finishing = replace(finishing, square=person.square, mark=False, label=None)
+                return SegmentMaker(drawn, parameters, own_finishing, progress, turn, len(drivers))
+
+            driven = [person for person in people if person.number in drivers]
+            makers = {person.number: make_face(person, turn) for turn, person in enumerate(driven)}
             areas = shown_areas(people, drivers.keys(), *image.shape[-2:])
-            finishing = Finishing(image, None, feather, match_color, mark, label_of(label))
             make = GroupMaker(people, makers, areas, shape, finishing, progress)
-            made = work.run(out, plan_segments(frames, segment, sampling["overlap"]), make, progress)
-        say(f"{name}: {made} frames at {float(work.timing.rate):g} frames a second.")
-        return io.NodeOutput(video_of(out), " ".join(notes), ui=preview_of(name))
+            segments = plan_segments(frames, segment, sampling["overlap"])
+            made = work.run(result.file, segments, make, progress)
+        return result.output(made, work.timing.rate)
 
 
 @dataclass(frozen=True)
@@ -204,7 +187,7 @@ class GroupMaker:
     ) -> Iterator[Tensor]:
         for start in range(0, segment.stop - segment.start, DECODED):
             portraits = {
-                number: maker.decode(latents[number][start : start + DECODED], segment.start + start)
+                number: maker.networks.decode(latents[number][start : start + DECODED], segment.start + start)
                 for number, maker in self.makers.items()
             }
             assert self.finishing.original is not None
@@ -214,6 +197,11 @@ class GroupMaker:
             )  # fmt: skip
             self.progress.show(segment.stop, len(next(iter(self.makers.values())).parameters), frames[-1])
             yield self.finishing.disclosed(frames)
+
+
+def _people(image: Tensor, face_capture: Any, faces: list[list[Detection]] | None) -> list[Person]:
+    with on_device(face_capture) as models:
+        return find_people(image, models, None if faces is None else faces[0], Progress(1))
 
 
 def _names() -> list[tuple[int, str]]:
@@ -306,17 +294,9 @@ def _face_inputs() -> list[io.Input]:
             tooltip="What shows of each portrait. ellipse: the upright oval around the head. square: all of "
             "it. In both, nobody's portrait covers another one's face.",
         ),
-        share_input(
-            "feather",
-            FEATHER,
-            "Width of the soft edge when pasting back, as a share of the square's side.",
-            most=0.5,
-            step=0.01,
-        ),
-        share_input(
-            "match_color",
-            0.0,
-            "How much to bring each portrait's colors to those of the picture around it: 0 leaves them.",
+        *paste_inputs(
+            colors="How much to bring each portrait's colors to those of the picture around it: 0 leaves "
+            "them."
         ),
     ]
 

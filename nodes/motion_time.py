@@ -8,7 +8,7 @@ from anifacediff_core.motion.parts import require_motion
 
 from .host.api import io
 from .motion import count_input
-from .sockets import FaceParametersSocket, frames_output, make_schema, parameters_output
+from .sockets import FaceParametersSocket, frames_output, make_schema, parameters_output, rate_input
 
 
 class RetimeMotion(io.ComfyNode):
@@ -23,13 +23,11 @@ class RetimeMotion(io.ComfyNode):
             search_aliases=["frame rate", "speed", "trim", "reverse", "ping-pong", "loop", "fps"],
             inputs=[
                 FaceParametersSocket.Input("parameters", tooltip="Face parameters of a video."),
-                _rate_input(
-                    "fps",
-                    24.0,
-                    "Frames a second of the video that the motion was read from. 29.97 means 30000/1001.",
+                rate_input(
+                    "Frames a second of the video that the motion was read from. 29.97 means 30000/1001."
                 ),
-                _rate_input(
-                    "new_fps", 24.0, "Frames a second to bring it to; the motion takes as long as before."
+                rate_input(
+                    "Frames a second to bring it to; the motion takes as long as before.", name="new_fps"
                 ),
                 io.Float.Input(
                     "speed",
@@ -87,9 +85,3 @@ class RetimeMotion(io.ComfyNode):
         played = retime.retime(retime.turn_back(part, direction), old, new, speed)
         retimed = retime.loop(played, loop)
         return io.NodeOutput(retimed, len(retimed), float(new))
-
-
-def _rate_input(name: str, default: float, tooltip: str) -> io.Float.Input:
-    return io.Float.Input(
-        name, default=default, min=1.0, max=240.0, step=0.001, round=0.00001, tooltip=tooltip
-    )

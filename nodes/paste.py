@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from anifacediff_core.capture.paste import FEATHER, SHAPES, paste_back
+from anifacediff_core.capture.paste import SHAPES, paste_back
 from anifacediff_core.errors import InputError
 
 from .host.api import io
 from .host.runtime import Progress
 from .images import checked, to_host
-from .sockets import Crop, CropSocket, make_schema, share_input
+from .sockets import Crop, CropSocket, make_schema, paste_inputs
 
 
 class PasteBack(io.ComfyNode):
@@ -39,17 +39,9 @@ class PasteBack(io.ComfyNode):
                     tooltip="Where the portrait belongs, from the Portrait Crop or DECA Extract that cut it "
                     "out.",
                 ),
-                share_input(
-                    "feather",
-                    FEATHER,
+                *paste_inputs(
                     "Width of the soft edge, as a share of the square's side. There is none where the square "
                     "ends with the picture.",
-                    most=0.5,
-                    step=0.01,
-                ),
-                share_input(
-                    "match_color",
-                    0.0,
                     "How much to bring the portrait's colors to those that the picture has around its edge, "
                     "so that the edge doesn't show: 0 leaves them.",
                 ),

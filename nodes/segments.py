@@ -20,14 +20,24 @@ from anifacediff_core.provenance.mark import mark
 from anifacediff_core.sampling.segments import Segment, SegmentState
 
 from .head import on_device
-from .host.parts import encode_pose
+from .host.api import io
+from .host.parts import encode_pose, pose_kinds
 from .host.runtime import ModelPatcher, Progress
 from .host.sampling import sample
 from .images import checked
 from .paste import require_picture_of
-from .sampling import apply_video, context_of
-from .sockets import Crop, Pose, Reference
+from .sampling import apply_video, context_of, model_input
+from .sockets import (
+    Crop,
+    FaceParametersSocket,
+    Pose,
+    PoseEncoderSocket,
+    Reference,
+    ReferenceSocket,
+    connected,
+)
 
+PLAIN = ("normals",)
 DECODED = 8  # frames that are decoded, marked and pasted at a time
 
 
@@ -94,12 +104,11 @@ class Finishing:
 
 
 @dataclass(frozen=True)
-class SegmentMaker:
-    """Makes segments with the host's networks; see `segments.SegmentFn`.
+class Networks:
+    """What draws one source: the host's networks, its reference and its head, and how they sample.
 
     Attributes:
-        turn, turns: which of several makers it is that work on each segment one after the other, and how many
-            there are, for the progress.
+        sampling: what `host.sampling.sample` takes beside the conditions, with `window` and `overlap`.
     """
 
     model: ModelPatcher
@@ -107,8 +116,62 @@ class SegmentMaker:
     vae: Any
     encoder: ModelPatcher
     head: HeadModel
-    parameters: FaceParameters
     sampling: dict[str, Any]
+
+    def pose(self, parameters: FaceParameters) -> Pose:
+        """Of frames whose parameters are the source's already; the head is where the host computes."""
+        normals = iterate_normals(self.head, parameters, self.reference.size)
+        chunks = [encode_pose(self.encoder, part) for part in normals]
+        return Pose(tuple(map(torch.cat, zip(*chunks, strict=True))))
+
+    def sample(self, parameters: FaceParameters, pose: Pose, **more: Any) -> Tensor:
+        """Latents (frames, channels, h, w); more of what `host.sampling.sample` takes."""
+        window, overlap = self.sampling["window"], self.sampling["overlap"]
+        model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
+        positive, negative = context_of(self.reference)
+        return sample(model, positive, negative, **self.sampling, **more)["samples"]
+
+    def decode(self, latents: Tensor, first: int = 0) -> Tensor:
+        """(frames, 3, height, width) in [0, 1]; `first` is the number of the first of them in the video."""
+        return require_finite(self.vae.decode(latents).movedim(-1, 1).float(), first).clamp(0, 1)
+
+
+def network_inputs() -> list[io.Input]:
+    """Of what draws one source that is encoded already."""
+    return [
+        model_input(),
+        ReferenceSocket.Input(
+            "reference", tooltip="The source, from ReferenceNet Encode; the result gets its size."
+        ),
+        io.Vae.Input("vae", tooltip="VAE of Load AniFaceDiff, which turns latents into pictures."),
+        PoseEncoderSocket.Input("pose_encoder", tooltip="Pose encoder of Load AniFaceDiff."),
+        FaceParametersSocket.Input(
+            "source", tooltip="Face parameters of the source picture, from DECA Extract; their shape is kept."
+        ),
+    ]
+
+
+def require_plain(pose_encoder: ModelPatcher | None, node: str) -> ModelPatcher:
+    """Refuse a pose encoder that is missing, or reads what a node does not draw."""
+    encoder = connected(pose_encoder, "pose encoder", "load a checkpoint that has one")
+    if pose_kinds(encoder) != PLAIN:
+        raise InputError(
+            f"This pose encoder reads more than normals, which {node} does not draw: use AniFaceDiff Sampler."
+        )
+    return encoder
+
+
+@dataclass(frozen=True)
+class SegmentMaker:
+    """Makes segments of a video; see `segments.SegmentFn`.
+
+    Attributes:
+        turn, turns: which of several makers it is that work on each segment one after the other, and how many
+            there are, for the progress.
+    """
+
+    networks: Networks
+    parameters: FaceParameters
     finishing: Finishing
     progress: Progress
     turn: int = 0
@@ -120,45 +183,30 @@ class SegmentMaker:
 
     def sample(self, segment: Segment, state: SegmentState) -> tuple[Tensor, SegmentState]:
         """Latents of a segment's frames, and the state after it."""
-        parameters = self.parameters[segment.sampled]
-        window, overlap = self.sampling["window"], self.sampling["overlap"]
-        pose = self._pose(parameters)
-        model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
 
         def report(done: int, total: int, image: Tensor | None) -> None:
             share = segment.position(self.turn * total + done, self.turns * total)
             self.progress.show(share, len(self.parameters), image)
 
-        latents = sample(
-            model,
-            *context_of(self.reference),
-            **self.sampling,
-            first=segment.start,
-            previous_latents=state.get("latents"),
-            report=report,
-        )["samples"]
+        parameters = self.parameters[segment.sampled]
+        with on_device(self.networks.head):
+            pose = self.networks.pose(parameters)
+        latents = self.networks.sample(
+            parameters, pose, first=segment.start, previous_latents=state.get("latents"), report=report
+        )
         written = segment.stop - segment.start
         colors = state.get("colors")
         if colors is None:
             chosen = torch.linspace(0, written - 1, min(written, RING_FRAMES)).round().long()
             pasted = self.finishing.original is not None
             colors = self.finishing.colors(
-                self.decode(latents[chosen], segment.start) if pasted else torch.empty(0)
+                self.networks.decode(latents[chosen], segment.start) if pasted else torch.empty(0)
             )
         return latents[:written], {"latents": latents[written:], "colors": colors}
 
-    def _pose(self, parameters: FaceParameters) -> Pose:
-        with on_device(self.head):
-            normals = iterate_normals(self.head, parameters, self.reference.size)
-            chunks = [encode_pose(self.encoder, part) for part in normals]
-        return Pose(tuple(map(torch.cat, zip(*chunks, strict=True))))
-
     def _pictures(self, segment: Segment, latents: Tensor, colors: Tensor) -> Iterator[Tensor]:
         for number, part in enumerate(latents.split(DECODED)):
-            frames = self.finishing.apply(self.decode(part, segment.start + DECODED * number), colors)
+            portraits = self.networks.decode(part, segment.start + DECODED * number)
+            frames = self.finishing.apply(portraits, colors)
             self.progress.show(segment.stop, len(self.parameters), frames[-1])
             yield frames
-
-    def decode(self, latents: Tensor, first: int) -> Tensor:
-        """(frames, 3, height, width) in [0, 1]; `first` is the number of the first of them in the video."""
-        return require_finite(self.vae.decode(latents).movedim(-1, 1).float(), first).clamp(0, 1)

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from anifacediff_core.capture.paste import FEATHER
 from anifacediff_core.errors import InputError
 from anifacediff_core.sampling.settings import SamplingSettings
 
@@ -129,6 +130,43 @@ def share_input(
     """A number from 0 on: a share, a strength, a weight."""
     return io.Float.Input(
         name, default=default, min=0.0, max=most, step=step, optional=optional, tooltip=tooltip
+    )
+
+
+def paste_inputs(
+    feather: str = "Width of the soft edge when pasting back, as a share of the square's side.",
+    colors: str = "How much to bring the portrait's colors to those of the picture around it when pasting "
+    "back: 0 leaves them.",
+    optional: bool = False,
+) -> list[io.Input]:
+    """How a portrait goes back into its picture; with tooltips of a node's own."""
+    return [
+        share_input("feather", FEATHER, feather, most=0.5, step=0.01, optional=optional),
+        share_input("match_color", 0.0, colors, optional=optional),
+    ]
+
+
+def rate_input(
+    tooltip: str, name: str = "fps", default: float = 24.0, optional: bool = False
+) -> io.Float.Input:
+    """Frames a second."""
+    return io.Float.Input(
+        name,
+        default=default,
+        min=1.0,
+        max=240.0,
+        step=0.001,
+        round=0.00001,
+        optional=optional,
+        tooltip=tooltip,
+    )
+
+
+def prefix_input(default: str) -> io.String.Input:
+    return io.String.Input(
+        "filename_prefix",
+        default=default,
+        tooltip="Folder below output, and the start of the file's name; a number is added.",
     )
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from anifacediff_core.errors import printable
 from anifacediff_core.video import to_pixels
 
-__all__ = ["ModelPatcher", "Progress", "device", "make_room", "notify", "show_text"]
+__all__ = ["ModelPatcher", "Notes", "Progress", "device", "make_room", "notify", "show_text"]
 
 PREVIEW_SIDE = 512
 
@@ -55,6 +55,20 @@ def notify(text: str, level: int = logging.INFO) -> None:
     for line in text.splitlines():
         logging.log(level, "AniFaceDiff: %s", printable(line))
     show_text(text)
+
+
+class Notes:
+    """Sentences for a node's report, each of which is shown at once as well."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __call__(self, text: str) -> None:
+        self.sentences.append(text)
+        notify(text)
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences)
 
 
 def show_text(text: str) -> None:

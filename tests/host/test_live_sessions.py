@@ -288,4 +288,4 @@ def test_recordings_are_bounded_and_keep_their_pace(extension: Extension) -> Non
     assert image.shape == (4, 8, 8, 3) and image.dtype == torch.float32
     levels = [round(float(frame.mean()), 1) for frame in image]
     assert levels == [0.2, 0.3, 0.7, 0.8]
-    assert recording.pictures[0].dtype == torch.uint8
+    assert recording.images[0].dtype == torch.uint8
