@@ -13,14 +13,16 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.sampling.pace import Meter
-from anifacediff_core.sampling.stream import LiveMotion
+from anifacediff_core.sampling.stream import KEPT, LiveMotion
 
 from .capture import face_input, on_device, region_input, smoothing_input
 from .head import head_input, load_head
 from .head import on_device as head_on_device
 from .host.api import io
+from .host.compile import replays
 from .host.live import LiveSession, live_session
 from .host.runtime import ModelPatcher, device, show_text
+from .host.stream import StreamMemory
 from .sampling import seed_input, step_inputs
 from .segments import Networks, network_inputs, require_plain
 from .sockets import (
@@ -32,6 +34,7 @@ from .sockets import (
     share_input,
 )
 
+MOST_STEPS = 4  # with which the temporal modules keep frames: each step takes memory for them
 USUAL_RATE = 25.0  # of a recording of a single picture, which has none
 
 
@@ -138,7 +141,9 @@ class LiveReenactment(io.ComfyNode):
         encoder = require_plain(pose_encoder, "Live Reenactment")
         sampling = {"sampler": settings.pop("sampler_name"), **settings, "window": 1, "overlap": 0}
         drawn = head_model or load_head(head, source)
-        networks = Networks(model, reference, vae, encoder, drawn, sampling)
+        keeps = settings["steps"] <= MOST_STEPS and not replays(model)
+        memory = StreamMemory(KEPT) if keeps else None
+        networks = Networks(model, reference, vae, encoder, drawn, sampling, memory)
         recording = Recording(most_frames)
         with (
             on_device(face_capture) as models,

@@ -21,6 +21,7 @@ from .host.apply import (
 from .host.lora import watch_loras
 from .host.runtime import ModelPatcher
 from .host.sampling import SAMPLERS, SCHEDULERS, sample
+from .host.stream import StreamMemory
 from .loading import origin_of
 from .sockets import (
     FaceParametersSocket,
@@ -132,6 +133,7 @@ def apply_video(
     parameters: FaceParameters | None,
     window: int,
     overlap: int,
+    memory: StreamMemory | None = None,
 ) -> ModelPatcher:
     if reference.size != pose.size:
         raise InputError(
@@ -171,6 +173,7 @@ def apply_video(
         motion=None if origin is None else origin.motion,
         window=window,
         overlap=overlap,
+        memory=memory,
     )
     watch_loras(model)
     return model

@@ -24,6 +24,7 @@ from .host.api import io
 from .host.parts import encode_pose, pose_kinds
 from .host.runtime import ModelPatcher, Progress
 from .host.sampling import sample
+from .host.stream import StreamMemory
 from .images import checked
 from .paste import require_picture_of
 from .sampling import apply_video, context_of, model_input
@@ -109,6 +110,7 @@ class Networks:
 
     Attributes:
         sampling: what `host.sampling.sample` takes beside the conditions, with `window` and `overlap`.
+        memory: what the temporal modules keep from frame to frame of a stream, where one is drawn.
     """
 
     model: ModelPatcher
@@ -117,6 +119,7 @@ class Networks:
     encoder: ModelPatcher
     head: HeadModel
     sampling: dict[str, Any]
+    memory: StreamMemory | None = None
 
     def pose(self, parameters: FaceParameters) -> Pose:
         """Of frames whose parameters are the source's already; the head is where the host computes."""
@@ -127,7 +130,7 @@ class Networks:
     def sample(self, parameters: FaceParameters, pose: Pose, **more: Any) -> Tensor:
         """Latents (frames, channels, h, w); more of what `host.sampling.sample` takes."""
         window, overlap = self.sampling["window"], self.sampling["overlap"]
-        model = apply_video(self.model, self.reference, pose, parameters, window, overlap)
+        model = apply_video(self.model, self.reference, pose, parameters, window, overlap, self.memory)
         positive, negative = context_of(self.reference)
         return sample(model, positive, negative, **self.sampling, **more)["samples"]
 

@@ -14,7 +14,7 @@ sees, and passed to the hooks in the call's own `transformer_options`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,13 +24,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from anifacediff_core.errors import InputError
+from anifacediff_core.network.temporal import TemporalMemory
 from anifacediff_core.sampling.settings import SamplingSettings
 
 from .attention import attend
 from .auxiliary import run, unwrap
 from .cache import KEY as cache_key
 from .cache import DeepCache
-from .places import Block, Place, Slot, attending, ends_of_levels, find_places, in_place, make_slots, run_slot
+from .places import Block, Place, Slot, attending, ends_of_levels, find_places, in_place, longest_window, make_slots
+from .stream import StreamMemory
 from .windows import use_windows
 
 KEY = "anifacediff"
@@ -65,6 +67,7 @@ def apply_anifacediff(
     motion: ModelPatcher | None = None,
     window: int = SamplingSettings.window,
     overlap: int = SamplingSettings.overlap,
+    memory: StreamMemory | None = None,
 ) -> ModelPatcher:
     """A clone of `model` that reenacts one video; the given MODEL stays as it is.
 
@@ -75,6 +78,7 @@ def apply_anifacediff(
         expression: psi (frames, n_expression), used when the MODEL carries an expression adapter.
         motion: the managed temporal modules (the core's `MotionModules`).
         window, overlap: frames of one call of the UNet, and how many of them neighboring windows share.
+        memory: what the temporal modules keep of frames before, where this video is one frame of a stream.
     """
     if model.get_attachment(KEY) is not None:
         raise InputError(
@@ -90,6 +94,8 @@ def apply_anifacediff(
     video = _Video(reference, pose, carried, expression)
     _check_reference(places, video)
     slots = [] if motion is None else make_slots(places, motion, window)
+    if motion is not None and memory is not None:
+        memory.frames = min(memory.frames, longest_window(motion) - 1)
 
     model = model.clone()
     model.set_attachments(KEY, video)
@@ -107,9 +113,9 @@ def apply_anifacediff(
         _add_expression(model, places, carried)
     if slots:
         model.set_additional_models(KEY, [motion])
-        model.set_model_forward_timestep_embed_patch((Slot, run_slot))
-    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _around_call(video, slots))
-    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(video))
+        model.set_model_forward_timestep_embed_patch((Slot, _run_slot))
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, _around_call(video, slots, memory))
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _around_sampling(video, memory))
     return use_windows(model, window, overlap)
 
 
@@ -160,6 +166,7 @@ class _Call:
     pose: tuple[Tensor, ...]
     expression: dict[str, tuple[Tensor, Tensor]]
     expression_weight: float
+    memory: TemporalMemory | None = None
 
 
 class _Video:
@@ -240,13 +247,22 @@ class _Video:
         return dict(projected)
 
 
-def _around_call(video: _Video, slots: list[tuple[Place, Slot]]) -> Callable[..., Tensor]:
+def _run_slot(slot: Slot, hidden: Tensor, emb: Tensor, context: Tensor, options: dict, *_: Any) -> Tensor:
+    frames = hidden.shape[0] // len(options["cond_or_uncond"])
+    return slot.held[0](hidden, num_frames=frames, memory=options[KEY].memory)
+
+
+def _around_call(
+    video: _Video, slots: list[tuple[Place, Slot]], memory: StreamMemory | None
+) -> Callable[..., Tensor]:
     def reenact(executor: Any, x: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # the host passes them by position: c_concat, c_crossattn, control, transformer_options
         options = kwargs["transformer_options"] if "transformer_options" in kwargs else args[3]
         model = executor.class_obj
         dtype = model.manual_cast_dtype or model.get_dtype()
-        options[KEY] = video.call(options, x.shape[0] // len(options["cond_or_uncond"]), x.device, dtype)
+        halves = options["cond_or_uncond"]
+        call = video.call(options, x.shape[0] // len(halves), x.device, dtype)
+        options[KEY] = call if memory is None else replace(call, memory=memory.of_call(halves))
         cache: DeepCache | None = options.get(cache_key)
         try:
             with in_place(slots):
@@ -264,9 +280,11 @@ def _around_call(video: _Video, slots: list[tuple[Place, Slot]]) -> Callable[...
     return reenact
 
 
-def _around_sampling(video: _Video) -> Callable[..., Tensor]:
+def _around_sampling(video: _Video, memory: StreamMemory | None) -> Callable[..., Tensor]:
     def sample(executor: Any, noise: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         video.require_length(noise.shape[0])
+        if memory is not None:
+            memory.begin()
         try:
             return executor(noise, *args, **kwargs)
         finally:

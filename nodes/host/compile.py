@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.kernels import triton_works
+
+REPLAYING = ("reduce-overhead", "max-autotune")  # modes of torch.compile with CUDA graphs
 
 
 def compile_model(model: ModelPatcher, replay: bool) -> ModelPatcher:
@@ -28,3 +31,9 @@ def compile_model(model: ModelPatcher, replay: bool) -> ModelPatcher:
     mode = "reduce-overhead" if replay else "default"
     set_torch_compile_wrapper(model, backend="inductor", mode=mode, dynamic=False)
     return model
+
+
+def replays(model: ModelPatcher) -> bool:
+    """Whether kernels of the UNet are recorded and replayed, which write over what they gave before."""
+    compiled = model.model_options.get(TORCH_COMPILE_KWARGS) or {}
+    return compiled.get("backend") == "cudagraphs" or compiled.get("mode") in REPLAYING

@@ -93,8 +93,10 @@ class Slot(nn.Module):
         return hidden
 
 
-def run_slot(slot: Slot, hidden: Tensor, emb: Tensor, context: Tensor, options: dict, *_: Any) -> Tensor:
-    return slot.held[0](hidden, num_frames=hidden.shape[0] // len(options["cond_or_uncond"]))
+def longest_window(motion: ModelPatcher) -> int:
+    """Frames that the temporal modules have positions for."""
+    modules = unwrap(motion).modules()
+    return min(int(module.pe.shape[1]) for module in modules if hasattr(module, "pe"))
 
 
 def make_slots(places: list[Place], motion: ModelPatcher, window: int) -> list[tuple[Place, Slot]]:
@@ -112,7 +114,7 @@ def make_slots(places: list[Place], motion: ModelPatcher, window: int) -> list[t
             f"The motion modules don't fit the MODEL (first misfit: {misfits[0].motion_name}): "
             "take both from one checkpoint."
         )
-    longest = min(module.pe.shape[1] for module in modules.values() if hasattr(module, "pe"))
+    longest = longest_window(motion)
     if window > longest:
         raise InputError(
             f"A window of {window} frames is longer than the motion modules know: use {longest} at most."

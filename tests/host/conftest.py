@@ -93,6 +93,7 @@ def host(comfy: ModuleType) -> SimpleNamespace:
         "parts",
         "places",
         "sampling",
+        "stream",
         "vae",
         "windows",
     )
