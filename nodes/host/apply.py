@@ -31,7 +31,17 @@ from .attention import attend
 from .auxiliary import run, unwrap
 from .cache import KEY as cache_key
 from .cache import DeepCache
-from .places import Block, Place, Slot, attending, ends_of_levels, find_places, in_place, longest_window, make_slots
+from .places import (
+    Block,
+    Place,
+    Slot,
+    attending,
+    ends_of_levels,
+    find_places,
+    in_place,
+    longest_window,
+    make_slots,
+)
 from .stream import StreamMemory
 from .windows import use_windows
 
