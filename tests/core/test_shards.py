@@ -365,7 +365,7 @@ def test_a_head_without_eyes_and_lips_emphasizes_nothing(head: HeadModel) -> Non
 
 
 def test_latents_are_scaled_as_the_network_wants_them(head: HeadModel, videos: Path) -> None:
-    plain, scaled = source(videos, head).draw(), source(videos, head, latent_scale=0.5).draw()
+    plain, scaled = source(videos, head).draw(), source(videos, head, scaling_factor=0.5).draw()
     assert torch.equal(scaled.latents, plain.latents * 0.5)
     assert torch.equal(scaled.source_latents, plain.source_latents * 0.5)
 

@@ -129,7 +129,7 @@ class Pool:
         seed: identities follow from it alone.
         autoencoder: when given, latents and thumbnails are kept and the pictures are not.
         image_size: side of the thumbnails.
-        latent_scale: factor from the autoencoder's output to latents.
+        scaling_factor: factor from the autoencoder's output to latents.
     """
 
     def __init__(
@@ -140,10 +140,10 @@ class Pool:
         seed: int,
         autoencoder: AutoEncoder | StableAutoEncoder | None = None,
         image_size: int = 0,
-        latent_scale: float = 1.0,
+        scaling_factor: float = 1.0,
     ) -> None:
         self.studio, self.head, self.plan = studio, head, plan
-        self.autoencoder, self.image_size, self.latent_scale = autoencoder, image_size, latent_scale
+        self.autoencoder, self.image_size, self.scaling_factor = autoencoder, image_size, scaling_factor
         self.seed = seed
         self.group = max(plan.batch // plan.frames, 1)  # identities rendered together
         # What a group shows follows from the pool's seed and its number; they are numbered as they are made.
@@ -276,14 +276,14 @@ class Pool:
             self.images[where] = quantize(image)
         if self.autoencoder is None:
             return
-        self.latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
+        self.latents[where] = (self.autoencoder.encode(image) * self.scaling_factor).half()
         if self.plan.degraded:
             chosen = (torch.rand(len(image), generator=generator) < self.plan.degraded).to(image.device)
             own = torch.Generator(image.device).manual_seed(
                 int(torch.randint(2**62, (), generator=generator))
             )
             image = torch.where(chosen.view(-1, 1, 1, 1), degrade(image, own), image)
-            self.source_latents[where] = (self.autoencoder.encode(image) * self.latent_scale).half()
+            self.source_latents[where] = (self.autoencoder.encode(image) * self.scaling_factor).half()
         self.thumbnails[where] = quantize(clip_pixels(image, self.image_size))
 
 

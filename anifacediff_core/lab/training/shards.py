@@ -60,7 +60,7 @@ class ShardSource:
         noise: see `NormalsNoise`; its rows come first, as in `data.draw_pairs`.
         dtype: of the normals.
         seed: all batches follow from it; the same for all processes.
-        latent_scale: factor from the autoencoder's output to latents, `NetworkConfig.scaling_factor`.
+        scaling_factor: factor from the autoencoder's output to latents, `NetworkConfig.scaling_factor`.
         split: train, val or test; None takes all segments.
         rank, world: which of how many processes this is.
         workers: processes that read and decode; 0 does it here.
@@ -91,7 +91,7 @@ class ShardSource:
         noise: NormalsNoise,
         dtype: torch.dtype,
         seed: int,
-        latent_scale: float = 1.0,
+        scaling_factor: float = 1.0,
         split: str | None = "train",
         rank: int = 0,
         world: int = 1,
@@ -138,7 +138,7 @@ class ShardSource:
             buffer=max(buffer // (frames + 1), 2),
         )
         self.head, self.autoencoder, self.image_size = head, autoencoder, image_size
-        self.noise, self.dtype, self.latent_scale, self.chunk = noise, dtype, latent_scale, chunk
+        self.noise, self.dtype, self.scaling_factor, self.chunk = noise, dtype, scaling_factor, chunk
         self.frames, self.rows, self.size = frames, rows, size
         self.workers = min(workers, len(worker_shards))
         self.world = world
@@ -278,7 +278,7 @@ class ShardSource:
     def _latents(self, pictures: Tensor) -> Tensor:
         dtype = next(self.autoencoder.parameters()).dtype
         parts = [self.autoencoder.encode(part.to(dtype)).float() for part in pictures.split(self.chunk)]
-        return torch.cat(parts) * self.latent_scale
+        return torch.cat(parts) * self.scaling_factor
 
     def _normals(self, params: FaceParameters, stored: Tensor) -> Tensor:
         """The first rows are weakened, the next blurred, whole clips at a time; see `data.draw_pairs`."""

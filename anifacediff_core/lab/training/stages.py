@@ -216,7 +216,7 @@ def _shards(
         noise=settings.normals,
         dtype=_dtype(phase),
         seed=int(phase.experiment["seed"]),
-        latent_scale=config.scaling_factor,
+        scaling_factor=config.scaling_factor,
         split=shards.split,
         rank=phase.accelerator.process_index,
         world=phase.accelerator.num_processes,
@@ -244,7 +244,7 @@ def _shards_validator(
             noise=NormalsNoise(0.0, 0.0),
             dtype=torch.float32,
             seed=0,
-            latent_scale=config.scaling_factor,
+            scaling_factor=config.scaling_factor,
             split=shards.validation,
             workers=0,
         )
