@@ -1,13 +1,12 @@
-"""How fast a stream is, where its time goes, and what longer windows of the latest frames would bring.
+"""How fast a stream is, and where its time goes; `stream.py` says how good it is.
 
-    python benchmarks/live.py [--size 256] [--device auto] [--frames 24] [--windows 1 4] [--smoothing]
+    python benchmarks/live.py [--size 256] [--device auto] [--frames 24] [--smoothing]
                               [--widths 64 64 48 32] [--compile] [--replay]
 
 The example clip drives the example picture. Times are medians over the frames, after some to warm up. Seconds
-of the processors count what all of them spent: other programs on the machine change them little. Windows are
-compared with the clip sampled as a whole, by PSNR and flicker (mean second difference over time, as a ratio).
-Widths measure a decoder of so many channels at each size, coarsest first, that has learned nothing.
-Smoothing: what is left of the tremble of a still head, and how many frames a slow turn lags.
+of the processors count what all of them spent: other programs on the machine change them little. Widths
+measure a decoder of so many channels at each size, coarsest first, that has learned nothing. Smoothing: what
+is left of the tremble of a still head, and how many frames a slow turn lags.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from anifacediff_core.capture.extract import SMOOTHING, extract_parameters
+from anifacediff_core.capture.extract import SMOOTHING
 from anifacediff_core.device import pick_device
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
@@ -105,21 +104,6 @@ def measure(stream: Stream, frames: list[Tensor], device: torch.device) -> None:
     print(f"{1 / whole[0]:.2f} FPS with {torch.get_num_threads()} threads on {device}")
 
 
-def compare(pipeline: Pipeline, stream: Stream, portrait: Tensor, frames: list[Tensor], window: int) -> None:
-    """What windows of the latest frames would show, against the clip as a whole."""
-    source = stream.motion.source
-    params = extract_parameters(torch.stack(frames), stream.motion.models).parameters  # type: ignore[arg-type]
-    whole = torch.cat(list(pipeline.reenact(portrait, source, params)))
-    shown = []
-    for number in range(len(params)):
-        latest = params[max(0, number - window + 1) : number + 1]
-        shown.append(list(pipeline.reenact(portrait, source, latest, window=window, overlap=0))[-1][-1])
-    live = torch.stack(shown)
-    psnr = -10 * (live - whole).square().mean((1, 2, 3)).log10().mean()
-    flicker = live.diff(n=2, dim=0).abs().mean() / whole.diff(n=2, dim=0).abs().mean()
-    print(f"windows of {window}: {float(psnr):.1f} dB to the whole clip, flicker {float(flicker):.3f} of its")
-
-
 def compare_smoothing(head: HeadModel) -> None:
     generator, still = torch.Generator().manual_seed(0), head.neutral(60).to("cpu")
     noise = 2e-3 * torch.randn(60, 18, generator=generator) * torch.tensor([1.0] * 15 + [5.0, 1.0, 1.0])
@@ -146,7 +130,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--frames", type=int, default=24)
-    parser.add_argument("--windows", type=int, nargs="*", default=[])
     parser.add_argument("--smoothing", action="store_true")
     parser.add_argument("--widths", type=int, nargs=4)
     parser.add_argument("--precision", default="auto")
@@ -156,14 +139,12 @@ def main() -> None:
     device = pick_device(options.device)
     speed = Speed(options.precision, options.compile, options.replay)
     checkpoint = bundled_checkpoint()
-    stream, portrait, _ = load_stream(EXAMPLES / "source.png", checkpoint, device, options.size, {}, speed)
+    stream, *_ = load_stream(EXAMPLES / "source.png", checkpoint, device, options.size, {}, speed)
     if options.widths:
         narrow(stream.pipeline, tuple(options.widths))
     clip = list(read_frames(EXAMPLES / "driving.mp4"))
     if options.smoothing:
         compare_smoothing(stream.pipeline.head)
-    for window in options.windows:
-        compare(stream.pipeline, stream, portrait, clip[: options.frames], window)
     measure(stream, list(islice(cycle(clip), WARM_UP + options.frames)), device)
 
 
