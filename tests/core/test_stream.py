@@ -15,7 +15,9 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.motion.causal import KNOWN, CausalSmoother
 from anifacediff_core.motion.smoothing import smooth_motion
+from anifacediff_core.network.autoencoder import AutoEncoder
 from anifacediff_core.network.config import NetworkConfig
+from anifacediff_core.network.model import AniFaceDiff
 from anifacediff_core.network.temporal import TemporalAttention, TemporalMemory, TemporalModule
 from anifacediff_core.sampling.pipeline import Pipeline
 from anifacediff_core.sampling.stream import KEPT, LiveMotion, Stream
@@ -284,6 +286,27 @@ def test_nothing_grows_with_the_number_of_frames(models: CaptureModels, clip: Te
     for _ in range(KNOWN):  # what tells the noise
         live.follow(models.head.neutral(1))
     assert tensors_after(2) == tensors_after(6)
+
+
+def test_no_bytes_stay_of_frames_that_were_drawn(models: CaptureModels) -> None:
+    """What a thousand and ten thousand take says benchmarks/stream.py."""
+    pipeline = Pipeline(
+        randomize(AniFaceDiff(NetworkConfig.tiny(), motion=True), 0), AutoEncoder(), models.head
+    )
+    stream = Stream(pipeline, None, torch.rand(1, 3, 64, 64), models.head.neutral(1))
+    motion = models.head.neutral(5)
+
+    def bytes_after(frames: int) -> int:
+        for frame in range(frames):
+            stream.follow(motion[frame % 5])
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+        return sum(storage.nbytes() for storage in storages.values())
+
+    for _ in range(KNOWN):  # what tells the noise
+        stream.motion.follow(motion[0])
+    assert bytes_after(2) == bytes_after(2) == bytes_after(3)
 
 
 def test_frames_without_readers_or_sense_are_refused(models: CaptureModels, clip: Tensor) -> None:
