@@ -75,6 +75,7 @@ export class Presets {
   #type(event) {
     event.stopPropagation();
     if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.preventDefault(); // Enter would press the button that gets the focus
     const name = this.name.value.trim();
     if (event.key === "Enter" && name) this.#store(name, expressionOf(this.values));
     this.save.focus();

@@ -25,8 +25,7 @@ export class Timeline {
     this.easing = create("select");
     this.easing.setAttribute("aria-label", t("How it goes on to the next keyframe"));
     for (const name of Object.keys(EASINGS)) this.easing.append(new Option(t(name), name));
-    for (const each of [this.bar, this.number])
-      each.addEventListener("input", () => each.value && this.#move(clamp(Math.round(Number(each.value)), 0, LAST_FRAME)));
+    for (const each of [this.bar, this.number]) each.addEventListener("input", (event) => this.#dial(each, event));
     this.easing.addEventListener("change", () => onEase(this.easing.value));
     // keys that are typed here are none of the graph's, undoing is
     this.element.addEventListener("keydown", (event) => event.ctrlKey || event.metaKey || event.stopPropagation());
@@ -48,6 +47,12 @@ export class Timeline {
     this.easing.disabled = keys.length === 1;
     this.play.disabled = !last;
     if (!last) this.#stop();
+  }
+
+  // The browser's own undoing reaches fields that are not in focus any more; the graph's is meant.
+  #dial(field, { inputType }) {
+    if (inputType?.startsWith("history")) field.value = this.frame;
+    else if (field.value) this.#move(clamp(Math.round(Number(field.value)), 0, LAST_FRAME));
   }
 
   #move(frame) {
