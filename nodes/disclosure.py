@@ -14,6 +14,7 @@ from anifacediff_core.provenance.pattern import IDENTIFIERS
 from .host.api import io, ui
 from .host.files import output_file, workflow_metadata
 from .host.folders import C2PA, file_names
+from .host.history import upstream
 from .host.runtime import Progress, show_text
 from .host.synthetic import QUALITY, frames_of, save_synthetic
 from .host.video import preview_of
@@ -126,7 +127,7 @@ class SaveSyntheticVideo(io.ComfyNode):
             description="Save a video as mp4 whose metadata says that it is synthetic, at its exact frame "
             "rate and with its sound; with a certificate of yours, signed by a C2PA manifest.",
             search_aliases=["c2pa", "content credentials", "metadata", "save video", "export mp4"],
-            advanced="crf certificate private_key",
+            advanced="crf certificate private_key time_server",
             inputs=[
                 io.Video.Input(
                     "video", tooltip="Video of Create Video or Load Video; mark its frames first."
@@ -161,6 +162,13 @@ class SaveSyntheticVideo(io.ComfyNode):
                     tooltip="The driving video, straight from Load Video. Frames of Create Video get its "
                     "exact frame times, and its sound in its exact place.",
                 ),
+                io.String.Input(
+                    "time_server",
+                    default="",
+                    optional=True,
+                    tooltip="For a C2PA manifest: address of a time stamp authority (RFC 3161), which is "
+                    "asked over the network when the video is signed. Empty asks nobody.",
+                ),
             ],
             outputs=[
                 io.Video.Output(display_name="video", tooltip="The saved file as a video, to go on with."),
@@ -169,7 +177,7 @@ class SaveSyntheticVideo(io.ComfyNode):
                     display_name="report", tooltip="What was saved, and whether it was signed or why not."
                 ),
             ],
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo, io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -182,11 +190,22 @@ class SaveSyntheticVideo(io.ComfyNode):
         certificate: str = UNSIGNED,
         private_key: str = UNSIGNED,
         driving: Any = None,
+        time_server: str = "",
     ) -> io.NodeOutput:
         path, name = output_file(filename_prefix, ".mp4")
         signed_with = [None if file == UNSIGNED else file for file in (certificate, private_key)]
         metadata = workflow_metadata(cls.hidden)
-        saved, note = save_synthetic(video, path, metadata, crf, *signed_with, driving=driving)
+        prompt, number = (getattr(cls.hidden, name, None) for name in ("prompt", "unique_id"))
+        saved, note = save_synthetic(
+            video,
+            path,
+            metadata,
+            crf,
+            *signed_with,
+            driving=driving,
+            nodes=upstream(prompt or {}, number),
+            time_server=time_server,
+        )
         report = f"{name}: {note}"
         show_text(report)
         return io.NodeOutput(saved, name, report, ui=preview_of(name))

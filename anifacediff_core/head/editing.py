@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,12 +43,19 @@ def read_edits(text: str, head: HeadModel) -> dict[str, float]:
         values = parse_json(text.strip() or "{}")
     except ValueError as error:
         raise _no_edits() from error
+    return check_edits(values, head)
+
+
+def check_edits(values: object, head: HeadModel) -> dict[str, float]:
+    """Edits as :func:`read_edits` gives them, of a value that a JSON text held; it raises the same."""
     if not isinstance(values, dict):
         raise _no_edits()
     return {name: _checked(name, value, head) for name, value in values.items()}
 
 
-def edit(head: HeadModel, params: FaceParameters, edits: Mapping[str, float]) -> FaceParameters:
+def edit(
+    head: HeadModel, params: FaceParameters, edits: Mapping[str, float] | Sequence[Mapping[str, float]]
+) -> FaceParameters:
     """Lay edits over every frame.
 
     Expressions are added and clamped to [0, 1], and the eyes turn as far as the gaze has changed; the head is
@@ -58,7 +64,7 @@ def edit(head: HeadModel, params: FaceParameters, edits: Mapping[str, float]) ->
     Args:
         head: the head that ``params`` belong to, one with ARKit's expressions.
         params: any number of frames, on any device.
-        edits: values by name, as :func:`read_edits` gives them.
+        edits: values by name, as :func:`read_edits` gives them; the same for all frames, or some for each.
 
     Returns:
         As many frames, on the same device; shape and validity stay.
@@ -67,21 +73,27 @@ def edit(head: HeadModel, params: FaceParameters, edits: Mapping[str, float]) ->
         InputError: the parameters belong to another head, or a value is out of its limits or no number.
     """
     head.require(params)
-    edits = {name: _checked(name, value, head) for name, value in edits.items()}
+    each = [edits] if isinstance(edits, Mapping) else edits
+    rows = [{name: _checked(name, value, head) for name, value in row.items()} for row in each]
+
+    def table(names: Sequence[str]) -> Tensor:
+        """(1 or frames, names)"""
+        return params.pose.new_tensor([[row.get(name, rest_of(name)) for name in names] for row in rows])
+
     names = head.expression_names
-    offset = params.expression.new_tensor([edits.get(name, 0.0) for name in names])
-    expression = (params.expression + offset).clamp(0, 1)
+    expression = (params.expression + table(names).to(params.expression)).clamp(0, 1)
     gaze = gaze_pose(expression, names) - gaze_pose(params.expression, names)
-    angles = [math.radians(_place(edits, name)) for name in ("headYaw", "headPitch", "headRoll")]
+    angles = torch.deg2rad(table(["headYaw", "headPitch", "headRoll"]).float())
     pose = params.pose.float()
     neck = pose[:, 3:6]
-    if any(angles):
-        turn = rotation.from_euler(*torch.tensor(angles, device=pose.device))
+    if angles.any():
+        turn = rotation.from_euler(*angles.unbind(-1))
         neck = rotation.compose(neck, turn.expand_as(neck))
     pose = torch.cat([pose[:, :3], neck, pose[:, 6:9], pose[:, 9:] + gaze], dim=1)
-    return replace(
-        params, expression=expression, pose=pose.to(params.pose), camera=_moved(params.camera, edits)
-    )
+    zoom, shift = table(["zoom"]).to(params.camera), table(["shiftX", "shiftY"]).to(params.camera)
+    scale = params.camera[:, :1] * zoom
+    camera = torch.cat([scale, params.camera[:, 1:] + 2 * shift / scale], dim=1)
+    return replace(params, expression=expression, pose=pose.to(params.pose), camera=camera)
 
 
 def without_motion(params: FaceParameters) -> FaceParameters:
@@ -89,14 +101,9 @@ def without_motion(params: FaceParameters) -> FaceParameters:
     return replace(params, expression=torch.zeros_like(params.expression), pose=torch.zeros_like(params.pose))
 
 
-def _moved(camera: Tensor, edits: Mapping[str, float]) -> Tensor:
-    scale = camera[:, :1] * _place(edits, "zoom")
-    shift = camera.new_tensor([_place(edits, "shiftX"), _place(edits, "shiftY")])
-    return torch.cat([scale, camera[:, 1:] + 2 * shift / scale], dim=1)
-
-
-def _place(edits: Mapping[str, float], name: str) -> float:
-    return edits.get(name, PLACE[name][2])
+def rest_of(name: str) -> float:
+    """The value at which a name changes nothing."""
+    return PLACE[name][2] if name in PLACE else 0.0
 
 
 def _checked(name: str, value: object, head: HeadModel) -> float:

@@ -21,7 +21,9 @@ from ..storage import atomic_write
 from ..video import probe
 
 STATEMENT = "Synthetic media: a face reenactment made with AniFaceDiff."
+# IPTC's digital source types: what is all made by networks, and what they put into a photograph or film.
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+COMPOSITE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 OF_FILE = {"comment": STATEMENT, "description": STATEMENT, "digitalsourcetype": SOURCE_TYPE}
 OF_CONTAINER = {"major_brand", "minor_version", "compatible_brands", "encoder"}
 XMP_BOX = UUID("be7acfcb-97a9-42e8-9c71-999491e3afac")
@@ -42,7 +44,12 @@ XMP = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
 
 
 def copy_declared(
-    source: Path, target: Path, metadata: Mapping[str, str] | None = None, *, say: Callable[[str], None]
+    source: Path,
+    target: Path,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    say: Callable[[str], None],
+    source_type: str = SOURCE_TYPE,
 ) -> None:
     """Copy a video into an mp4 that says what it is. Pictures and sound go over packet by packet, with their
     exact times; sound that mp4 cannot hold is encoded, and left out if that fails.
@@ -50,19 +57,20 @@ def copy_declared(
     Args:
         metadata: more fields, as the workflow.
         say: called with a sentence when the sound had to be left out.
+        source_type: `SOURCE_TYPE` or `COMPOSITE`.
 
     Raises:
         InputError: not a video, or one that mp4 cannot hold.
     """
     from av.error import FFmpegError
 
-    fields = {**(metadata or {}), **OF_FILE}
+    fields = {**(metadata or {}), **OF_FILE, "digitalsourcetype": source_type}
     try:
         with atomic_write(target) as temporary:
             sound = source if probe(source).has_audio else None
             keep_sound(partial(_copy, source, temporary, fields), sound, say)
             with open(temporary, "ab") as file:
-                file.write(xmp_box())
+                file.write(xmp_box(source_type))
     except InputError:
         raise
     except (FFmpegError, ValueError) as error:
@@ -136,7 +144,7 @@ def _counted_back(packets: list[Any], decoded: int, step: int) -> Iterator[Any]:
     yield from packets
 
 
-def xmp_box() -> bytes:
+def xmp_box(source_type: str = SOURCE_TYPE) -> bytes:
     """The XMP as an mp4 box of a type that a UUID names."""
-    content = XMP.encode()
+    content = XMP.replace(SOURCE_TYPE, source_type).encode()
     return (24 + len(content)).to_bytes(4, "big") + b"uuid" + XMP_BOX.bytes + content

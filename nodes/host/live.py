@@ -1,9 +1,9 @@
-"""A live session: frames from the page that started a run come over the host's own server to the node that
-runs.
+"""A live session: frames, or what is dialed, come from the page that started a run over the host's own server
+to the node that runs.
 
 The route answers only while such a node runs, and only to who has the session's token, which the host sends
 to that page alone. Whatever else comes is refused before anything of it is read: 403 without the token or
-from another origin, 413 too large, 429 too many, 400 no picture. The session ends with the node.
+from another origin, 413 too large, 429 too many, 400 nothing to draw by. The session ends with the node.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Any
@@ -43,6 +43,7 @@ MOST_A_SECOND = 120
 ACTIONS = {"neutral", "record", "pause", "stop"}
 POLL = 0.25  # seconds after which is looked whether the user has cancelled the run
 FIRST_WITHIN, NEXT_WITHIN = 60.0, 10.0  # seconds until a page that sends nothing counts as closed
+Decode = Callable[[bytes], Any]  # None for what is too large; InputError for what is nothing to draw by
 ANSWER_WITHIN = 5.0
 QUALITY = 90
 
@@ -50,14 +51,21 @@ QUALITY = 90
 class LiveSession:
     """What the server's thread and the node's share, for as long as the node runs.
 
+    Args:
+        read: makes of a request's body what the node draws by; pixels (3, height, width) in [0, 1] if None.
+        silence: seconds without any after which the page counts as closed.
+
     Attributes:
         token: 256 random bits.
-        newest: number and pixels (3, height, width) in [0, 1] of the frame that came last.
+        newest: number and content of the request that came last.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, clock: Clock = time.monotonic, read: Decode | None = None, silence: float = NEXT_WITHIN
+    ) -> None:
         self.clock, self.token = clock, secrets.token_urlsafe(32)
-        self.newest: Newest[tuple[int, Tensor]] = Newest(clock)
+        self.read, self.silence = read or decode, silence
+        self.newest: Newest[tuple[int, Any]] = Newest(clock)
         self._lock = Lock()
         self._closed = False
         self._asked: set[str] = set()
@@ -68,8 +76,8 @@ class LiveSession:
 
     # ---- what the node does
 
-    def frames(self) -> Iterator[tuple[float, Tensor]]:
-        """When each frame came, and its pixels, newest first and foremost; until the page stops or is gone.
+    def frames(self) -> Iterator[tuple[float, Any]]:
+        """When each frame came, and its content, newest first and foremost; until the page stops or is gone.
 
         Raises:
             the host's exception when the user has cancelled the run.
@@ -79,9 +87,9 @@ class LiveSession:
             comfy.model_management.throw_exception_if_processing_interrupted()
             taken = self.newest.take(POLL)
             if taken is not None:
-                self._drawing, pixels = taken.item
-                yield taken.time, pixels
-                heard, patience = self.clock(), NEXT_WITHIN
+                self._drawing, content = taken.item
+                yield taken.time, content
+                heard, patience = self.clock(), self.silence
             elif self.clock() - heard > patience:
                 return
 
@@ -144,13 +152,13 @@ class LiveSession:
         if action == "stop":
             self.close()
 
-    async def answer(self, pixels: Tensor) -> web.Response:
+    async def answer(self, content: Any) -> web.Response:
         """The picture of a frame, or of one that came after it."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
             self._number += 1
             self._waiting.append((self._number, future))
-            self.newest.put((self._number, pixels))
+            self.newest.put((self._number, content))
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(future, ANSWER_WITHIN)
         with self._lock:
@@ -181,8 +189,8 @@ class LiveSessions:
                 session.ask(action)
                 return web.Response(status=204)
             data = await _body(request)
-            frame = None if data is None else await asyncio.to_thread(decode, data)
-            return web.Response(status=413) if frame is None else await session.answer(frame)
+            content = None if data is None else await asyncio.to_thread(session.read, data)
+            return web.Response(status=413) if content is None else await session.answer(content)
         except InputError:
             return web.Response(status=400)
         finally:
@@ -201,11 +209,21 @@ def register_live_route() -> None:
 
 
 @contextmanager
-def live_session(node: str) -> Iterator[LiveSession]:
+def live_session(
+    node: str,
+    *,
+    needs: str = "Live Reenactment takes its frames from",
+    otherwise: str = "use the command live",
+    told: Mapping[str, Any] | None = None,
+    **values: Any,
+) -> Iterator[LiveSession]:
     """A session for the page that queued the prompt that runs; it ends with the context.
 
     Args:
         node: number of the node that runs.
+        needs, otherwise: of the message, where there is no such page: what it is for, what to do instead.
+        told: what the page gets beside the token.
+        values: what `LiveSession` takes.
 
     Raises:
         InputError: there is no such page.
@@ -214,12 +232,12 @@ def live_session(node: str) -> Iterator[LiveSession]:
     page = None if server is None else server.client_id
     if server is None or page is None:
         raise InputError(
-            "Live Reenactment takes its frames from the page that started the run, but no page did: queue "
-            "the workflow in the browser, or use the command live."
+            f"{needs} the page that started the run, but no page did: queue the workflow in the browser, or "
+            f"{otherwise}."
         )
-    session = LiveSession()
+    session = LiveSession(**values)
     server.app[SESSIONS].current = session
-    server.send_sync(EVENT, {"node": node, "token": session.token}, page)
+    server.send_sync(EVENT, {**(told or {}), "node": node, "token": session.token}, page)
     try:
         yield session
     finally:

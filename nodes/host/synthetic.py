@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import wave
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from anifacediff_core.capture.extract import rgb
+from anifacediff_core.claims import shown
 from anifacediff_core.errors import InputError
 from anifacediff_core.provenance import manifest
-from anifacediff_core.provenance.container import copy_declared
+from anifacediff_core.provenance.container import COMPOSITE, SOURCE_TYPE, copy_declared
 from anifacediff_core.sound import keep_sound, read_sound
 from anifacediff_core.video import (
     VideoWriter,
@@ -32,6 +33,7 @@ from anifacediff_core.video import (
 
 from .api import InputImpl
 from .folders import C2PA, file_path
+from .history import is_composite, made_of
 from .runtime import Progress, notify
 from .video import file_of, part_of, temporary_folder, video_of
 
@@ -76,16 +78,22 @@ def save_synthetic(
     private_key: str | None,
     *,
     driving: Any = None,
+    nodes: list[Mapping[str, Any]] | None = None,
+    time_server: str = "",
 ) -> tuple[Any, str]:
     """Write a VIDEO as mp4 that says it is synthetic, and sign it where there are a certificate and its key.
 
     Args:
         driving: VIDEO from which frames of Create Video take their times and their sound.
+        nodes: of the workflow that made the VIDEO; they tell what it was made of, and how.
+        time_server: see `manifest.sign`.
 
     Returns:
         the file as a VIDEO, and what was done. A file that cannot be signed is kept: it may have taken hours.
     """
     notes: list[str] = []
+    made = nodes or []
+    source_type = COMPOSITE if is_composite(made) else SOURCE_TYPE
 
     def warn(text: str) -> None:
         notes.append(text)
@@ -96,28 +104,30 @@ def save_synthetic(
         timing = _timing(components, driving)
         with tempfile.TemporaryDirectory(dir=temporary_folder()) as folder:
             encoded = _encode(_pictures(components), timing, Path(folder), crf, warn)
-            copy_declared(encoded, path, metadata, say=warn)
+            copy_declared(encoded, path, metadata, say=warn, source_type=source_type)
         taken = timing.note
     else:
-        copy_declared(file_of(video), path, metadata, say=warn)
+        copy_declared(file_of(video), path, metadata, say=warn, source_type=source_type)
         taken = "" if driving is None else ", with times and sound of its own, not of the driving video"
     info = probe(path)
     note = f"{info.frames} frames, {info.rate} fps{taken}, declared synthetic"
     try:
-        note = f"{note}, {_sign(path, certificate, private_key)}."
+        extra = {"inputs": made_of(made), "source_type": source_type, "time_server": time_server.strip()}
+        note = f"{note}, {_sign(path, certificate, private_key, extra)}."
     except InputError as error:
         notify(str(error), logging.WARNING)
         note = f"{note}, but not signed: {error}"
     return video_of(path), " ".join([note, *notes])
 
 
-def _sign(path: Path, certificate: str | None, private_key: str | None) -> str:
+def _sign(path: Path, certificate: str | None, private_key: str | None, extra: dict[str, Any]) -> str:
     if certificate is None and private_key is None:
         return "not signed"
     if certificate is None or private_key is None:
         raise InputError("A C2PA manifest needs a certificate and its private key: choose both.")
-    manifest.sign(path, file_path(C2PA, certificate), file_path(C2PA, private_key))
-    return "signed with a C2PA manifest"
+    named = manifest.sign(path, file_path(C2PA, certificate), file_path(C2PA, private_key), **extra)
+    ingredients = f" that names {', '.join(map(shown, named))}" if named else ""
+    return f"signed with a C2PA manifest{ingredients}"
 
 
 def components_of(video: Any) -> tuple[Tensor, dict[str, Any] | None, float]:

@@ -17,12 +17,20 @@ from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
 from anifacediff_core.head.render import render_normals
 from anifacediff_core.lab import client
+from anifacediff_core.motion.keyframes import edits_at, read_keyframes
 from harness import browser
 
 SIZE = 128
 TURN = {"headYaw": 20, "headPitch": -12, "headRoll": 6, "zoom": 1.15, "shiftX": 0.05, "shiftY": -0.04}
 EDITS = {**TURN, "jawOpen": 0.4, "mouthSmileLeft": 0.8, "eyeLookOutLeft": 0.6, "eyeLookInRight": 0.6}
 EDITS |= {"eyeBlinkRight": 0.5, "tongueOut": 0.7, "browInnerUp": -0.3}
+KEYFRAMES: list[dict[str, Any]] = [
+    {"frame": 3, "easing": "ease-in", "expression": {"headYaw": 20, "zoom": 1.4}},
+    {"frame": 10, "easing": "ease-out", "expression": {"headYaw": -40, "jawOpen": 0.7}},
+    {"frame": 20, "easing": "hold", "expression": {"jawOpen": 0.2}},
+    {"frame": 24, "easing": "ease-in-out", "expression": {}},
+    {"frame": 35, "expression": {"mouthSmileLeft": 1}},
+]
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +70,7 @@ def found(
         "prefix": prefix,
         "expression": json.dumps(EDITS),
         "edits": EDITS,
+        "keyframes": KEYFRAMES,
         "base": {name: getattr(base, name)[0].tolist() for name in ("expression", "pose", "camera")},
         "folder": str(tmp_path_factory.mktemp(prefix)),
         "timeout": 900_000,
@@ -117,6 +126,34 @@ def test_presets_and_mirror(found: dict[str, Any]) -> None:
     assert mirrored["eyeBlinkLeft"] == mirrored["eyeBlinkRight"] == 1
     assert values(presets["oneSide"]) == mirrored | {"browDownRight": 1}
     assert values(presets["reset"]) == {}
+
+
+def test_presets_of_ones_own_are_kept_and_forgotten(found: dict[str, Any]) -> None:
+    own = found["ownPresets"]
+    assert own["chosen"] == "/Yawn of mine" and values(own["value"]) == {"jawOpen": 1}
+    assert own["kept"] == {"Yawn of mine": {"jawOpen": 1}} and own["forgotten"] == {} and own["off"]
+    assert "pi-save" in own["focused"], "the keyboard goes on where it was"
+
+
+def test_keyframes_are_set_eased_played_and_removed(found: dict[str, Any]) -> None:
+    keys = found["keyframes"]
+    assert keys["alone"]
+    last = {"frame": 10, "easing": "linear", "expression": {"headYaw": 60}}
+    first = {"frame": 0, "easing": "linear", "expression": {}}
+    assert json.loads(keys["set"]) == {"keyframes": [first, last]}
+    assert keys["between"] == 15, "a quarter of the way at half of the time"
+    assert keys["stepped"] == ["6", 21.6]
+    assert json.loads(keys["text"]) == {"keyframes": [{**first, "easing": "ease-in"}, last]}
+    assert values(keys["removed"]) == {}, "one keyframe at the beginning holds all the time"
+
+
+def test_the_page_interpolates_as_the_node_does(found: dict[str, Any], head: HeadModel) -> None:
+    keyframes = read_keyframes(json.dumps({"keyframes": KEYFRAMES}), head)
+    for frame, shown in enumerate(found["keyframes"]["exact"]):
+        expected = edits_at(keyframes, frame)
+        for name in expected.keys() | shown.keys():
+            rest = PLACE[name][2] if name in PLACE else 0.0
+            assert shown.get(name, rest) == pytest.approx(expected.get(name, rest), abs=1e-4), (frame, name)
 
 
 def test_every_expression_has_a_slider_within_the_limits(found: dict[str, Any], head: HeadModel) -> None:

@@ -102,7 +102,7 @@ function positions() {
 
 async function presetsAndMirror() {
   const found = {};
-  await panel.locator("select").selectOption("Wink");
+  await panel.locator("select").first().selectOption("Wink");
   found.wink = { value: await value(), mirrored: await button("pi-link").getAttribute("aria-pressed") };
   await button("pi-link").click();
   found.mirrored = await value();
@@ -117,6 +117,64 @@ async function presetsAndMirror() {
   await button("pi-refresh").click();
   found.reset = await value();
   await button("pi-link").click();
+  return found;
+}
+
+// An expression is saved under a name, chosen again, and forgotten.
+async function ownPresets() {
+  await slider("jawOpen").focus();
+  await press("End");
+  await button("pi-save").click();
+  await page.keyboard.type("Yawn of mine");
+  await press("Enter");
+  const choice = panel.locator("select").first();
+  const own = panel.locator("option", { hasText: "Yawn of mine" });
+  await own.waitFor({ state: "attached" });
+  const found = { focused: await page.evaluate(() => document.activeElement.querySelector("i")?.className) };
+  found.chosen = await choice.inputValue();
+  await button("pi-refresh").click();
+  await choice.selectOption("/Yawn of mine");
+  found.value = await value();
+  found.kept = await page.evaluate(async () => (await app.api.getUserData("anifacediff_presets.json")).json());
+  await button("pi-trash").click();
+  await own.waitFor({ state: "detached" });
+  found.forgotten = await page.evaluate(async () => (await app.api.getUserData("anifacediff_presets.json")).json());
+  found.off = await button("pi-trash").isDisabled();
+  await button("pi-refresh").click();
+  return found;
+}
+
+async function keyframes() {
+  const shown = (name) => slider(name).getAttribute("aria-valuenow").then(Number);
+  const number = panel.locator("input[type=number]");
+  const [bar, easing] = [panel.locator("input[type=range]"), panel.locator(".afd-timeline select")];
+  const found = { alone: await button("pi-key").isDisabled() && (await button("pi-play").isDisabled()) };
+  await number.fill("10");
+  await slider("headYaw").focus();
+  await press("End");
+  found.set = await value();
+  await number.fill("0");
+  await easing.selectOption("ease-in");
+  await number.fill("5");
+  found.between = await shown("headYaw");
+  await bar.focus();
+  await press("ArrowRight");
+  found.stepped = [await number.inputValue(), await shown("headYaw")];
+  await press("Delete"); // the graph's key, but not here
+  found.text = await value();
+  await button("pi-play").click();
+  await page.waitForFunction(() => document.querySelector(".afd-timeline input[type=number]").value !== "6");
+  await button("pi-play").click();
+  await number.fill("10");
+  await button("pi-key").click();
+  found.removed = await value();
+  await number.fill("0");
+  found.exact = await page.evaluate(async ({ extension, keyframes }) => {
+    const { fromText, valuesAt } = await import(`/extensions/${extension}/editor/keyframes.js`);
+    const keys = fromText(JSON.stringify({ keyframes }));
+    return Array.from({ length: 40 }, (_, frame) => valuesAt(keys, frame));
+  }, task);
+  await button("pi-refresh").click();
   return found;
 }
 
@@ -288,13 +346,19 @@ function vertices() {
   }, task);
 }
 
+// By the keyboard: the pasted node may lie over the button.
+async function switchLook() {
+  await button("pi-palette").focus();
+  await press("Enter");
+}
+
 // What the panel shows as normals, and what the host draws of the same graph.
 async function normals() {
-  await button("pi-palette").click();
+  await switchLook();
   const data = (await picture()).split(",")[1];
   const file = join(task.folder, "normals.png");
   writeFileSync(file, Buffer.from(data, "base64"));
-  await button("pi-palette").click();
+  await switchLook();
   return { outcome: await run(page, task.timeout), shown: file };
 }
 
@@ -303,6 +367,8 @@ try {
   const found = {
     hands: await mouseAndKeys(),
     presets: await presetsAndMirror(),
+    ownPresets: await ownPresets(),
+    keyframes: await keyframes(),
     orbit: await orbit(),
     history: await history(),
     twin: await twin(),

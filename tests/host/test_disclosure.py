@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+import sys
 from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import av
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import anifacediff_core
-from anifacediff_core.provenance.container import SOURCE_TYPE, STATEMENT, XMP
+from anifacediff_core.provenance.container import COMPOSITE, SOURCE_TYPE, STATEMENT, XMP
 from anifacediff_core.provenance.mark import mark
 from anifacediff_core.video import VideoWriter, probe, read_frames, read_image
 from harness.extension import Extension, one_sentence
@@ -135,7 +140,7 @@ def test_workflow_goes_along(extension: Extension, made: Any, monkeypatch: pytes
 
     from comfy.cli_args import args
 
-    hidden = SimpleNamespace(prompt={"1": "x"}, extra_pnginfo={"workflow": {"nodes": []}})
+    hidden = SimpleNamespace(prompt={"1": {"class_type": "X"}}, extra_pnginfo={"workflow": {"nodes": []}})
     monkeypatch.setattr(extension.classes["AniFaceDiffSaveVideo"], "hidden", hidden, raising=False)
     for disabled in (False, True):
         monkeypatch.setattr(args, "disable_metadata", disabled)
@@ -185,6 +190,90 @@ def test_c2pa(extension: Extension, made: Any) -> None:
     path.write_bytes(content)
     with c2pa.Reader(str(path)) as reader:
         assert reader.get_validation_state() == "Invalid"
+
+
+def test_inputs_with_credentials_become_ingredients(
+    extension: Extension, made: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signed driver is named, an unsigned picture and what does not lead to the video are not."""
+    c2pa = pytest.importorskip("c2pa", reason="needs c2pa-python")
+    from types import SimpleNamespace
+
+    certificate(extension.base / "models" / "c2pa")
+    given = {"certificate": "signer.pem", "private_key": "key.pem"}
+    _, name, _ = extension.run("SaveVideo", video=made, **SAVING, **given)
+    inputs = extension.base / "input"
+    for copy in ("signed.mp4", "other.mp4"):
+        shutil.copy(extension.base / "output" / name, inputs / copy)
+    Image.new("RGB", (16, 16)).save(inputs / "plain.png")
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": "plain.png"}},
+        "2": {"class_type": "LoadVideo", "inputs": {"file": "signed.mp4"}},
+        "3": {"class_type": "LoadVideo", "inputs": {"file": "other.mp4"}},
+        "4": {"class_type": "AniFaceDiffPasteBack", "inputs": {"image": ["2", 0], "original": ["1", 0]}},
+        "5": {"class_type": "AniFaceDiffSaveVideo", "inputs": {"video": ["4", 0]}},
+    }
+    hidden = SimpleNamespace(prompt=prompt, extra_pnginfo=None, unique_id="5")
+    monkeypatch.setattr(extension.classes["AniFaceDiffSaveVideo"], "hidden", hidden, raising=False)
+    _, name, report = extension.run("SaveVideo", video=made, **SAVING, **given)
+    assert "names signed.mp4" in report
+    path = extension.base / "output" / name
+    with c2pa.Reader(str(path)) as reader:
+        assert reader.get_validation_state() == "Valid"
+        manifest = reader.get_active_manifest()
+    (ingredient,) = manifest["ingredients"]
+    assert ingredient["title"] == "signed.mp4" and ingredient["relationship"] == "inputTo"
+    assert ingredient["active_manifest"]
+    actions = next(each for each in manifest["assertions"] if each["label"].startswith("c2pa.actions"))
+    assert actions["data"]["actions"][0]["digitalSourceType"] == COMPOSITE
+    with av.open(str(path)) as file:
+        assert file.metadata["digitalsourcetype"] == COMPOSITE
+    assert COMPOSITE.encode() in path.read_bytes().partition(b"xpacket begin")[2]
+
+
+def test_a_time_server_is_asked_if_it_is_named(extension: Extension, made: Any) -> None:
+    pytest.importorskip("c2pa", reason="needs c2pa-python")
+    certificate(extension.base / "models" / "c2pa")
+    given = {"certificate": "signer.pem", "private_key": "key.pem"}
+    asked: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.headers.get("Content-Type", ""))
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/tsa"
+        _, _, report = extension.run("SaveVideo", video=made, **SAVING, **given, time_server=address)
+        server.shutdown()
+    assert asked == ["application/timestamp-query"]
+    one_sentence(report.partition("but not signed: ")[2])
+    assert "time server" in report
+    _, _, report = extension.run("SaveVideo", video=made, **SAVING, **given, time_server="tsa.example")
+    assert "begin it with http" in report
+
+
+def test_what_was_done_is_read_from_what_leads_to_the_file(extension: Extension) -> None:
+    history = sys.modules[
+        f"{extension.classes['AniFaceDiffSaveVideo'].__module__.rpartition('.')[0]}.host.history"
+    ]
+    whole = {"class_type": "AniFaceDiffReenactLongVideo", "inputs": {"mark": True}}
+    pasted = {"class_type": "AniFaceDiffReenactLongVideo", "inputs": {"original": ["1", 0]}}
+    for node, composite in ((whole, False), (pasted, True)):
+        prompt = {
+            "7": node,
+            "8": {"class_type": "AniFaceDiffReenactMany"},
+            "9": {"inputs": {"video": ["7", 0]}},
+        }
+        prompt["7"]["inputs"]["loop"] = ["9", 0]
+        nodes = history.upstream(prompt, "9")
+        assert len(nodes) == 2 and history.is_composite(nodes) is composite
+    assert history.made_of([{"class_type": "LoadImage", "inputs": {"image": "../../etc/passwd"}}]) == []
+    assert history.made_of([{"class_type": "LoadImage", "inputs": {"image": ["3", 0]}}]) == []
 
 
 @pytest.mark.parametrize(

@@ -1,28 +1,25 @@
-// All that the node shows: the head above, presets and switches, the sliders in groups.
+// All that the node shows: head and result above, presets, switches and keyframes, the sliders in groups.
 
+import { button, create } from "./elements.js";
+import { fromText, toText, valuesAt, withKey, withoutKey, keyBefore } from "./keyframes.js";
+import { Presets } from "./presets.js";
+import { Result } from "./result.js";
 import { Slider } from "./slider.js";
-import {
-  GROUPS,
-  PRESETS,
-  fromText,
-  isSymmetric,
-  makeSymmetric,
-  presetOf,
-  read,
-  toText,
-  withPreset,
-  write,
-} from "./sliders.js";
+import { GROUPS, isSymmetric, makeSymmetric, read, write } from "./sliders.js";
+import { Timeline } from "./timeline.js";
 import { View } from "./view.js";
 
 const STYLE = new URL("style.css", import.meta.url).href;
 
 export class Panel {
-  // `t` translates; `onInput()` is called at every change of the text, `onCommit()` once it has come to rest.
-  constructor({ t, onInput, onCommit }) {
+  // `t` translates, `queue` runs the workflow; `onInput()` is called at every change of the text, `onCommit()` once it has
+  // come to rest.
+  constructor({ t, queue, onInput, onCommit }) {
     Object.assign(this, { t, onInput, onCommit });
     this.text = "{}";
-    this.values = {};
+    this.keys = fromText(this.text);
+    this.frameNumber = 0;
+    this.values = {}; // at that frame
     this.base = null;
     this.adding = false;
     this.mirroring = true; // whether it is wished for; sides that differ are shown apart all the same
@@ -33,14 +30,18 @@ export class Panel {
     this.note = create("p", "afd-note");
     this.note.setAttribute("role", "status");
     this.view.element.append(this.note);
+    const dialed = () => ({ expression: this.text, frame: this.frameNumber });
+    this.result = new Result({ t, queue, dialed });
+    const shows = create("div", "afd-shows");
+    shows.append(this.view.element, this.result.element);
     this.list = create("div", "afd-list");
     this.list.dataset.captureWheel = "true"; // the wheel scrolls here and doesn't zoom the graph
     this.list.addEventListener("scroll", () => (this.scroll = this.list.scrollTop));
     const frame = create("div", "afd-frame");
     frame.append(this.list);
     const controls = create("div", "afd-controls");
-    controls.append(this.#toolbar(), frame);
-    this.element.append(this.view.element, controls);
+    controls.append(this.#toolbar(), this.#timeline(), frame);
+    this.element.append(shows, controls);
     // What happens here is none of the graph's business: it would drag the node.
     this.element.addEventListener("pointerdown", (event) => event.button === 0 && event.stopPropagation());
     this.#build();
@@ -54,9 +55,10 @@ export class Panel {
   set value(text) {
     if (text === this.text) return; // the new node renderer gives back what it was told
     this.text = String(text ?? "{}");
-    const values = fromText(this.text);
-    this.values = values ?? {};
-    this.note.textContent = values ? "" : this.t("This input is no JSON object of numbers; moving a slider starts anew.");
+    const keys = fromText(this.text);
+    this.keys = keys ?? fromText("{}");
+    this.values = valuesAt(this.keys, this.frameNumber);
+    this.note.textContent = keys ? "" : this.t("This input is no JSON object of numbers; moving a slider starts anew.");
     this.#build();
   }
 
@@ -82,12 +84,13 @@ export class Panel {
   get looks() {
     const closed = [...this.list.children].map((group) => !group.open);
     const { turn, look } = this.view;
-    return { mirroring: this.mirroring, closed, scroll: this.scroll, turn, look };
+    const { mirroring, scroll, frameNumber } = this;
+    return { mirroring, closed, scroll, frameNumber, turn, look };
   }
 
-  set looks({ mirroring, closed, scroll, turn, look }) {
+  set looks({ mirroring, closed, scroll, frameNumber, turn, look }) {
     this.mirroring = mirroring;
-    this.#build();
+    this.#move(frameNumber);
     [...this.list.children].forEach((group, i) => (group.open = !closed[i]));
     requestAnimationFrame(() => (this.list.scrollTop = scroll ?? 0));
     this.view.set({ turn, look });
@@ -97,31 +100,49 @@ export class Panel {
   #toolbar() {
     const { t } = this;
     const bar = create("div", "afd-bar");
-    this.presets = create("select");
-    this.presets.setAttribute("aria-label", t("Preset"));
-    this.presets.append(new Option(t("Custom"), "", true, true));
-    this.presets.options[0].hidden = true;
-    for (const name of Object.keys(PRESETS)) this.presets.append(new Option(t(name), name));
-    this.presets.addEventListener("change", () => this.#replace(withPreset(this.values, this.presets.value)));
+    const say = (error) => (this.note.textContent = String(error));
+    this.presets = new Presets({ t, onChoose: (values) => this.#replace(values), onError: say });
     const mirror = t("Mirror: one slider moves the left and the right side");
-    this.link = this.#button("pi-link", mirror, () => this.#mirror());
-    this.normals = this.#button("pi-palette", t("Show the surface normals, as Render Normals draws them"), () => {
+    this.link = button("pi-link", mirror, () => this.#mirror());
+    this.normals = button("pi-palette", t("Show the surface normals, as Render Normals draws them"), () => {
       this.view.set({ look: this.view.look === "normals" ? "shaded" : "normals" });
       this.#showSwitches();
     });
-    const reset = this.#button("pi-refresh", t("Reset all sliders"), () => this.#replace({}));
-    bar.append(this.presets, this.link, this.normals, reset);
+    const reset = button("pi-refresh", t("Reset all sliders"), () => this.#replace({}));
+    bar.append(...this.presets.elements, this.link, this.normals, reset, this.result.button);
     return bar;
   }
 
-  #button(icon, label, onClick) {
-    const button = create("button");
-    button.type = "button";
-    button.title = label;
-    button.setAttribute("aria-label", label);
-    button.append(create("i", `pi ${icon}`));
-    button.addEventListener("click", onClick);
-    return button;
+  #timeline() {
+    this.timeline = new Timeline({
+      t: this.t,
+      onMove: (frame) => this.#move(frame),
+      onKey: () => {
+        const { keys, frameNumber: frame, values } = this;
+        this.#keep(keyBefore(keys, frame)?.frame === frame ? withoutKey(keys, frame) : withKey(keys, frame, values));
+      },
+      onEase: (easing) => {
+        const { frame, values } = keyBefore(this.keys, this.frameNumber) ?? this.keys[0];
+        this.#keep(withKey(this.keys, frame, values, easing));
+      },
+    });
+    return this.timeline.element;
+  }
+
+  // Show another frame.
+  #move(frame) {
+    this.frameNumber = frame;
+    this.values = valuesAt(this.keys, frame);
+    this.#build();
+    this.result.changed();
+  }
+
+  // Have other keyframes.
+  #keep(keys) {
+    this.keys = keys;
+    this.#tell();
+    this.#move(this.frameNumber);
+    this.onCommit();
   }
 
   #showSwitches() {
@@ -195,21 +216,49 @@ export class Panel {
   }
 
   #changed() {
-    this.text = toText(this.values);
-    this.note.textContent = "";
+    this.keys = withKey(this.keys, this.frameNumber, this.values);
+    this.#tell();
     this.#refresh();
+  }
+
+  #tell() {
+    this.text = toText(this.keys);
+    this.note.textContent = "";
+    this.result.changed();
     this.onInput();
   }
 
   #refresh() {
     for (const { slider, target } of this.sliders) slider.show(read(this.values, target));
-    this.presets.value = presetOf(this.values);
+    this.presets.show(this.values);
+    this.timeline.show(this.keys, this.frameNumber);
     for (const group of this.list.children)
       group.classList.toggle("afd-used", Boolean(group.querySelector(".afd-set")));
     if (this.loaded) this.view.show(this.loaded, this.loaded.edit(this.values, this.base));
   }
-}
 
-function create(tag, className = "", text = "") {
-  return Object.assign(document.createElement(tag), { className, textContent: text });
+  begin(token, { first_frame: frames = [] }) {
+    this.frame = frames[0] ?? null;
+    this.result.begin(token);
+  }
+
+  end() {
+    this.result.end();
+  }
+
+  stop() {
+    this.result.stop();
+  }
+
+  // Take the place of another panel, of the same node before it was made anew.
+  succeed(before) {
+    this.looks = before.looks;
+    this.result.succeed(before.result);
+  }
+
+  // The node is gone for good.
+  close() {
+    this.stop();
+    this.presets.close();
+  }
 }

@@ -110,6 +110,7 @@ export const GROUPS = [
 const ROWS = GROUPS.flatMap((group) => group.rows);
 const TARGETS = ROWS.flatMap((row) => row.targets);
 const ORDER = TARGETS.flatMap(({ plus, minus }) => (minus ? [plus, minus] : [plus]));
+const RESTS = Object.fromEntries(TARGETS.map(({ plus, rest }) => [plus, rest]));
 const PLACES = GROUPS.filter((group) => group.place).flatMap(({ rows }) => rows.map(({ targets: [{ plus }] }) => plus));
 
 // `both` is for the left and the right side.
@@ -162,29 +163,34 @@ export function write(values, { plus, minus, rest }, value) {
   else if (rounded !== rest) values[plus] = rounded;
 }
 
-// JSON of what is not at rest, always in the same order; names that have no slider stay as they are.
-export function toText(values) {
-  const names = Object.keys(values).sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
-  return JSON.stringify(Object.fromEntries(names.map((name) => [name, values[name]])));
+// What a name is when it changes nothing.
+export function restOf(name) {
+  return RESTS[name] ?? 0;
 }
 
-// The values in a text, or null where it is no object of numbers.
-export function fromText(text) {
-  try {
-    const values = JSON.parse(text.trim() || "{}");
-    return values.constructor === Object && Object.values(values).every(Number.isFinite) ? values : null;
-  } catch {
-    return null;
-  }
+// Always in the same order; names that have no slider stay as they are.
+export function ordered(values) {
+  const names = Object.keys(values).sort((a, b) => ORDER.indexOf(a) - ORDER.indexOf(b));
+  return Object.fromEntries(names.map((name) => [name, values[name]]));
+}
+
+// Whether it is an object of numbers.
+export function isValues(held) {
+  return held?.constructor === Object && Object.values(held).every(Number.isFinite);
+}
+
+export function same(values, others) {
+  return JSON.stringify(ordered(values)) === JSON.stringify(ordered(others));
+}
+
+// The values without where the head is.
+export function expressionOf(values) {
+  return Object.fromEntries(Object.entries(values).filter(([name]) => !PLACES.includes(name)));
 }
 
 // A preset is an expression: the head stays where it is.
-export function withPreset(values, name) {
-  return { ...Object.fromEntries(Object.entries(values).filter(([key]) => PLACES.includes(key))), ...PRESETS[name] };
-}
-
-export function presetOf(values) {
-  return Object.keys(PRESETS).find((name) => toText(withPreset(values, name)) === toText(values)) ?? "";
+export function withPreset(values, preset) {
+  return { ...Object.fromEntries(Object.entries(values).filter(([name]) => PLACES.includes(name))), ...preset };
 }
 
 export function isSymmetric(values) {

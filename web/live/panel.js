@@ -1,9 +1,8 @@
 // What the node shows: a camera or a video file to choose, the result, and buttons. Frames are sent one by one, and the
 // answer to each is the newest picture.
 
-const ROUTE = "/anifacediff/live";
-const TOKEN = "X-AniFaceDiff-Token";
-const STATUS = "X-AniFaceDiff-Status";
+import { ask, post, statusOf } from "../session.js";
+
 const FILE = "file";
 const LONGEST_SIDE = 640; // of what is sent: faces are read at less
 const QUALITY = 0.85;
@@ -33,9 +32,9 @@ export class LivePanel {
   #sent = -1; // moment of the video that was sent last
   #recording = false;
 
-  // `t` translates, `send` is the host's fetch, `queue` runs the workflow.
-  constructor({ t, send, queue }) {
-    Object.assign(this, { t, send, queue });
+  // `t` translates, `queue` runs the workflow.
+  constructor({ t, queue }) {
+    Object.assign(this, { t, queue });
     this.video = make("video", "own", { muted: true, playsInline: true, loop: true });
     this.result = make("img", "result", { alt: t("The reenacted picture") });
     this.choice = make("select", "control", { ariaLabel: t("Camera or file"), onchange: () => this.#chosen() });
@@ -159,10 +158,10 @@ export class LivePanel {
         await wait(PAUSE);
         continue;
       }
-      const response = await this.#post("", { body }).catch(() => null);
+      const response = await post(token, body);
       if (this.#token !== token) return;
       if (response?.status === 429 || response?.status === 204) await wait(PAUSE);
-      else if (response?.ok) this.#show(await response.blob(), JSON.parse(response.headers.get(STATUS)));
+      else if (response?.ok) this.#show(await response.blob(), statusOf(response));
       else return this.end();
     }
   }
@@ -199,10 +198,6 @@ export class LivePanel {
   }
 
   #ask(action) {
-    return this.#post(`?do=${action}`, { keepalive: true }).catch(() => null);
-  }
-
-  #post(query, options) {
-    return this.send(ROUTE + query, { method: "POST", headers: { [TOKEN]: this.#token }, ...options });
+    return ask(this.#token, action);
   }
 }
