@@ -19,6 +19,7 @@ NAMES = [
     "anifacediff_group.jpg",
     "anifacediff_scene.jpg",
     "anifacediff_source.png",
+    "anifacediff_speech.ogg",
     "anifacediff_turning.mp4",
 ]
 PICTURE = "anifacediff_source.png"
@@ -145,7 +146,7 @@ def test_the_rest_comes_where_one_cannot_be_written(
 def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: client.Server, name: str) -> None:
     known = client.request(running_comfyui.address, "/object_info")
     for node in load_graph(name).values():
-        widget = {"LoadImage": "image", "LoadVideo": "file"}.get(node["class_type"])
+        widget = {"LoadImage": "image", "LoadVideo": "file", "LoadAudio": "audio"}.get(node["class_type"])
         if widget is not None:
             kind, options = known[node["class_type"]]["input"]["required"][widget]
             choices = kind if isinstance(kind, list) else options["options"]
