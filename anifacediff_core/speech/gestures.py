@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..motion.curves import Draw, blink, bump, minimum_jerk, sway
 
-SPEAKING = 0.45  # loudness from which on somebody speaks
+SPEAKING = 0.65  # loudness from which on somebody speaks
 BREATH = 0.35  # seconds: a shorter pause is none
 APART = 0.4  # seconds between accents
 BLINK_APART = 0.7  # seconds between blinks
@@ -81,12 +81,12 @@ def prosody(loudness: Tensor, fps: float) -> Prosody:
     change = F.pad(speaking, (1, 1)).diff()
     begins, ends = ((change == sign).nonzero()[:, 0] / fps for sign in (1, -1))
     around = _smooth(loudness, round(1.2 * fps))
-    wide = 2 * round(APART * fps / 2) + 1
+    wide = 2 * round(APART * fps) + 1
     peak = even == F.max_pool1d(even[None, None], wide, 1, wide // 2)[0, 0]
     places = (peak & (even > SPEAKING) & (even > around)).nonzero()[:, 0]
     places = places[torch.diff(places, prepend=places.new_tensor([-wide])) >= wide // 2]
     above = (even - around)[places]
-    return Prosody(begins, ends, places / fps, (above / 0.2).clamp(0.2, 1))
+    return Prosody(begins, ends, places / fps, (above / 0.15).clamp(0.2, 1))
 
 
 def _smooth(values: Tensor, wide: int) -> Tensor:

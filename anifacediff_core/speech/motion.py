@@ -24,12 +24,12 @@ from ..progress import Progress
 from ..sound import read_sound, resampled
 from .gestures import Gestures, gestures
 from .lips import OPENINGS
-from .network import CHANNELS, FPS, RATE, REACH, SAMPLES, SpeechNetwork, level, load_network, log_mel
+from .network import CHANNELS, FPS, RANGE, RATE, REACH, SAMPLES, SpeechNetwork, level, load_network, log_mel
 
 LONGEST_FILE = 3600.0  # seconds, since a sound is in memory as a whole
 CHUNK = 30 * FPS  # frames that the network reads at once
 STILL = 0.03  # of a channel: less is none
-SEALING = (0.3, 0.7)  # closures between which the lips go on to meet
+SEALING = (0.08, 0.25)  # "shut" between which the lips go on to meet
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def _read(wave: Tensor, network: SpeechNetwork, progress: Progress | None) -> tu
     """The network's channels (frames, channels) at `network.FPS`, and how loud it is (frames,) in [0, 1]."""
     loudness, margin = level(wave), math.ceil(REACH * FPS)
     frames = wave.shape[-1] // SAMPLES + 1
-    wave = F.pad(wave, (margin * SAMPLES, (margin + 1) * SAMPLES))
+    wave = _extended(wave, margin * SAMPLES, (margin + 1) * SAMPLES)
     told, loud = [], []
     for start in range(0, frames, CHUNK):
         stop = min(start + CHUNK, frames)
@@ -149,10 +149,23 @@ def _read(wave: Tensor, network: SpeechNetwork, progress: Progress | None) -> tu
         features = log_mel(part, loudness)
         own = slice(margin, margin + stop - start)
         told.append(network(features)[0, own].sigmoid())
-        loud.append(1 + features[0, ::2].mean(1)[own])
+        loud.append(_loudness(features[0, ::2])[own])
         if progress is not None:
             progress(stop, frames)
     return torch.cat(told), torch.cat(loud)
+
+
+def _extended(wave: Tensor, before: int, behind: int) -> Tensor:
+    """The wave with its mirror image at both ends: noise that began would be taken for a word."""
+    most = wave.shape[-1] - 1
+    mirrored = F.pad(wave, (min(before, most), min(behind, most)), mode="reflect")
+    return F.pad(mirrored, (max(before - most, 0), max(behind - most, 0)))
+
+
+def _loudness(features: Tensor) -> Tensor:
+    """(frames,) of all bands together (frames, bands): 1 as loud as the voice, 0 is `RANGE` below."""
+    nepers = RANGE * math.log(10) / 10
+    return (1 + features.mul(nepers).logsumexp(1) / nepers).clamp(0, 1)
 
 
 def at_times(mouth: Tensor, time: Tensor, fps: Fraction) -> Tensor:

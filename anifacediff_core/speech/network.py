@@ -25,11 +25,10 @@ FPS = 50
 SAMPLES = RATE // FPS  # of each frame of the result
 QUIETEST = -55.0  # dB of full scale; below, nobody speaks, however loud the rest is
 RANGE = 60.0  # dB below the voice that are heard
-# What the network tells, each in [0, 1]; a name without a side stands for both. "closure" is how far the lips
-# are on their way to meet.
+# What the network tells, each in [0, 1]; a name without a side stands for both. "shut" is whether lips meet.
 CHANNELS = (
     "jawOpen", "mouthFunnel", "mouthPucker", "mouthLowerDown", "mouthUpperUp", "mouthStretch", "mouthSmile",
-    "mouthPress", "mouthRollLower", "mouthRollUpper", "closure",
+    "mouthPress", "mouthRollLower", "mouthRollUpper", "shut",
 )  # fmt: skip
 WIDTH = 80
 DILATIONS = (1, 2, 4, 8, 1, 2, 4, 8)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from anifacediff_core.lab import client
-from harness.server import EXAMPLES, load_graph, workflow_names
+from harness.server import EXAMPLES, load_graph, require_sound, workflow_names
 
 NAMES = [
     "anifacediff_driving.mp4",
@@ -144,6 +144,7 @@ def test_the_rest_comes_where_one_cannot_be_written(
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: client.Server, name: str) -> None:
+    require_sound(running_comfyui, name)
     known = client.request(running_comfyui.address, "/object_info")
     for node in load_graph(name).values():
         widget = {"LoadImage": "image", "LoadVideo": "file", "LoadAudio": "audio"}.get(node["class_type"])

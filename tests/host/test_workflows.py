@@ -101,6 +101,18 @@ def without_mediapipe(graph: dict[str, Any]) -> dict[str, Any]:
     return graph
 
 
+def with_the_sound_of_a_video(graph: dict[str, Any]) -> dict[str, Any]:
+    """In place of LoadAudio, which a host without torchaudio lacks."""
+    for name in [name for name, node in graph.items() if node["class_type"] == "LoadAudio"]:
+        graph["video"] = {"class_type": "LoadVideo", "inputs": {"file": "short.mp4"}}
+        graph[name] = {"class_type": "AniFaceDiffVideoFrames", "inputs": {"video": ["video", 0]}}
+        for node in graph.values():
+            for key, value in node["inputs"].items():
+                if value == [name, 0]:
+                    node["inputs"][key] = [name, 1]
+    return graph
+
+
 def run_to_video(host: client.Server, graph: dict[str, Any]) -> Path:
     """Run a graph; the video that it saved, which has to keep the driver's time."""
     run = client.run_prompt(host, graph).check()
@@ -140,6 +152,7 @@ def test_workflow_and_api_graph_hold_the_same_nodes(name: str) -> None:
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_workflow_and_api_graph_say_the_same(running_comfyui: client.Server, name: str) -> None:
+    server.require_sound(running_comfyui, name)
     known = client.request(running_comfyui.address, "/object_info")
     graph, committed = graphs.to_api(server.read_workflow(name), known), server.load_graph(name)
     assert graphs.without_news(graph, committed, known) == committed
@@ -229,6 +242,7 @@ def is_ours(node: dict) -> bool:
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_only_core_nodes_and_ours(running_comfyui: client.Server, name: str) -> None:
+    server.require_sound(running_comfyui, name)
     nodes = client.request(running_comfyui.address, "/object_info")
     for node in graphs.flat(server.read_workflow(name))["nodes"]:
         if node["type"] not in graphs.VIRTUAL:
@@ -262,7 +276,13 @@ def test_missing_files_are_named(running_comfyui: client.Server) -> None:
 @pytest.fixture(scope="module")
 def run_as_shipped(host_with_files: client.Server) -> Callable[[str], Path]:
     """Run a workflow with what is switched off staying off, once."""
-    return cache(lambda name: run_to_video(host_with_files, shortened(name, server.load_graph(name))))
+    hears = server.hears(host_with_files)
+
+    def run(name: str) -> Path:
+        graph = shortened(name, server.load_graph(name))
+        return run_to_video(host_with_files, graph if hears else with_the_sound_of_a_video(graph))
+
+    return cache(run)
 
 
 @pytest.mark.parametrize("name", [*OPTIONAL, *CHOICES, *PLAIN, *VOICE])

@@ -30,6 +30,7 @@ LEFT_OUT = ("announcer", "aunty", "Demonic", "whisper", "whisperf", "fast", "Uni
 FLITE_VOICES = ("awb", "kal16")
 OF_FLITE = 0.25  # share of the utterances
 STRETCH = (0.86, 1.16)
+SILENT = 0.12  # share of the parts with nobody who speaks, but noise
 EMA = 0.999
 
 
@@ -37,8 +38,8 @@ EMA = 0.999
 class SpeechTraining:
     """How the network learns."""
 
-    utterances: Annotated[Positive, "that are synthesized"] = 3000
-    steps: Annotated[Positive, "of training"] = 4500
+    utterances: Annotated[Positive, "that are synthesized"] = 2400
+    steps: Annotated[Positive, "of training"] = 4000
     batch: Annotated[Positive, "parts of utterances in each step"] = 16
     seconds: Annotated[float, "of each part"] = 2.56
     learning_rate: Annotated[float, "at its highest; it falls to 0 by a cosine"] = 2e-3
@@ -110,7 +111,7 @@ def _targets(spoken: Utterance) -> Tensor:
 
 
 def _loss(network: SpeechNetwork, wave: Tensor, truth: Tensor) -> Tensor:
-    """Squared error of the shapes, which are dearer where they are strong, and cross entropy of closures."""
+    """Squared error of the shapes, dearer where they are strong; cross entropy of lips that meet."""
     told = network(log_mel(wave, level(wave)))[:, : truth.shape[1]]
     shapes, wanted = told[..., :-1].sigmoid(), truth[..., :-1]
     off = ((shapes - wanted).square() * (1 + 2 * wanted)).mean()
@@ -136,9 +137,11 @@ def _batch(
         part, own = whole[first * SAMPLES :][: (frames - skipped) * SAMPLES], told[first:][: frames - skipped]
         waves[row, skipped * SAMPLES :][: len(part)] = part
         wanted[row, skipped:][: len(own)] = own
-    silent = torch.rand(settings.batch) < 0.06
+    silent = torch.rand(settings.batch) < SILENT
     waves[silent], wanted[silent] = 0.0, 0.0
-    return heard(waves), wanted
+    waves = heard(waves)
+    loud = 10 ** _uniform(-4, -0.5, settings.batch, 1)
+    return torch.where(silent[:, None], loud * _noise(*waves.shape), waves).clamp(-1, 1), wanted
 
 
 def heard(waves: Tensor) -> Tensor:

@@ -42,6 +42,7 @@ SHAPES = {letter: shapes for letters, shapes in MOUTHS.items() for letter in let
 LIPS = "pbmβɓ"  # what the lips meet for
 ON_THE_WAY = 0.09  # seconds that a vowel reaches into its neighbors
 RAMP = 0.06  # seconds in which a consonant comes and goes
+NARROW = 0.65  # closure up to which the lips don't meet, as for f and s
 RELEASE = 0.02  # seconds before its end at which a stop opens
 
 
@@ -84,7 +85,7 @@ def lips(phonemes: Sequence[Phoneme], time: Tensor, names: list[str]) -> tuple[T
 def targets(phonemes: Sequence[Phoneme], time: Tensor) -> Tensor:
     """What the network is to tell: (frames, channels)."""
     face, closure = lips(phonemes, time, list(CHANNELS[:-1]))
-    return torch.cat([face, closure], dim=1)
+    return torch.cat([face, ((closure - NARROW) / (1 - NARROW)).clamp(min=0)], dim=1)
 
 
 def _weights(
