@@ -29,7 +29,7 @@ from .network import CHANNELS, FPS, RANGE, RATE, REACH, SAMPLES, SpeechNetwork, 
 LONGEST_FILE = 3600.0  # seconds, since a sound is in memory as a whole
 CHUNK = 30 * FPS  # frames that the network reads at once
 STILL = 0.03  # of a channel: less is none
-SEALING = (0.08, 0.25)  # "shut" between which the lips go on to meet
+SEALING = (0.08, 0.25)  # "shut" between which the lips go on to meet; chosen on voices of the training
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def speech_to_motion(
     mouth, loudness = _read(wave, network or load_network(), progress)
     time = torch.arange(frames) / float(fps)
     made = gestures(loudness, FPS, time, settings.seed, settings.blinks)
-    expression = mouth_shapes(at_times(mouth, time, fps) * settings.mouth, head.expression_names)
+    expression = mouth_shapes(at_times(mouth, time, fps), settings.mouth, head.expression_names)
     expression = _with_gestures(expression, made, settings, head.expression_names)
     angles = made.angles * settings.head
     write_gaze(expression, made.glances - 0.7 * angles[:, :2], 0.01, head.expression_names)
@@ -179,13 +179,18 @@ def at_times(mouth: Tensor, time: Tensor, fps: Fraction) -> Tensor:
     return torch.lerp(mouth[before], mouth[after], (place - before)[:, None])
 
 
-def mouth_shapes(mouth: Tensor, names: list[str]) -> Tensor:
+def mouth_shapes(mouth: Tensor, strength: float, names: list[str]) -> Tensor:
     """Expressions (frames, expressions) of the network's channels (frames, channels).
 
-    The network is unsure of when lips meet, so that they would hardly ever: from the middle on they do.
+    The network is unsure of when lips meet, so that they would hardly ever: a suspicion is enough.
+
+    Args:
+        strength: of all but whether the lips meet.
     """
     mouth = ((mouth - STILL) / (1 - STILL)).clamp(0, 1)
-    face = mouth[:, :-1] @ table([{name: 1.0} for name in CHANNELS[:-1]], names, mouth.device)
+    face = (strength * mouth[:, :-1]).clamp(0, 1) @ table(
+        [{name: 1.0} for name in CHANNELS[:-1]], names, mouth.device
+    )
     low, high = SEALING
     sealed = ((mouth[:, -1:] - low) / (high - low)).clamp(0, 1)
     face[:, columns(names, *OPENINGS[1:])] *= 1 - sealed
