@@ -56,6 +56,15 @@ def video_stream(container: Any) -> Any:
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 
+def is_sound(path: str | Path) -> bool:
+    """Whether a file holds sound and no pictures; the cover of a piece of music is none."""
+    try:
+        with open_media(path, needs_video=False) as container:
+            return video_stream(container) is None and bool(container.streams.audio)
+    except InputError:
+        return False
+
+
 def require_affordable(path: object, width: int, height: int) -> None:
     """Refuse pictures that would fill the memory, before anything of them is decoded."""
     if width * height > MOST_PIXELS:

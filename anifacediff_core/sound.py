@@ -151,6 +151,19 @@ def read_sound(path: str | Path, start: Fraction, seconds: float) -> tuple[np.nd
     return (np.concatenate(parts, axis=1), rate) if done else None
 
 
+def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """One channel (samples,) of float32 at another rate: `wanted` samples a second."""
+    import av
+
+    if rate == wanted or not len(samples):
+        return samples
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler(format="fltp", layout="mono", rate=wanted)
+    parts = [part.to_ndarray()[0] for given in (frame, None) for part in resampler.resample(given)]
+    return np.concatenate(parts)
+
+
 class Sound:
     """The sound of a file on its way into another one: copied packet by packet if that may hold it, else
     encoded.

@@ -35,7 +35,7 @@ from .disclosure import DetectMark, MarkSyntheticVideo, SaveSyntheticVideo  # no
 from .driving import VideoFrames  # noqa: E402
 from .editor import ExpressionEditor  # noqa: E402
 from .export import SaveVideoAs  # noqa: E402
-from .files import LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
+from .files import LoadARKitCurves, LoadFaceParameters, LoadLiveLink, SaveFaceParameters  # noqa: E402
 from .folder import LoadVideosFromFolder  # noqa: E402
 from .guidance import RenderGuidance  # noqa: E402
 from .head import FacialShapeAlign, RenderNormals  # noqa: E402
@@ -58,6 +58,7 @@ from .motion_time import RetimeMotion  # noqa: E402
 from .paste import PasteBack  # noqa: E402
 from .portrait import PortraitCrop  # noqa: E402
 from .sampling import AniFaceDiffSampler, ApplyAniFaceDiff  # noqa: E402
+from .speech import SpeechToMotion  # noqa: E402
 from .speed import CacheDeepFeatures, CompileForSpeed  # noqa: E402
 
 NODES: list[type[io.ComfyNode]] = [
@@ -94,6 +95,8 @@ NODES: list[type[io.ComfyNode]] = [
     SaveFaceParameters,
     LoadFaceParameters,
     LoadLiveLink,
+    LoadARKitCurves,
+    SpeechToMotion,
     EditMotion,
     CombineMotion,
     BlendMotion,

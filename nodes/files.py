@@ -1,7 +1,8 @@
-"""Face parameters on disk: Save and Load Face Parameters, Load Live Link Face."""
+"""Face parameters on disk: Save and Load Face Parameters, Load Live Link Face, Load ARKit Curves."""
 
 from __future__ import annotations
 
+from anifacediff_core.capture.arkit_files import load_arkit_curves
 from anifacediff_core.capture.live_link import load_live_link
 from anifacediff_core.capture.timecode import RATES
 from anifacediff_core.errors import InputError
@@ -171,5 +172,68 @@ class LoadLiveLink(FileNode):
             timecode_rate=0 if timecode_fps == "auto" else int(timecode_fps),
             flip=(flip_yaw, flip_pitch, flip_roll),
             progress=Progress(1),
+        )
+        return io.NodeOutput(parameters, len(parameters), float(rate))
+
+
+class LoadARKitCurves(FileNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return make_schema(
+            node_id="AniFaceDiffLoadARKitCurves",
+            stage="Motion",
+            display_name="Load ARKit Curves",
+            description="Read the blend shapes over time that programs write which make a face talk: "
+            "Audio2Face-3D's and LAM-A2E's files, and others with a column for each of ARKit's names.",
+            search_aliases=[
+                "audio2face",
+                "a2f",
+                "lam a2e",
+                "blendshapes",
+                "arkit",
+                "lip sync",
+                "csv",
+                "json",
+            ],
+            advanced="file_fps",
+            inputs=[
+                io.Combo.Input(
+                    "file",
+                    options=[*input_names(CSV_SUFFIX), *input_names(JSON_SUFFIX)],
+                    tooltip="The CSV or JSON file, in the input or the output folder.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=24.0,
+                    min=1.0,
+                    max=240.0,
+                    step=0.001,
+                    round=0.00001,
+                    tooltip="Frames a second to bring it to. 29.97 means 30000/1001.",
+                ),
+                io.Float.Input(
+                    "file_fps",
+                    default=0.0,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.001,
+                    round=0.00001,
+                    optional=True,
+                    tooltip="Frames a second of the file, for one that doesn't say it, or says it wrongly. 0 "
+                    "believes the file.",
+                ),
+            ],
+            outputs=[
+                parameters_output("Expression and gaze of every frame; shape and head are neutral."),
+                frames_output(),
+                io.Float.Output(display_name="fps", tooltip="Frames a second, for Create Video."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, file: str, fps: float, file_fps: float = 0.0) -> io.NodeOutput:
+        rate = exact_rate(fps)
+        parameters = load_arkit_curves(
+            input_file(file), HeadModel.bundled(), rate, file_fps=file_fps, progress=Progress(1)
         )
         return io.NodeOutput(parameters, len(parameters), float(rate))

@@ -16,7 +16,7 @@ import csv
 import io
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -70,7 +70,7 @@ def load_live_link(
     """
     what = f"'{printable(Path(path).name)}'"
     try:
-        text = _text(Path(path).read_bytes())
+        text = decoded(Path(path).read_bytes())
         header = text[: text.find("\n") + 1] or text
         separator = max(",;\t", key=header.count)
         lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -81,6 +81,25 @@ def load_live_link(
         raise InputError(
             f"{what} cannot be read as a recording of Live Link Face; the file is missing or damaged."
         ) from error
+    return resample(times, values, names, head, rate, flip, progress)
+
+
+def resample(
+    times: Tensor,
+    values: Tensor,
+    names: Sequence[str],
+    head: HeadModel,
+    rate: Fraction,
+    flip: tuple[bool, bool, bool] = (False, False, False),
+    progress: Progress | None = None,
+) -> FaceParameters:
+    """A recording at an even rate; see :func:`load_live_link` for the rest.
+
+    Args:
+        times: (lines,) float64 seconds, rising from 0.
+        values: (lines, columns).
+        names: ARKit's, and those of `HEAD`, of the columns; others are ignored, missing ones are 0.
+    """
     duration = float(times[-1])
     frames = math.floor(Fraction(duration).limit_denominator(100000) * rate) + 1
     wanted = torch.arange(frames, dtype=torch.float64) / float(rate)
@@ -102,7 +121,7 @@ def load_live_link(
     return replace(params, camera=neutral.camera.expand(frames, 3).clone())
 
 
-def _text(data: bytes) -> str:
+def decoded(data: bytes) -> str:
     """The text of a file that is UTF-8, or UTF-16 as spreadsheets save it.
 
     Raises:

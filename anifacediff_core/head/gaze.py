@@ -37,6 +37,27 @@ def gaze_pose(expression: Tensor, names: Sequence[str]) -> Tensor:
     return torch.stack(angles, dim=1)
 
 
+def write_gaze(face: Tensor, gaze: Tensor, vergence: Tensor | float, names: Sequence[str]) -> None:
+    """Set the ``eyeLook*`` coefficients in place; both eyes follow one gaze.
+
+    Args:
+        face: (..., expressions), ARKit coefficients.
+        gaze: (..., 2) yaw and pitch of the eyes in the head, radians.
+        vergence: radians by which both turn inwards.
+        names: ARKit names of the columns.
+    """
+    yaw, pitch = gaze.unbind(-1)
+    for side, inward, outward in (("Left", yaw - vergence, 1.0), ("Right", yaw + vergence, -1.0)):
+        turn = outward * inward / GAZE_YAW
+        for name, value in (
+            ("Out", turn),
+            ("In", -turn),
+            ("Down", pitch / GAZE_PITCH),
+            ("Up", -pitch / GAZE_PITCH),
+        ):
+            face[..., names.index(f"eyeLook{name}{side}")] = value.clamp(0, 1)
+
+
 def look_along(params: FaceParameters, names: Sequence[str]) -> FaceParameters:
     """Turn the eyeballs to where the expression says that they look."""
     if "eyeLookOutLeft" not in names:

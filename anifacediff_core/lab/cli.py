@@ -13,7 +13,7 @@ from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
 from anifacediff_core.provenance.export import FORMS
 from anifacediff_core.storage import require_writable
 
-from .commands import avatars, benchmark, evaluate, live, mark, reenact, train, weights
+from .commands import avatars, benchmark, evaluate, live, mark, reenact, speech, train, weights
 from .options import PICTURE, add_command, call
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -37,6 +37,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "avatars clips": avatars.clips,
     "avatars data": avatars.data,
     "avatars shards": avatars.shards,
+    "speech train": speech.train,
+    "speech evaluate": speech.evaluate,
     "mark": mark.mark,
     "label": mark.label,
     "detect": mark.detect,
@@ -47,6 +49,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 GROUPS = {
     "evaluate": ("benchmark", "measure a checkpoint, results of any method, or detectors of forgeries"),
     "avatars": ("kind", "render avatars with the studio"),
+    "speech": ("job", "train and measure what reads a voice"),
 }
 # endings with which --out names no folder
 VIDEO = {form.suffix for form in FORMS.values() if form.suffix}

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, fields, replace
+from fractions import Fraction
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -22,7 +23,9 @@ from anifacediff_core.capture.extract import crop_portrait
 from anifacediff_core.capture.extract import extract_parameters as read
 from anifacediff_core.device import pick_device, pick_dtype
 from anifacediff_core.errors import FAULTS, InputError, printable, refusal_of
+from anifacediff_core.head.alignment import align, source_frame
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.media import is_sound
 from anifacediff_core.progress import Progress
 from anifacediff_core.provenance.container import copy_declared
 from anifacediff_core.provenance.export import convert, form_of
@@ -39,6 +42,7 @@ from anifacediff_core.sampling.segments import (
     plan_segments,
 )
 from anifacediff_core.sampling.settings import CacheSettings, SamplingSettings
+from anifacediff_core.speech.motion import SpeechSettings, file_to_motion
 from anifacediff_core.storage import atomic_write, beside, require_writable
 from anifacediff_core.video import probe, read_frames, read_image
 from anifacediff_core.weights.checkpoint import load_checkpoint
@@ -51,6 +55,7 @@ from .scale import Scale, run
 PATHS = ("source", "driving", "out")
 NUMBERS: dict[str, Callable[[str], Any]] = {"int": int, "float": float}
 MANY = 10**9
+SPEECH_RATE = Fraction(24)  # frames a second of a face that speaks what it hears
 RANGES = {
     "size": (1, 8192),
     "seed": (-(2**63), 2**64 - 1),
@@ -72,7 +77,7 @@ class ReenactJob:
 
     Args:
         source: picture with one face.
-        driving: video with one face.
+        driving: video with one face, or a sound file with a voice.
         out: video to write, in the form of `export.form_of`; rate and sound are the driver's.
         size: side of the result in pixels.
         steps, cfg: of sampling; as the checkpoint wants it when None.
@@ -181,14 +186,18 @@ class Reenacting:
         picture = read_image(job.source)
         source = read(picture, self.models, what="the source picture")
         self.say(source.note)
-        timing = VideoTiming.of(job.driving, job.max_frames)
+        speech = is_sound(job.driving)
+        timing = self._timing(job, speech)
         portrait = crop_portrait(picture, source.square, job.size)
         if job.mark and job.size < LEAST_SIDE:
             self.say(f"A mark needs {LEAST_SIDE} pixels: only the metadata say that it is synthetic.")
         with self._work(job, timing) as work:
-            cache_key = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces)
-            driving, note = work.parameters(cache_key, partial(self._capture, job))
+            seed = (job.seed,) if speech else ()  # of the gestures
+            cache_key = fingerprint(Path(job.driving), job.max_frames, self.checkpoint, self.faces, *seed)
+            driving, note = work.parameters(cache_key, partial(self._speak if speech else self._capture, job))
             self.say(note)
+            if speech:  # which says nothing of the head's place: it stays
+                driving = align(source_frame(source.parameters), driving, "source")
             bar = self.bars("frames")
             make = self._maker(job, portrait, source.parameters, driving, bar)
             frames = work.run(out, plan_segments(len(driving), job.segment, job.overlap), make, bar)
@@ -245,6 +254,23 @@ class Reenacting:
 
     def _declare(self, video: Path) -> None:
         copy_declared(video, video, say=self.say)
+
+    @staticmethod
+    def _timing(job: ReenactJob, speech: bool) -> VideoTiming:
+        if speech:
+            return VideoTiming(SPEECH_RATE, str(Path(job.driving).resolve()))
+        return VideoTiming.of(job.driving, job.max_frames)
+
+    def _speak(self, job: ReenactJob) -> tuple[FaceParameters, str]:
+        made = file_to_motion(
+            job.driving,
+            self.models.head,
+            SPEECH_RATE,
+            SpeechSettings(seed=job.seed),
+            most=job.max_frames,
+            progress=self.bars("listen"),
+        )
+        return made, f"The face speaks {Path(job.driving).name}."
 
     def _capture(self, job: ReenactJob) -> tuple[FaceParameters, str]:
         frames = probe(job.driving).frames

@@ -9,11 +9,14 @@ import pytest
 from anifacediff_core.lab import client
 from harness import graphs
 from harness.browser import Page
-from harness.server import API_GRAPHS, load_graph, workflow_names
+from harness.server import API_GRAPHS, load_graph, require_sound, workflow_names
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_the_front_end_knows_every_node(front_end: dict[str, Page], name: str) -> None:
+def test_the_front_end_knows_every_node(
+    front_end: dict[str, Page], running_comfyui: client.Server, name: str
+) -> None:
+    require_sound(running_comfyui, name)
     assert front_end[name].unknown == []
 
 
@@ -21,6 +24,7 @@ def test_the_front_end_knows_every_node(front_end: dict[str, Page], name: str) -
 def test_the_front_end_queues_the_committed_api_graph(
     front_end: dict[str, Page], running_comfyui: client.Server, name: str, request: pytest.FixtureRequest
 ) -> None:
+    require_sound(running_comfyui, name)
     graph, file = front_end[name].graph, API_GRAPHS / f"{name}.json"
     if request.config.getoption("--write-api-graphs"):
         file.parent.mkdir(exist_ok=True)
@@ -31,7 +35,10 @@ def test_the_front_end_queues_the_committed_api_graph(
 
 
 @pytest.mark.parametrize("name", workflow_names())
-def test_the_page_shows_no_errors(front_end: dict[str, Page], name: str) -> None:
+def test_the_page_shows_no_errors(
+    front_end: dict[str, Page], running_comfyui: client.Server, name: str
+) -> None:
+    require_sound(running_comfyui, name)
     # that one is the host's own
     assert [error for error in front_end[name].errors if "reading 'id'" not in error] == []
 

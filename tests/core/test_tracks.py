@@ -15,9 +15,9 @@ from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
 from anifacediff_core.head.gaze import look_along
 from anifacediff_core.head.model import HeadModel
-from anifacediff_core.lab.avatars.curves import minimum_jerk, steps
 from anifacediff_core.lab.avatars.poses import PITCH, ROLL, YAW
 from anifacediff_core.lab.avatars.tracks import Performance, perform, random_frames, random_tracks, track
+from anifacediff_core.motion.curves import minimum_jerk, steps
 
 FPS = 24.0
 

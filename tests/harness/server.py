@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import pytest
 
 import install
 from anifacediff_core.lab import client
@@ -49,6 +50,16 @@ def load_graph(name: str) -> dict[str, Any]:
     """A shipped workflow in the form that the host's API takes."""
     graph: dict[str, Any] = json.loads((API_GRAPHS / f"{name}.json").read_text(encoding="utf-8"))
     return graph
+
+
+def require_sound(server: client.Server, name: str) -> None:
+    """Skip a workflow that loads a sound where the host cannot: its LoadAudio takes torchaudio."""
+    if any(node["class_type"] == "LoadAudio" for node in load_graph(name).values()) and not hears(server):
+        pytest.skip("this host has no LoadAudio, since torchaudio is not installed")
+
+
+def hears(server: client.Server) -> bool:
+    return "LoadAudio" in client.request(server.address, "/object_info")
 
 
 def saved_files(server: client.Server, run: client.Run) -> list[Path]:

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 
 from anifacediff_core.lab import client
-from harness.server import EXAMPLES, load_graph, workflow_names
+from harness.server import EXAMPLES, load_graph, require_sound, workflow_names
 
 NAMES = [
     "anifacediff_driving.mp4",
     "anifacediff_group.jpg",
     "anifacediff_scene.jpg",
     "anifacediff_source.png",
+    "anifacediff_speech.ogg",
     "anifacediff_turning.mp4",
 ]
 PICTURE = "anifacediff_source.png"
@@ -143,9 +144,10 @@ def test_the_rest_comes_where_one_cannot_be_written(
 
 @pytest.mark.parametrize("name", workflow_names())
 def test_what_a_workflow_names_is_a_choice_of_its_nodes(running_comfyui: client.Server, name: str) -> None:
+    require_sound(running_comfyui, name)
     known = client.request(running_comfyui.address, "/object_info")
     for node in load_graph(name).values():
-        widget = {"LoadImage": "image", "LoadVideo": "file"}.get(node["class_type"])
+        widget = {"LoadImage": "image", "LoadVideo": "file", "LoadAudio": "audio"}.get(node["class_type"])
         if widget is not None:
             kind, options = known[node["class_type"]]["input"]["required"][widget]
             choices = kind if isinstance(kind, list) else options["options"]

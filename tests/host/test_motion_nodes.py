@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -15,7 +16,10 @@ from anifacediff_core.motion.mix import combine, join, mix
 from anifacediff_core.motion.parts import PARTS
 from anifacediff_core.motion.plot import WIDTH
 from anifacediff_core.motion.smoothing import smooth_motion
+from anifacediff_core.sound import read_sound
+from anifacediff_core.speech.motion import SpeechSettings, file_to_motion
 from harness.extension import Extension
+from harness.server import EXAMPLES
 
 FRAMES = 20
 GAINS: dict[str, Any] = dict.fromkeys(("head", *PARTS), 1.0)
@@ -175,3 +179,39 @@ def test_load_live_link(extension: Extension) -> None:
     assert len(flipped) == 121 and torch.allclose(flipped.pose[0, 3:6], -params.pose[0, 3:6])
     (extension.base / "input" / "other.csv").write_text("a,b\n1,2\n")
     assert "other.csv" in extension.refusal("LoadLiveLink", file="other.csv", fps=30.0)
+
+
+def test_load_arkit_curves(extension: Extension, head: HeadModel) -> None:
+    names = ["jawOpen", "eyeBlinkLeft"]
+    curves = {"exportFps": 60, "facsNames": names, "weightMat": [[f / 240, 0.0] for f in range(121)]}
+    path = extension.base / "input" / "speech.json"
+    path.write_text(json.dumps(curves))
+    node = extension.classes["AniFaceDiffLoadARKitCurves"]
+    assert "speech.json" in node.define_schema().inputs[0].options
+    assert node.validate_inputs("speech.json") is True and "none.csv" in node.validate_inputs("none.csv")
+    params, frames, fps = extension.run("LoadARKitCurves", file="speech.json", fps=24.0)
+    assert (frames, fps) == (49, 24.0) and len(params) == 49
+    jaw = params.expression[:, head.expression_names.index("jawOpen")]
+    assert float(jaw[-1]) == pytest.approx(0.5, abs=1e-4)
+    assert len(extension.run("LoadARKitCurves", file="speech.json", fps=24.0, file_fps=30.0)[0]) == 97
+    (extension.base / "input" / "nan.json").write_text(json.dumps(curves).replace("0.5,", "NaN,"))
+    assert "nan.json" in extension.refusal("LoadARKitCurves", file="nan.json", fps=24.0)
+
+
+SPEECH = {"fps": 24.0, "mouth": 1.0, "head": 1.0, "brows": 1.0, "blinks": 1.0, "seed": 0}
+
+
+def test_speech_to_motion(extension: Extension, head: HeadModel) -> None:
+    sound = read_sound(EXAMPLES / "speech.ogg", Fraction(0), 60.0)
+    assert sound is not None
+    audio = {"waveform": torch.from_numpy(sound[0])[None], "sample_rate": sound[1]}
+    params, frames, fps = extension.run("SpeechToMotion", audio=audio, **SPEECH)
+    expected = file_to_motion(EXAMPLES / "speech.ogg", head, Fraction(24), SpeechSettings())
+    assert same(params, expected) and frames == len(params) and fps == 24.0
+    mixed = CHOICES | {"mouth_from": "second", "length": "first"}
+    combined, _ = extension.run("CombineMotion", first=motion(head, 0), second=params, **mixed)
+    jaw = head.expression_names.index("jawOpen")
+    assert torch.equal(combined.expression[:, jaw], params.expression[: len(combined), jaw])
+    assert "audio" in extension.refusal("SpeechToMotion", audio=None, **SPEECH).lower()
+    empty = {"waveform": torch.zeros(1, 1, 0), "sample_rate": 44100}
+    extension.refusal("SpeechToMotion", audio=empty, **SPEECH)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .curves import Draw, bump, columns, table
+from anifacediff_core.motion.curves import Draw, bump, table
+from anifacediff_core.speech.lips import close_lips
 
 # How vowels shape the mouth at full strength; a name without a side stands for both sides.
 VOWELS: dict[str, dict[str, float]] = {
@@ -43,8 +44,6 @@ CONSONANTS: dict[str, dict[str, float]] = {
     "k": {"closure": 0.25},
 }
 CONSONANT_WEIGHTS = (0.12, 0.13, 0.1, 0.18, 0.24, 0.09, 0.14)
-# While the lips are closed for a consonant these shrink with the opening.
-OPENINGS = ("jawOpen", "mouthLowerDown", "mouthUpperUp", "mouthFunnel")
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,7 @@ def articulate(speech: Speech, time: Tensor, names: list[str]) -> tuple[Tensor, 
     closures = torch.tensor([shape["closure"] for shape in CONSONANTS.values()], device=time.device)
     face = torch.einsum("cst,cse->cte", vowel, vowel_shapes[speech.vowel])
     closure = (consonant * closures[speech.consonant][..., None]).amax(1).clamp(0, 1)[..., None]
-    jaw = columns(names, "jawOpen")
-    free_jaw = face[..., jaw]
-    openings = columns(names, *OPENINGS)
-    face[..., openings] = face[..., openings] * (1 - closure)
-    # The lips meet before the jaw is shut: ARKit calls that mouthClose.
-    face[..., jaw] = free_jaw * (1 - 0.72 * closure)
-    # Full closure cancels the jaw's opening; a half-closed mouth keeps its lips apart.
-    face[..., columns(names, "mouthClose")] = face[..., jaw] * (closure * 1.6 - 0.6).clamp(min=0)
+    face = close_lips(face, closure, names)
     face = face + torch.einsum("cst,cse->cte", consonant, consonant_shapes[speech.consonant])
 
     stress = strength * speech.stressed[..., None]

@@ -20,11 +20,21 @@ from torch import Tensor
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.head import rotation
-from anifacediff_core.head.gaze import GAZE_PITCH, GAZE_YAW, gaze_pose
+from anifacediff_core.head.gaze import GAZE_PITCH, GAZE_YAW, gaze_pose, write_gaze
 from anifacediff_core.head.model import HeadModel
 from anifacediff_core.head.parameters import FaceParameters
+from anifacediff_core.motion.curves import (
+    Draw,
+    Table,
+    blink,
+    columns,
+    minimum_jerk,
+    soft_limit,
+    steps,
+    sway,
+    table,
+)
 
-from .curves import Draw, Table, columns, minimum_jerk, soft_limit, steps, sway, table
 from .poses import PITCH, ROLL, SCALE, SCALE_SPREAD, SHIFT_Y, YAW, random_frames
 from .talk import Speech, articulate, random_speech
 
@@ -169,7 +179,7 @@ def perform(
     lids = columns(names, "eyeBlink")
     face[..., lids] = torch.maximum(face[..., lids], blink)
     face[..., columns(names, "eyeWide")] *= 1 - blink
-    _write_gaze(face, gaze, draw.uniform(0.0, 0.03, clips, 1), names)
+    write_gaze(face, gaze, draw.uniform(0.0, 0.03, clips, 1), names)
     face = _plausible(face.clamp(0, 1), names)
     camera = _cameras(draw, clips, time)
     return Performance(_parameters(face, angles, camera, head), speech, laugh, fps)
@@ -313,25 +323,9 @@ def _blinks(draw: Draw, time: Tensor, begin: Tensor) -> Tensor:
     clips, count = begin.shape
     after = time - begin[..., None]
     opening = draw.uniform(0.12, 0.16, clips, count)[..., None]
-    down = minimum_jerk(after / 0.06)
-    up = minimum_jerk((after - 0.075) / opening)
     depth = draw.uniform(0.82, 1.0, clips, count)[..., None]
-    lids = ((down - up).clamp(min=0) * depth).amax(1)
+    lids = (blink(after, opening) * depth).amax(1)
     return torch.stack([lids, lids * draw.uniform(0.95, 1.0, clips, 1)], dim=-1)
-
-
-def _write_gaze(face: Tensor, gaze: Tensor, vergence: Tensor, names: list[str]) -> None:
-    """Set the eyeLook coefficients in place; both eyes follow one gaze and turn inwards by ``vergence``."""
-    yaw, pitch = gaze.unbind(-1)
-    for side, inward, outward in (("Left", yaw - vergence, 1.0), ("Right", yaw + vergence, -1.0)):
-        turn = outward * inward / GAZE_YAW
-        for name, value in (
-            ("Out", turn),
-            ("In", -turn),
-            ("Down", pitch / GAZE_PITCH),
-            ("Up", -pitch / GAZE_PITCH),
-        ):
-            face[..., names.index(f"eyeLook{name}{side}")] = value.clamp(0, 1)
 
 
 def _cameras(draw: Draw, clips: int, time: Tensor) -> Tensor:

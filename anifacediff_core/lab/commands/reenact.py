@@ -47,7 +47,10 @@ Result = Annotated[Path, result]
 def reenact(
     *,
     source: Annotated[Path | None, "picture with one face"] = None,
-    driving: Annotated[Path | None, "video with one face"] = None,
+    driving: Annotated[
+        Path | None,
+        "video with one face, or a sound file: the face speaks what is heard, at 24 frames a second",
+    ] = None,
     out: Annotated[
         Result | None,
         "the mp4, webm, mov (ProRes), gif or webp to write, or a new folder for PNG files; rate and sound "

@@ -46,6 +46,11 @@ def bump(offset: Tensor) -> Tensor:
     return 0.5 + 0.5 * torch.cos(math.pi * offset.clamp(-1, 1))
 
 
+def blink(after: Tensor, opening: Tensor | float) -> Tensor:
+    """A lid, seconds after it begins to fall: shut in 60 ms, open again in ``opening`` seconds."""
+    return (minimum_jerk(after / 0.06) - minimum_jerk((after - 0.075) / opening)).clamp(min=0)
+
+
 def steps(time: Tensor, begin: Tensor, duration: Tensor, values: Tensor) -> Tensor:
     """Go from one value to the next by minimum jerk.
 
