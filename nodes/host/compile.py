@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from comfy.model_patcher import ModelPatcher
-from comfy_api.torch_helpers import set_torch_compile_wrapper
-from comfy_api.torch_helpers.torch_compile import TORCH_COMPILE_KWARGS
+from comfy_api.torch_helpers import set_torch_compile_wrapper, torch_compile
 
 from anifacediff_core.errors import InputError
 from anifacediff_core.network.kernels import triton_works
@@ -35,5 +34,5 @@ def compile_model(model: ModelPatcher, replay: bool) -> ModelPatcher:
 
 def replays(model: ModelPatcher) -> bool:
     """Whether kernels of the UNet are recorded and replayed, which write over what they gave before."""
-    compiled = model.model_options.get(TORCH_COMPILE_KWARGS) or {}
+    compiled = model.model_options.get(torch_compile.TORCH_COMPILE_KWARGS) or {}
     return compiled.get("backend") == "cudagraphs" or compiled.get("mode") in REPLAYING
