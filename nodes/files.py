@@ -202,15 +202,7 @@ class LoadARKitCurves(FileNode):
                     options=[*input_names(CSV_SUFFIX), *input_names(JSON_SUFFIX)],
                     tooltip="The CSV or JSON file, in the input or the output folder.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=24.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    round=0.00001,
-                    tooltip="Frames a second to bring it to. 29.97 means 30000/1001.",
-                ),
+                rate_input("Frames a second to bring it to. 29.97 means 30000/1001."),
                 io.Float.Input(
                     "file_fps",
                     default=0.0,

@@ -10,7 +10,7 @@ from anifacediff_core.speech.motion import SpeechSettings, speech_to_motion
 
 from .host.api import io
 from .host.runtime import Progress
-from .sockets import connected, frames_output, make_schema, parameters_output, share_input
+from .sockets import connected, frames_output, make_schema, parameters_output, rate_input, share_input
 
 
 class SpeechToMotion(io.ComfyNode):
@@ -29,15 +29,7 @@ class SpeechToMotion(io.ComfyNode):
                     "audio",
                     tooltip="A voice, best alone: music and loud noise move the mouth, too.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=24.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    round=0.00001,
-                    tooltip="Frames a second of the motion. 29.97 means 30000/1001.",
-                ),
+                rate_input("Frames a second of the motion. 29.97 means 30000/1001."),
                 share_input(
                     "mouth", 1.0, "How far lips and jaw move: 1 as usual, more is livelier.", most=2.0
                 ),
