@@ -152,7 +152,7 @@ def read_sound(path: str | Path, start: Fraction, seconds: float) -> tuple[np.nd
 
 
 def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
-    """One channel (samples,) of float32 at another rate: `wanted` samples a second."""
+    """One channel (samples,) of float32 at another rate: `wanted` samples a second; none of hardly any."""
     import av
 
     if rate == wanted or not len(samples):
@@ -161,7 +161,7 @@ def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     frame.sample_rate = rate
     resampler = av.AudioResampler(format="fltp", layout="mono", rate=wanted)
     parts = [part.to_ndarray()[0] for given in (frame, None) for part in resampler.resample(given)]
-    return np.concatenate(parts)
+    return np.concatenate([samples[:0], *parts])
 
 
 class Sound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -75,14 +76,13 @@ def edits_at(keyframes: Sequence[Keyframe], frame: int) -> dict[str, float]:
     """The edits at a frame; before the first keyframe they are its own, after the last one that one's."""
     if frame <= keyframes[0].frame:
         return dict(keyframes[0].edits)
-    for before, after in pairwise(keyframes):
-        if frame < after.frame:
-            way = EASINGS[before.easing]((frame - before.frame) / (after.frame - before.frame))
-            return {
-                name: _between(before.edits, after.edits, name, way)
-                for name in before.edits.keys() | after.edits.keys()
-            }
-    return dict(keyframes[-1].edits)
+    place = bisect_right(keyframes, frame, key=lambda keyframe: keyframe.frame)
+    if place == len(keyframes):
+        return dict(keyframes[-1].edits)
+    before, after = keyframes[place - 1 : place + 1]
+    way = EASINGS[before.easing]((frame - before.frame) / (after.frame - before.frame))
+    names = before.edits.keys() | after.edits.keys()
+    return {name: _between(before.edits, after.edits, name, way) for name in names}
 
 
 def animate(head: HeadModel, params: FaceParameters, keyframes: Sequence[Keyframe]) -> FaceParameters:

@@ -10,7 +10,6 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ..errors import InputError
 from ..storage import atomic_write
@@ -71,7 +70,7 @@ def sign(
     import c2pa
 
     certificates, key = (_read(path) for path in (certificate, private_key))
-    if time_server and urlsplit(time_server).scheme not in ("http", "https"):
+    if time_server and not time_server.lower().startswith(("http://", "https://")):
         raise InputError(
             f"The time server {time_server[:80]} is no address: begin it with http:// or https://."
         )

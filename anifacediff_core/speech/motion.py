@@ -26,6 +26,7 @@ from .gestures import Gestures, gestures
 from .lips import OPENINGS
 from .network import CHANNELS, FPS, RANGE, RATE, REACH, SAMPLES, SpeechNetwork, level, load_network, log_mel
 
+EMPTY = "The sound is empty: connect one that has something to hear."
 LONGEST_FILE = 3600.0  # seconds, since a sound is in memory as a whole
 CHUNK = 30 * FPS  # frames that the network reads at once
 STILL = 0.03  # of a channel: less is none
@@ -129,11 +130,14 @@ def at_rate(sound: Tensor, rate: int) -> Tensor:
         InputError: there is no sample, or NaN or infinity.
     """
     if not sound.numel() or rate < 1:
-        raise InputError("The sound is empty: connect one that has something to hear.")
+        raise InputError(EMPTY)
     if not torch.isfinite(sound).all():
         raise InputError("The sound contains NaN or infinity; check where it comes from.")
     mono = sound.float().mean(0).cpu().numpy()
-    return torch.from_numpy(np.ascontiguousarray(resampled(mono, rate, RATE)))[None]
+    wave = torch.from_numpy(np.ascontiguousarray(resampled(mono, rate, RATE)))[None]
+    if not wave.numel():  # also of a sound that is shorter than a sample at the network's rate
+        raise InputError(EMPTY)
+    return wave
 
 
 @torch.inference_mode()

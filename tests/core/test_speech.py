@@ -237,6 +237,8 @@ def test_what_is_no_sound_is_refused(head: HeadModel, network: SpeechNetwork) ->
     for wave in (torch.zeros(1, 0), torch.full((1, 100), torch.nan), torch.full((2, 9), torch.inf)):
         with pytest.raises(InputError, match=r"^The sound .*\.$"):
             speech_to_motion(wave, RATE, head, FPS, network=network)
+    with pytest.raises(InputError, match="empty"):  # less than a sample at the network's rate
+        speech_to_motion(torch.zeros(1, 1), 192_000, head, FPS, network=network)
     with pytest.raises(InputError, match="mouth"):
         speech_to_motion(silence(1), RATE, head, FPS, SpeechSettings(mouth=torch.nan), network=network)
     with pytest.raises(InputError, match="frames"):

@@ -42,12 +42,12 @@ class GraphableForward(nn.Module):
         expression_weight: Tensor,
         image_weight: Tensor | None = None,
     ) -> Tensor:
-        """The prediction (R, 4, h, w), v or epsilon by the network's config.
+        """The prediction (R, C, h, w), v or epsilon by the network's config.
 
         Args:
-            noisy_latents: (R, 4, h, w).
+            noisy_latents: (R, C, h, w).
             timesteps: (R,).
-            source_latents: (S, 4, h, w).
+            source_latents: (S, C, h, w).
             image_pixels: (S, 3, i, i), CLIP-normalized.
             normals: (R, 3, H, W) in [0, 1].
             expression: (R, n_expression).
@@ -100,7 +100,7 @@ class ForwardBySize(nn.Module):
         self.common, self.large, self.size = common, large, size
 
     def of(self, noisy_latents: Tensor) -> GraphableForward:
-        """The forward of latents (rows, 4, h, w)."""
+        """The forward of latents (rows, channels, h, w)."""
         return self.large if noisy_latents.shape[-1] > self.size else self.common
 
     def forward(self, noisy_latents: Tensor, *inputs: Tensor) -> Tensor:
